@@ -1,0 +1,1 @@
+"""Where the program meets the machine: the command line, Ray and Kubernetes."""

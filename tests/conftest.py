@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Ray turns authentication on when it finds a stray token in the home folder; tests never want it.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The reference data beside the checkout; a plain clone has none and the test skips."""
+    if not SHARED.is_dir():
+        pytest.skip("the reference data folder ../shared is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_dir: Path) -> Path:
+    """Tensors recorded from the released code."""
+    return shared_dir / "parity" / "golden"
