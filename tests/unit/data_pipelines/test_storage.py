@@ -1,0 +1,76 @@
+"""Folders as storage: atomic writes, one winner, ranges checked."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.storage import LocalStorage, as_local_file, open_storage, scratch_file
+
+
+def test_written_bytes_come_back(tmp_path):
+    storage = open_storage(tmp_path / "new")
+    storage.write("a/b.bin", b"hello")
+    assert storage.read("a/b.bin") == b"hello"
+    assert bytes(storage.read_range("a/b.bin", 1, 3)) == b"ell"
+    assert storage.size("a/b.bin") == 5
+    assert storage.list() == ["a/b.bin"]
+    assert storage.list("a/") == ["a/b.bin"]
+    assert storage.list("b") == []
+
+
+def test_write_replaces_and_leaves_no_temporary_file(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.write("x", b"1")
+    storage.write("x", b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert storage.read("x") == b"2"
+
+
+def test_one_of_many_racing_writers_wins(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storage.put_if_absent("x", b"%d" % i), range(16)))
+    assert won.count(True) == 1
+    assert storage.read("x") == b"%d" % won.index(True)
+
+
+def test_missing_object_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nothing\.bin does not exist"):
+        LocalStorage(tmp_path).read("nothing.bin")
+
+
+def test_short_object_is_an_error(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.write("x", b"12345")
+    with pytest.raises(DataError, match="has 2 bytes from 3 where 10 were expected"):
+        storage.read_range("x", 3, 10)
+
+
+def test_path_outside_the_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="leaves the folder"):
+        LocalStorage(tmp_path / "inside").read("../secret")
+
+
+def test_unknown_url_is_refused():
+    with pytest.raises(UserError, match="use a folder path or s3://"):
+        open_storage("gopher://host/x")
+
+
+def test_upload_moves_a_finished_file(tmp_path):
+    storage = LocalStorage(tmp_path)
+    with scratch_file(storage, "deep/x.tar") as (file, path):
+        file.write(b"data")
+        file.flush()
+        storage.upload("deep/x.tar", path)
+    assert storage.list() == ["deep/x.tar"]
+    with as_local_file(storage, "deep/x.tar") as local:
+        assert local.read_bytes() == b"data"
+
+
+def test_delete_is_idempotent(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.write("x", b"1")
+    storage.delete("x")
+    storage.delete("x")
+    assert not storage.exists("x")
