@@ -1,0 +1,87 @@
+"""Which process am I: rank, world size and device, however the process was started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class RunContext(Protocol):
+    """One worker's place in the run; implemented in-process, by torchrun and by Ray Train."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
+        """Tell the launcher about progress; collective where the launcher needs it to be."""
+        ...
+
+    def restore_from(self) -> Path | None:
+        """Checkpoint folder the launcher insists on; None to take the run folder's newest."""
+        ...
+
+
+def default_device(local_rank: int) -> torch.device:
+    """The worker's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@dataclass
+class InProcessContext:
+    """A run of one worker in this process; for tests and small jobs."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: default_device(0))
+    reports: list[dict[str, float]] = field(default_factory=list)
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
+        """Keep the metrics in `reports`."""
+        del checkpoint
+        self.reports.append(dict(metrics))
+
+    def restore_from(self) -> Path | None:
+        """Nothing is insisted on."""
+        return None
+
+
+@dataclass
+class TorchrunContext:
+    """A worker started by torchrun, read from its environment variables."""
+
+    rank: int = field(default_factory=lambda: int(os.environ["RANK"]))
+    world_size: int = field(default_factory=lambda: int(os.environ["WORLD_SIZE"]))
+    local_rank: int = field(default_factory=lambda: int(os.environ["LOCAL_RANK"]))
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device = default_device(self.local_rank)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
+        """torchrun listens to nobody; metrics are in the run folder."""
+
+    def restore_from(self) -> Path | None:
+        """Nothing is insisted on."""
+        return None
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Mean over all ranks, in place; the values themselves in a run of one worker."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

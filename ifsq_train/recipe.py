@@ -1,0 +1,219 @@
+"""From a YAML file and `key=value` overrides to a checked recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from data_pipelines.errors import UserError
+from ifsq_train.config import (
+    EvaluateConfig,
+    PrecomputeConfig,
+    RecipeConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        name: a YAML file, or the name of a shipped recipe such as ``demo/tokenizer``.
+        overrides: ``key=value`` strings, dots between nested keys, applied last.
+
+    Raises:
+        UserError: file missing, not YAML, or any key or value not allowed; all faults of
+            the recipe in one message, one line each.
+    """
+    path = find_recipe(name)
+    return validate_recipe(resolve_recipe(path, overrides), source=str(name))
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Name and first comment line of every shipped recipe, sorted by name."""
+    found = []
+    for path in sorted(RECIPE_FOLDER.rglob("*.yaml")):
+        first = path.read_text().splitlines()[0]
+        name = path.relative_to(RECIPE_FOLDER).with_suffix("").as_posix()
+        found.append((name, first.lstrip("# ")))
+    return found
+
+
+def find_recipe(name: str) -> Path:
+    """Path of a recipe given as a file or as the name of a shipped one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = RECIPE_FOLDER / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = [known for known, _ in list_recipes()]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "`ifsq recipes` lists the shipped ones"
+    raise UserError(f"no recipe '{name}': neither a YAML file nor a shipped recipe; {hint}")
+
+
+def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Merge `extends`, the file and the overrides; resolve ``${...}``. No checking yet."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(*_layers(path), OmegaConf.from_dotlist(_checked(overrides)))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(resolved, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys, found {type(resolved).__name__}")
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _layers(path: Path) -> list[Any]:
+    """The parent recipe, if `extends` names one, then the file itself."""
+    own = _load_yaml(path)
+    parent_name = own.pop("extends", None)
+    if parent_name is None:
+        return [own]
+    beside = path.parent / str(parent_name)
+    parent = _load_yaml(beside if beside.is_file() else find_recipe(str(parent_name)))
+    if "extends" in parent:
+        raise UserError(
+            f"{path}: extends '{parent_name}', which extends another recipe;"
+            " only one level is allowed"
+        )
+    return [parent, own]
+
+
+def _load_yaml(path: Path) -> Any:
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+
+    try:
+        loaded = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason}); a recipe is YAML") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: a recipe is a mapping of keys; found a list or a bare value")
+    return loaded
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"override '{override}' is not key=value; write for example steps=100")
+    return list(overrides)
+
+
+def validate_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Check resolved values against the schema.
+
+    Raises:
+        UserError: one line per fault with its path, what was found and what is allowed.
+    """
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(fault, values)}" for fault in error.errors()]
+        raise UserError("\n".join(lines)) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of all recipes, with the field docstrings as descriptions."""
+    return _ADAPTER.json_schema()
+
+
+_REMEDIES = {
+    "missing": "required key is missing; add it",
+    "union_tag_not_found": "key 'kind' is missing; add it",
+}
+
+
+def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
+    """One line: path, what was found, what is allowed."""
+    keys = _key_path(fault["loc"], values)
+    path = ".".join(keys) or "recipe"
+    kind = fault["type"]
+    if kind in _REMEDIES:
+        return f"{path}: {_REMEDIES[kind]}"
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{_suggestion(fault['loc'], keys)}"
+    if kind == "union_tag_invalid":
+        context = fault.get("ctx", {})
+        return f"{path}.kind: found '{context.get('tag')}', allowed {context.get('expected_tags')}"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    if kind == "value_error" or isinstance(found, dict | list):
+        return f"{path}: {message}"
+    return f"{path}: found {found!r}; {message[0].lower()}{message[1:]}"
+
+
+def _key_path(location: tuple[int | str, ...], values: Any) -> list[str]:
+    """Keys as the user wrote them: pydantic also lists the union tags it passed through."""
+    keys: list[str] = []
+    here = values
+    for part in location:
+        if isinstance(here, dict) and part not in here and here.get("kind") == part:
+            continue
+        keys.append(str(part))
+        if isinstance(here, dict):
+            here = here.get(part)
+        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        else:
+            here = None
+    return keys
+
+
+def _suggestion(location: tuple[int | str, ...], keys: list[str]) -> str:
+    allowed = _allowed_keys(location[:-1])
+    near = difflib.get_close_matches(keys[-1], allowed, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; allowed here: {', '.join(sorted(allowed))}" if allowed else "; remove it"
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys the schema allows at a location (with union tags, as pydantic reports it)."""
+    schema = recipe_schema()
+    definitions = schema.get("$defs", {})
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _step_into(node, part, definitions)
+    node = _deref(node, definitions)
+    options = [_deref(option, definitions) for option in node.get("anyOf", [node])]
+    return [key for option in options for key in option.get("properties", {})]
+
+
+def _deref(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = definitions[node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _step_into(node: dict[str, Any], part: int | str, definitions: dict[str, Any]) -> dict:
+    """Follow one part of a location: a property, a union tag, an optional or a mapping."""
+    node = _deref(node, definitions)
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    if part in mapping:
+        return {"$ref": mapping[part]}
+    for option in node.get("anyOf", []):
+        found = _step_into(option, part, definitions)
+        if found:
+            return found
+    if part in node.get("properties", {}):
+        return node["properties"][part]
+    extra = node.get("additionalProperties")
+    return extra if isinstance(extra, dict) else {}

@@ -1,0 +1,51 @@
+"""Where a run stands: the few numbers that, with the weights, resume it exactly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipelines.errors import UserError
+
+STATE_VERSION = 1
+
+
+@dataclass
+class TrainState:
+    """Progress of a run.
+
+    Attributes:
+        plan_digest: identity of the data order (dataset contents, batch size, seed, window).
+        step: optimizer steps done.
+        samples_seen: samples of all global batches done.
+    """
+
+    plan_digest: str
+    step: int = 0
+    samples_seen: int = 0
+    version: int = STATE_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form kept in a checkpoint."""
+        return asdict(self)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            UserError: written by another version, or the data order is not the one the
+                checkpoint was made with; names both values.
+        """
+        if saved.get("version") != STATE_VERSION:
+            raise UserError(
+                f"checkpoint state has version {saved.get('version')}, this program reads"
+                f" {STATE_VERSION}; resume with the release that wrote it"
+            )
+        if saved["plan_digest"] != self.plan_digest:
+            raise UserError(
+                f"the checkpoint was made with data order {saved['plan_digest'][:12]}, this run"
+                f" has {self.plan_digest[:12]}: dataset, global_batch_size, seed or"
+                " shuffle_window changed; restore them or start with another output folder"
+            )
+        self.step = int(saved["step"])
+        self.samples_seen = int(saved["samples_seen"])

@@ -1,0 +1,288 @@
+"""DeepSpeed engines at ZeRO stage 0-3, one per network; the only file that imports deepspeed.
+
+Facts this file relies on, checked by tests/distributed on every run:
+- The first `initialize` on a CPU machine would compile C++ kernels (a minute, or a silent
+  hang on a stale lock file); no kernel is needed here, so run-time builds are switched off.
+- `gradient_clipping` is always set: DeepSpeed's default is 1.0, not off.
+- A second engine must not be called inside the step of the first: it raises or changes the
+  numbers, depending on the stage. `updating` therefore hands the others out bare and frozen.
+- Fragments read private attributes of the ZeRO optimizers; the version is pinned.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.context import RunContext
+from ifsq_train.strategy.base import (
+    FIRST_MOMENT,
+    MASTER,
+    SECOND_MOMENT,
+    Fragment,
+    StepStats,
+    build_optimizer,
+    frozen,
+    lr_factor,
+)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed with run-time kernel builds off and its start-up chatter quiet."""
+    # Its own logger prints at import time; the loop's log says what matters.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
+    return deepspeed
+
+
+class DeepSpeedStrategy:
+    """ZeRO data parallelism; gradients in fp32, bf16 by autocast over fp32 parameters."""
+
+    def __init__(self, config: StrategyConfig, context: RunContext) -> None:
+        self._config = config
+        self._context = context
+        self._deepspeed = _import_deepspeed()
+        self._bare: dict[str, nn.Module] = {}
+        self._engines: dict[str, Any] = {}
+        self._optim: Mapping[str, OptimConfig] = {}
+        self._steps: dict[str, int] = {}
+        self._total_steps = 0
+
+    def prepare(
+        self, modules: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig], total_steps: int
+    ) -> None:
+        """One engine per network."""
+        self._optim, self._total_steps = optim, total_steps
+        self._deepspeed.init_distributed(
+            dist_backend="nccl" if self._context.device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+        for name, module in modules.items():
+            module.to(self._context.device)
+            engine, *_ = self._deepspeed.initialize(
+                model=module,
+                optimizer=build_optimizer(module, optim[name]),
+                config=self._engine_config(optim[name]),
+                dist_init_required=False,
+            )
+            self._bare[name], self._engines[name], self._steps[name] = module, engine, 0
+            self._create_state(name)
+
+    def _engine_config(self, optim: OptimConfig) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            # The loop weighs and splits batches itself, so the engine sees single micro-batches.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": optim.max_grad_norm or 0.0,
+            "zero_optimization": {"stage": self._config.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**12,
+        }
+        if self._config.precision == "bf16":
+            config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            }
+        return config
+
+    @contextmanager
+    def updating(self, name: str, *, last_micro_batch: bool) -> Iterator[Mapping[str, nn.Module]]:
+        """See Strategy.updating."""
+        others = {key: module for key, module in self._bare.items() if key != name}
+        engine = self._engines[name]
+        engine.set_gradient_accumulation_boundary(last_micro_batch)
+        with frozen(list(others.values())):
+            yield {**others, name: engine}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The engine's own autocast, for calls that go around the engine."""
+        return torch.autocast(
+            self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"
+        )
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """See Strategy.backward."""
+        self._engines[name].backward(loss)
+
+    def step(self, name: str) -> StepStats:
+        """See Strategy.step."""
+        engine, optim = self._engines[name], self._optim[name]
+        lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._stage_zero_norm(name)
+        engine.step()
+        if norm is None:
+            norm = engine.get_global_grad_norm()
+        self._steps[name] += 1
+        return StepStats(float("nan") if norm is None else float(norm), lr)
+
+    def _stage_zero_norm(self, name: str) -> float | None:
+        """Stage 0 keeps whole gradients and reports no norm, so it is taken here."""
+        if self._stage(name) != 0:
+            return None
+        gradients = [p.grad for p in self._bare[name].parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+
+    def _stage(self, name: str) -> int:
+        return int(self._engines[name].zero_optimization_stage())
+
+    def owned_fragments(self, name: str) -> list[Fragment]:
+        """What ZeRO put on this rank; at stage 0 the r-th piece of every parameter."""
+        if self._stage(name) == 0:
+            return _split_whole(
+                self.loadable_fragments(name), self._context.rank, self._context.world_size
+            )
+        return self.loadable_fragments(name)
+
+    def loadable_fragments(self, name: str) -> list[Fragment]:
+        """The partition of this rank; at stage 0 every parameter whole."""
+        stage = self._stage(name)
+        collect = {0: _whole_fragments, 3: self._stage3_fragments}.get(stage, _linked_fragments)
+        return collect(self._bare[name], self._engines[name].optimizer)
+
+    def _stage3_fragments(self, module: nn.Module, zero: Any) -> list[Fragment]:
+        pieces = []
+        for key, parameter in module.named_parameters():
+            shape = tuple(parameter.ds_shape)
+            part = parameter.ds_tensor.ds_numel
+            start = self._context.rank * part
+            length = min(part, parameter.ds_numel - start)
+            if length <= 0:
+                continue
+            group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+            flat = zero.fp32_partitioned_groups_flat[group]
+            state = zero.optimizer.state[flat]
+            sources = {MASTER: flat.detach(), **_moments(state)}
+            states = {key: value.narrow(0, offset, length) for key, value in sources.items()}
+            pieces.append(Fragment(key, shape, start, states))
+        return pieces
+
+    def optimizer_steps(self, name: str) -> int:
+        """See Strategy.optimizer_steps."""
+        return self._steps[name]
+
+    def finish_loading(self, name: str, optimizer_steps: int) -> None:
+        """Push the fp32 masters into the weights the forward pass reads; set the counters."""
+        self._steps[name] = optimizer_steps
+        zero = self._engines[name].optimizer
+        for state in _base_optimizer(zero).state.values():
+            if "step" in state:
+                state["step"].fill_(optimizer_steps)
+        stage = self._stage(name)
+        if stage in (1, 2):
+            self._publish_partitions(zero)
+        elif stage == 3:
+            for parameter in self._bare[name].parameters():
+                group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+                master = zero.fp32_partitioned_groups_flat[group].detach().narrow(0, offset, size)
+                parameter.ds_tensor.data.view(-1)[:size].copy_(master)
+
+    def _publish_partitions(self, zero: Any) -> None:
+        """Stages 1 and 2: all ranks gather each other's partitions into the full weights."""
+        for index, masters in enumerate(zero.single_partition_of_fp32_groups):
+            partitions = zero.parallel_partitioned_bit16_groups[index]
+            partitions[self._context.rank].data.copy_(masters.data)
+            if self._context.world_size > 1:
+                own = partitions[self._context.rank].data.clone()
+                gathered = [torch.empty_like(own) for _ in partitions]
+                dist.all_gather(gathered, own)
+                for target, values in zip(partitions, gathered, strict=True):
+                    target.data.copy_(values)
+
+    def _create_state(self, name: str) -> None:
+        """Give Adam its moments before the first step, so that they can be loaded into."""
+        zero = self._engines[name].optimizer
+        base = _base_optimizer(zero)
+        for group in base.param_groups:
+            for tensor in group["params"]:
+                if base.state.get(tensor):
+                    continue
+                device = tensor.device if group.get("fused") else torch.device("cpu")
+                base.state[tensor] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=device),
+                    "exp_avg": torch.zeros_like(tensor.detach()),
+                    "exp_avg_sq": torch.zeros_like(tensor.detach()),
+                }
+
+    def module(self, name: str) -> nn.Module:
+        """See Strategy.module."""
+        return self._bare[name]
+
+    def describe(self) -> dict[str, object]:
+        """Stage and world size as the engines report them."""
+        stages = {self._stage(name) for name in self._engines}
+        worlds = {int(engine.dp_world_size) for engine in self._engines.values()}
+        assert len(stages) == 1 and len(worlds) == 1
+        return {
+            "strategy": "deepspeed",
+            "zero_stage": stages.pop(),
+            "world_size": worlds.pop(),
+            "engine_version": self._deepspeed.__version__,
+        }
+
+
+def _base_optimizer(zero: Any) -> torch.optim.Optimizer:
+    """The torch optimizer under a ZeRO optimizer; itself at stage 0."""
+    return zero if isinstance(zero, torch.optim.Optimizer) else zero.optimizer
+
+
+def _moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {FIRST_MOMENT: state["exp_avg"], SECOND_MOMENT: state["exp_avg_sq"]}
+
+
+def _whole_fragments(module: nn.Module, optimizer: Any) -> list[Fragment]:
+    """Stage 0: parameters and optimizer state are whole on every rank."""
+    base = _base_optimizer(optimizer)
+    pieces = []
+    for key, parameter in module.named_parameters():
+        sources = {MASTER: parameter.detach(), **_moments(base.state[parameter])}
+        states = {state: value.view(-1) for state, value in sources.items()}
+        pieces.append(Fragment(key, tuple(parameter.shape), 0, states))
+    return pieces
+
+
+def _split_whole(whole: list[Fragment], rank: int, world_size: int) -> list[Fragment]:
+    """The rank-th of world_size near-equal pieces of every parameter."""
+    pieces = []
+    for full in whole:
+        first, last = (r * full.length // world_size for r in (rank, rank + 1))
+        if last > first:
+            states = {key: value[first:last] for key, value in full.states.items()}
+            pieces.append(Fragment(full.name, full.shape, first, states))
+    return pieces
+
+
+def _linked_fragments(module: nn.Module, zero: Any) -> list[Fragment]:
+    """Stages 1 and 2: each parameter is linked to the piece of the flat partition it is in."""
+    flats = zero.single_partition_of_fp32_groups
+    pieces = []
+    for key, parameter in module.named_parameters():
+        link = getattr(parameter, "_hp_mapping", None)
+        if link is None:
+            continue
+        address = link.hp_fragment_address
+        flat = flats[link.param_group_index]
+        sources = {MASTER: flat.detach(), **_moments(zero.optimizer.state[flat])}
+        states = {
+            state: value.narrow(0, address.start, address.numel) for state, value in sources.items()
+        }
+        pieces.append(Fragment(key, tuple(parameter.shape), link.lp_fragment_address.start, states))
+    return pieces

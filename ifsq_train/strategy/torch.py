@@ -1,0 +1,151 @@
+"""Plain torch: one process, or DistributedDataParallel over several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.context import RunContext
+from ifsq_train.strategy.base import (
+    FIRST_MOMENT,
+    MASTER,
+    SECOND_MOMENT,
+    Fragment,
+    StepStats,
+    build_optimizer,
+    frozen,
+    lr_factor,
+)
+
+
+class TorchStrategy:
+    """Data parallel with replicated parameters and optimizer state."""
+
+    def __init__(self, config: StrategyConfig, context: RunContext) -> None:
+        self._config = config
+        self._context = context
+        self._bare: dict[str, nn.Module] = {}
+        self._wrapped: dict[str, nn.Module] = {}
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        self._optim: Mapping[str, OptimConfig] = {}
+        self._steps: dict[str, int] = {}
+        self._total_steps = 0
+
+    def prepare(
+        self, modules: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig], total_steps: int
+    ) -> None:
+        """Move to the device, wrap in DDP where there are several workers."""
+        self._optim, self._total_steps = optim, total_steps
+        for name, module in modules.items():
+            module.to(self._context.device)
+            self._bare[name] = module
+            self._wrapped[name] = self._wrap(module)
+            self._optimizers[name] = build_optimizer(module, optim[name])
+            self._steps[name] = 0
+            _create_state(self._optimizers[name])
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        if self._context.world_size == 1:
+            return module
+        # Buffers are not broadcast: every engine leaves them to the rank that computed them.
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+    @contextmanager
+    def updating(self, name: str, *, last_micro_batch: bool) -> Iterator[Mapping[str, nn.Module]]:
+        """See Strategy.updating."""
+        others = {key: module for key, module in self._bare.items() if key != name}
+        wrapped = self._wrapped[name]
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.require_backward_grad_sync = last_micro_batch
+        with frozen(list(others.values())):
+            yield {**others, name: wrapped}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bf16 autocast over fp32 parameters, or nothing."""
+        return torch.autocast(
+            self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"
+        )
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """Gradients add up in `.grad`; DDP reduces them with the last micro-batch."""
+        del name
+        loss.backward()
+
+    def step(self, name: str) -> StepStats:
+        """See Strategy.step."""
+        optim, optimizer = self._optim[name], self._optimizers[name]
+        limit = optim.max_grad_norm if optim.max_grad_norm is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self._bare[name].parameters(), limit)
+        lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._steps[name] += 1
+        return StepStats(float(norm), lr)
+
+    def owned_fragments(self, name: str) -> list[Fragment]:
+        """Rank r owns the r-th of world_size near-equal pieces of every parameter."""
+        rank, world = self._context.rank, self._context.world_size
+        pieces = []
+        for full in self.loadable_fragments(name):
+            first = rank * full.length // world
+            last = (rank + 1) * full.length // world
+            if last > first:
+                states = {key: value[first:last] for key, value in full.states.items()}
+                pieces.append(Fragment(full.name, full.shape, first, states))
+        return pieces
+
+    def loadable_fragments(self, name: str) -> list[Fragment]:
+        """Every rank fills every parameter."""
+        state = self._optimizers[name].state
+        return [
+            Fragment(
+                key,
+                tuple(parameter.shape),
+                0,
+                {
+                    MASTER: parameter.detach().view(-1),
+                    FIRST_MOMENT: state[parameter]["exp_avg"].view(-1),
+                    SECOND_MOMENT: state[parameter]["exp_avg_sq"].view(-1),
+                },
+            )
+            for key, parameter in self._bare[name].named_parameters()
+        ]
+
+    def optimizer_steps(self, name: str) -> int:
+        """See Strategy.optimizer_steps."""
+        return self._steps[name]
+
+    def finish_loading(self, name: str, optimizer_steps: int) -> None:
+        """Weights are already in place; set the counters Adam's bias correction needs."""
+        self._steps[name] = optimizer_steps
+        for state in self._optimizers[name].state.values():
+            state["step"].fill_(optimizer_steps)
+
+    def module(self, name: str) -> nn.Module:
+        """See Strategy.module."""
+        return self._bare[name]
+
+    def describe(self) -> dict[str, object]:
+        """See Strategy.describe."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return {"strategy": "torch", "zero_stage": None, "world_size": world}
+
+
+def _create_state(optimizer: torch.optim.AdamW) -> None:
+    """Give Adam its moments before the first step, so that they can be loaded into."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # The fused kernel keeps its counter on the device.
+            device = parameter.device if group.get("fused") else torch.device("cpu")
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }

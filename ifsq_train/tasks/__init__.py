@@ -1,0 +1,1 @@
+"""What one step computes, one file per family; the loop itself is in train.py."""

@@ -1,0 +1,97 @@
+"""The seam between the loop and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from ifsq_train.randomness import BatchRandom
+from ifsq_train.strategy.base import Strategy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's share of a global batch, or a part of it.
+
+    Attributes:
+        inputs: images float32 [B, 3, H, W] in [-1, 1], or tokens int64 [B, T] or [B, T, G].
+        labels: int64 [B], -1 where a sample has none.
+        positions: int64 [B], positions in the global batch.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def part(self, index: int, count: int) -> Batch:
+        """The index-th of `count` near-equal consecutive parts."""
+        first, last = (i * len(self) // count for i in (index, index + 1))
+        part = slice(first, last)
+        return Batch(self.inputs[part], self.labels[part], self.positions[part])
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a task may know of the step it computes a loss for.
+
+    Attributes:
+        step: optimizer step, from 0.
+        random: draws tied to the samples of this batch.
+        share: weight of this micro-batch's mean such that the mean over ranks of the sum over
+            micro-batches is the mean over the global batch; 1 where all parts are equal and
+            there is one micro-batch.
+        num_micro_batches: micro-batches this update is split into.
+        strategy: for its autocast.
+    """
+
+    step: int
+    random: BatchRandom
+    share: float
+    num_micro_batches: int
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Result of one forward pass.
+
+    Attributes:
+        loss: scalar whose gradient is wanted; its value need not be the loss.
+        metrics: detached scalars, means over the micro-batch; has ``loss``.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class TrainTask(Protocol):
+    """Which networks there are, which of them a step updates, and with what loss."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Trainable networks by name."""
+        ...
+
+    def auxiliary(self) -> dict[str, nn.Module]:
+        """Frozen networks a loss uses; moved to the device, never trained or saved."""
+        ...
+
+    def updates(self, step: int) -> tuple[str, ...]:
+        """Networks to update in this step, in order."""
+        ...
+
+    def averaged(self) -> tuple[str, ...]:
+        """Networks of which an exponential moving average is kept."""
+        ...
+
+    def loss(
+        self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
+    ) -> LossOutput:
+        """Loss of one micro-batch for the update of network `update`."""
+        ...

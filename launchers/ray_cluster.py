@@ -1,0 +1,64 @@
+"""Joining or starting Ray, with the settings every launcher of this project needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from data_pipelines.errors import UserError
+
+# A stray token file in the home folder silently turns Ray's authentication on.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "GRPC_DNS_RESOLVER": "native",
+}
+
+
+def import_ray() -> Any:
+    """Ray, imported with the project's environment settings (the user's own win)."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    return ray
+
+
+@contextmanager
+def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
+    """Ray for the duration of a block: the one already running, `address`, or a local one.
+
+    Args:
+        address: cluster to join; None starts one on this machine, on loopback.
+        min_cpus: CPU slots a local one has at least, so that small machines can hold a group.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        cpus = max(min_cpus, os.cpu_count() or 1)
+        options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at '{address}'; check the address or leave"
+            " --address out to start a local one"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
