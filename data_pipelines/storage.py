@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from data_pipelines.errors import DataError, UserError
 
@@ -263,7 +263,7 @@ def as_local_file(storage: Storage, path: str) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_file(storage: Storage, path: str) -> Iterator[tuple[IO[bytes], Path]]:
+def scratch_file(storage: Storage, path: str) -> Iterator[tuple[BinaryIO, Path]]:
     """A temporary file to fill and then `upload` to `path`; beside it where that is local."""
     local = storage.local_path(path)
     with _temporary_beside(local or Path(tempfile.gettempdir()) / "shard") as opened:
@@ -318,7 +318,7 @@ def _is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+def _temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(
         prefix=f"{_TEMPORARY_PREFIX}{target.name}-", dir=target.parent

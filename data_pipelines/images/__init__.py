@@ -1,0 +1,1 @@
+"""Image shards: packing, indexing, reading, decoding."""

@@ -1,0 +1,77 @@
+"""How many bad samples a run puts up with, and where they are named."""
+
+import json
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used. `sample_id` is -1 while a dataset is being made."""
+
+    shard: str
+    key: str
+    sample_id: int
+    reason: str
+
+
+class ErrorBudget:
+    """Counts bad samples, each once, and raises when there are more than allowed.
+
+    Every bad sample becomes one JSON line in the quarantine file. A file that exists already (a
+    resumed run) is read first: what it names is known and counted.
+
+    Args:
+        max_bad_samples: how many different bad samples are tolerated; 0 fails at the first.
+        quarantine_path: JSON lines are appended here; None keeps them in memory only.
+    """
+
+    def __init__(self, max_bad_samples: int, quarantine_path: Path | None = None) -> None:
+        self.max_bad_samples = max_bad_samples
+        self.bad_samples: list[BadSample] = []
+        self._path = quarantine_path
+        self._seen: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+        if quarantine_path is not None and quarantine_path.is_file():
+            for line in quarantine_path.read_text(errors="replace").splitlines():
+                self._remember(line)
+
+    @property
+    def num_bad(self) -> int:
+        return len(self._seen)
+
+    def record(self, bad: BadSample) -> None:
+        """Count a bad sample (nothing happens if it is known).
+
+        Raises:
+            DataError: there are now more bad samples than allowed; names this one.
+        """
+        with self._lock:
+            if (bad.shard, bad.key) in self._seen:
+                return
+            self._seen.add((bad.shard, bad.key))
+            self.bad_samples.append(bad)
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                # One short append: lines of several processes do not mix.
+                with self._path.open("a") as file:
+                    file.write(json.dumps(asdict(bad)) + "\n")
+            exhausted = self.num_bad > self.max_bad_samples
+        if exhausted:
+            where = f"all are listed in {self._path}; " if self._path else ""
+            raise DataError(
+                f"{self.num_bad} bad samples are more than max_bad_samples={self.max_bad_samples}; "
+                f"the last is {bad.key} in {bad.shard}: {bad.reason}; {where}"
+                "repair them or raise max_bad_samples"
+            )
+
+    def _remember(self, line: str) -> None:
+        try:
+            fields = json.loads(line)
+            self._seen.add((fields["shard"], fields["key"]))
+        except (ValueError, KeyError, TypeError):
+            # The last line of a killed run may be half written; its sample will be met again.
+            return

@@ -1,0 +1,82 @@
+"""Encoded samples and a geometry to pixels, behind one interface.
+
+Backends agree on the geometry exactly and on pixels within a fraction of a grey level on average
+(different resize implementations); each is bit-stable for itself, whatever batch a sample is in.
+Whoever stores something made from pixels records `ImageDecoder.name`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from data_pipelines.errors import UserError
+from data_pipelines.images.pixels import MAX_PIXELS
+from data_pipelines.images.reader import EncodedSample
+from data_pipelines.views import ViewGeometry
+
+DecoderKind = Literal["auto", "cpu", "dali"]
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """`images`: uint8 [B, 3, S, S] RGB; zeros where decoding failed.
+
+    `failures`: (position in the batch, reason), in order of position.
+    """
+
+    images: torch.Tensor
+    failures: list[tuple[int, str]]
+
+
+class ImageDecoder(Protocol):
+    """A decoding backend. `name` identifies what made the pixels, such as "cpu" or "dali-mixed"."""
+
+    name: str
+
+    def decode(self, samples: Sequence[EncodedSample], geometry: ViewGeometry) -> DecodedBatch:
+        """Decode, crop, resize and mirror B samples; a bad one never fails the others."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def to_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def open_decoder(
+    kind: DecoderKind,
+    image_size: int,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> ImageDecoder:
+    """A backend by name.
+
+    Args:
+        kind: "cpu" needs nothing but this package's dependencies; "dali" needs nvidia-dali and
+            decodes on the GPU where `device` is one; "auto" is DALI for a GPU if it is installed,
+            else cpu.
+        device: where the images come out.
+        threads: decoding threads; None takes the CPUs this process may use.
+
+    Raises:
+        UserError: an unknown kind, or "dali" without nvidia-dali.
+    """
+    device = torch.device(device)
+    if kind == "auto":
+        from data_pipelines.images.dali import dali_is_installed
+
+        kind = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"
+    if kind == "cpu":
+        from data_pipelines.images.cpu import CpuDecoder
+
+        return CpuDecoder(image_size, device=device, threads=threads, max_pixels=max_pixels)
+    if kind == "dali":
+        from data_pipelines.images.dali import DaliDecoder
+
+        return DaliDecoder(image_size, device=device, threads=threads, max_pixels=max_pixels)
+    raise UserError(f"decoder {kind!r} is unknown; use auto, cpu or dali")

@@ -1,0 +1,263 @@
+"""Manifest and indices for WebDataset tars that exist already; the tars are never touched.
+
+Every image is decoded once, so that training meets no surprise; `validate=False` reads headers
+only. Labels come from a `.cls` member (an integer), from the field `label` or `cls` of a `.json`
+member, or from a `.txt` member, in this order; names instead of integers become classes.
+
+An interrupted run continues: an index that was finished and whose tar still has the recorded hash
+is kept.
+"""
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.images.budget import BadSample, ErrorBudget
+from data_pipelines.images.pixels import (
+    ALLOWED_EXTENSIONS,
+    MAX_PIXELS,
+    BadImage,
+    read_facts,
+    validate_image,
+)
+from data_pipelines.images.tar import TarSample, file_sha256, group_samples, scan_tar
+from data_pipelines.images.workers import default_threads, ordered_map
+from data_pipelines.manifest import (
+    MANIFEST_JSON,
+    IndexRow,
+    ShardEntry,
+    ShardManifest,
+    content_digest,
+    decode_index,
+    encode_index,
+    publish_manifest,
+    read_manifest_json,
+)
+from data_pipelines.storage import LocalStorage, Storage, as_local_file, open_storage
+
+logger = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+MAX_CLASS_NAMES = 100_000
+_LABEL_EXTENSIONS = ("cls", "json", "txt")
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """How label members become integers; `names` is empty where labels are integers already."""
+
+    names: dict[str, int]
+
+    def number(self, text: str | None) -> int:
+        if text is None:
+            return -1
+        if self.names and text in self.names:
+            return self.names[text]
+        if text.isdigit():
+            return int(text)
+        raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
+
+
+def index_tars(
+    source_url: str | Path,
+    target_url: str | Path | None = None,
+    *,
+    classes: Sequence[str] = (),
+    max_bad_samples: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    threads: int | None = None,
+    validate: bool = True,
+) -> ShardManifest:
+    """Make a dataset of all `*.tar` below `source_url`, in order of their names.
+
+    Args:
+        target_url: where manifest and indices go; None puts them beside the tars.
+        classes: class names in label order; found from the data where left out.
+        max_bad_samples: samples without a usable image that are left out and listed.
+        validate: decode every image completely; False trusts everything behind its header.
+
+    Raises:
+        UserError: no tars, or another dataset at the target.
+        DataError: a cut or damaged tar, or too many bad samples; names them.
+    """
+    source = open_storage(source_url)
+    target = source if target_url is None else open_storage(target_url)
+    names = [path for path in source.list() if path.endswith(".tar")]
+    if not names:
+        raise UserError(f"{source.url} holds no .tar files; give the folder the shards are in")
+    if target.exists(MANIFEST_JSON):
+        return _existing(source, target, names)
+    classes = list(classes) or _find_classes(source, names)
+    labels = _Labels({name: number for number, name in enumerate(classes)})
+    work = _Indexer(source, target, labels, max_bad_samples, max_pixels, threads, validate)
+    try:
+        shards = [work.index(name) for name in names]
+    finally:
+        work.write_quarantine()
+    if not classes and work.largest_label >= 0:
+        classes = [str(label) for label in range(work.largest_label + 1)]
+    shards_url = None if source.url == target.url else source.url
+    extra = {"num_bad_samples": work.budget.num_bad, "fingerprint": None}
+    publish_manifest(target, shards, classes=classes, shards_url=shards_url, extra=extra)
+    return ShardManifest.open(target)
+
+
+class _Indexer:
+    """Indexes one tar after the other; remembers bad samples and the largest label."""
+
+    def __init__(
+        self,
+        source: Storage,
+        target: Storage,
+        labels: _Labels,
+        max_bad_samples: int,
+        max_pixels: int,
+        threads: int | None,
+        validate: bool,
+    ) -> None:
+        self.source, self.target, self.labels = source, target, labels
+        self.budget = ErrorBudget(max_bad_samples)
+        self.largest_label = -1
+        self._check = validate_image if validate else read_facts
+        self._max_pixels = max_pixels
+        self._threads = threads or default_threads()
+        names = hashlib.sha256(json.dumps(labels.names).encode()).hexdigest()
+        self._options = [INDEX_VERSION, validate, max_pixels, names]
+
+    def index(self, name: str) -> ShardEntry:
+        index_name = f"index/{name.removesuffix('.tar')}.arrow"
+        with as_local_file(self.source, name) as path:
+            num_bytes, sha256 = path.stat().st_size, file_sha256(path)
+            made_from = {"options": self._options, "tar": {"name": name, "sha256": sha256}}
+            kept = self._finished(index_name, made_from)
+            if kept is None:
+                rows, bad = self._read_rows(path, name)
+                index = encode_index(rows, {**made_from, "bad": [asdict(b) for b in bad]})
+                self.target.write(index_name, index)
+            else:
+                rows, index = kept
+        self.largest_label = max([self.largest_label, *(row.label for row in rows)])
+        logger.info("%s: %d samples", name, len(rows))
+        return ShardEntry(
+            name, len(rows), num_bytes, sha256, index_name,
+            hashlib.sha256(index).hexdigest(), content_digest(rows),
+        )  # fmt: skip
+
+    def write_quarantine(self) -> None:
+        if self.budget.bad_samples:
+            lines = (json.dumps(asdict(bad)) + "\n" for bad in self.budget.bad_samples)
+            self.target.write("quarantine.jsonl", "".join(lines).encode())
+
+    def _finished(
+        self, index_name: str, made_from: dict[str, Any]
+    ) -> tuple[list[IndexRow], bytes] | None:
+        if not self.target.exists(index_name):
+            return None
+        data = self.target.read(index_name)
+        try:
+            rows = decode_index(data)
+        except (pa.ArrowInvalid, KeyError, ValueError):
+            return None
+        if any(rows.metadata.get(name) != value for name, value in made_from.items()):
+            return None
+        for bad in rows.metadata["bad"]:
+            self.budget.record(BadSample(**bad))
+        return [IndexRow(**row) for row in rows.table.to_pylist()], data
+
+    def _read_rows(self, path: Path, name: str) -> tuple[list[IndexRow], list[BadSample]]:
+        samples = list(group_samples(scan_tar(path, name)))
+        rows: list[IndexRow] = []
+        bad: list[BadSample] = []
+        found = ordered_map(lambda s: self._read_row(path, s), samples, self._threads)
+        for sample, row in zip(samples, found, strict=True):
+            if isinstance(row, IndexRow):
+                rows.append(row)
+            else:
+                bad.append(BadSample(name, sample.key, -1, row))
+                self.budget.record(bad[-1])
+        return rows, bad
+
+    def _read_row(self, path: Path, sample: TarSample) -> IndexRow | str:
+        """The sample's row, or why it has none."""
+        images = [member for ext, member in sample.members.items() if ext in ALLOWED_EXTENSIONS]
+        if len(images) != 1:
+            return f"{len(images)} image members, expected one of {', '.join(ALLOWED_EXTENSIONS)}"
+        storage, (image,) = LocalStorage(path.parent), images
+        data = storage.read_range(path.name, image.offset, image.size)
+        try:
+            facts = self._check(data, self._max_pixels)
+            label = self.labels.number(_label_text(path, sample))
+        except BadImage as error:
+            return str(error)
+        return IndexRow(
+            sample.key, image.offset, image.size, label, facts.height, facts.width,
+            zlib.crc32(data), facts.format,
+        )  # fmt: skip
+
+
+def _existing(source: Storage, target: Storage, names: Sequence[str]) -> ShardManifest:
+    manifest = ShardManifest.open(target)
+    shards = manifest.shards()
+    same_place = manifest.shards_storage.url == source.url
+    if same_place and [shard.name for shard in shards] == list(names):
+        for shard in shards:
+            with as_local_file(source, shard.name) as path:
+                if file_sha256(path) != shard.sha256:
+                    break
+        else:
+            logger.info("%s already indexes these tars; nothing to do", target.url)
+            return manifest
+    found = read_manifest_json(target)
+    raise UserError(
+        f"{target.url} already holds another dataset ({found['num_samples']} samples, digest "
+        f"{found['digest'][:12]}); choose another target, or delete its {MANIFEST_JSON} and index/"
+    )
+
+
+def _find_classes(source: Storage, names: Sequence[str]) -> list[str]:
+    """Sorted class names where labels are names; empty where they are integers or absent."""
+    found: set[str] = set()
+    for name in names:
+        with as_local_file(source, name) as path:
+            for sample in group_samples(scan_tar(path, name)):
+                try:
+                    text = _label_text(path, sample)
+                except BadImage:
+                    continue  # met again, and counted, when the sample is indexed
+                if text is not None and not text.isdigit():
+                    found.add(text)
+                elif not found:
+                    # One look at the first sample decides; mixed labels surface as bad samples.
+                    return []
+                if len(found) > MAX_CLASS_NAMES:
+                    raise DataError(
+                        f"{name} has more than {MAX_CLASS_NAMES} different text labels, as "
+                        "captions would be; add .cls members with integers"
+                    )
+    return sorted(found)
+
+
+def _label_text(path: Path, sample: TarSample) -> str | None:
+    for extension in _LABEL_EXTENSIONS:
+        member = sample.members.get(extension)
+        if member is None:
+            continue
+        data = LocalStorage(path.parent).read_range(path.name, member.offset, member.size)
+        try:
+            text = data.decode().strip()
+            if extension != "json":
+                return text
+            fields = json.loads(text)
+        except ValueError:
+            raise BadImage(f"unreadable .{extension} label") from None
+        label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
+        return None if label is None else str(label)
+    return None
