@@ -128,7 +128,8 @@ def validate_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
 def _jpeg_header(data: bytes | memoryview) -> tuple[int, int, str]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
+        # KeyError: simplejpeg looks up a colour space or subsampling that does not exist.
         raise BadImage(f"damaged JPEG header ({error})") from None
     return int(height), int(width), str(colorspace)
 

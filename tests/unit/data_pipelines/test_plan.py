@@ -24,9 +24,9 @@ def _epoch_ids(plan: SamplePlan, epoch: int) -> np.ndarray:
     return np.concatenate([plan.batch_ids(first + k) for k in range(plan.steps_per_epoch)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
-    num_samples=st.integers(16, 3000),
+    num_samples=st.integers(16, 1500),
     num_shards=st.integers(1, 9),
     batch=st.sampled_from([1, 4, 6, 16]),
     window=st.sampled_from([1, 7, 64, 16_384]),

@@ -1,0 +1,119 @@
+"""Which inputs are images for us, and what becomes of unusual ones."""
+
+import io
+
+import numpy as np
+import pytest
+from image_samples import encode, smooth_pixels
+from PIL import Image
+
+from data_pipelines.images.pixels import (
+    BadImage,
+    ImageFacts,
+    decode_jpeg_scaled,
+    decode_rgb,
+    read_facts,
+    sniff_format,
+    validate_image,
+)
+
+PIXELS = smooth_pixels(48, 64)
+
+
+def _pillow_rgb(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("data", "image_format"),
+    [
+        (encode(PIXELS), "jpeg"),
+        (encode(PIXELS, progressive=True), "jpeg"),
+        (encode(PIXELS, subsampling=0), "jpeg"),
+        (encode(Image.fromarray(PIXELS).convert("L")), "jpeg"),
+        (encode(Image.fromarray(PIXELS).convert("CMYK")), "jpeg"),
+        (encode(PIXELS, "PNG"), "png"),
+        (encode(Image.fromarray(PIXELS).convert("RGBA"), "PNG"), "png"),
+        (encode(Image.fromarray(PIXELS).convert("LA"), "PNG"), "png"),
+        (encode(Image.fromarray(PIXELS).convert("P"), "PNG"), "png"),
+        (encode(Image.fromarray(PIXELS).convert("1"), "PNG"), "png"),
+        (encode(PIXELS, "WEBP"), "webp"),
+    ],
+    ids="rgb progressive 444 grey cmyk png rgba grey-alpha palette 1-bit webp".split(),  # noqa: SIM905
+)
+def test_decodes_as_the_released_code(data, image_format):
+    assert validate_image(data) == read_facts(data) == ImageFacts(48, 64, image_format)
+    np.testing.assert_array_equal(decode_rgb(data), _pillow_rgb(data))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    decoded = decode_rgb(encode(Image.fromarray(grey), "PNG"))
+    np.testing.assert_allclose(decoded[:, :, 1], grey / 257, atol=0.51)
+
+
+def test_exif_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(PIXELS, exif=exif.tobytes())
+    assert decode_rgb(data).shape == (48, 64, 3)
+
+
+def test_content_decides_not_the_name():
+    assert sniff_format(encode(PIXELS, "PNG")) == "png"
+
+
+def test_stray_bytes_behind_the_image_are_harmless():
+    data = encode(PIXELS)
+    np.testing.assert_array_equal(decode_rgb(data + b"\0" * 37), decode_rgb(data))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_image_is_refused(image_format, kept):
+    data = encode(smooth_pixels(100, 120), image_format)
+    with pytest.raises(BadImage):
+        validate_image(data[: int(len(data) * kept)])
+
+
+def test_jpeg_without_its_end_marker_is_refused():
+    with pytest.raises(BadImage, match="truncated"):
+        validate_image(encode(PIXELS)[:-2])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"junk" * 100, "not a JPEG, PNG or WebP image"),
+        (bytes(600) + encode(PIXELS)[600:], "not a JPEG, PNG or WebP image"),
+        (b"\xff\xd8\xff" + bytes(300), "damaged JPEG header"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(300), "cannot identify|broken PNG|Truncated"),
+        (encode(PIXELS, "GIF"), "not a JPEG, PNG or WebP image"),
+        (encode(PIXELS, "BMP"), "not a JPEG, PNG or WebP image"),
+    ],
+    ids=["empty", "junk", "zeroed-header", "jpeg-rot", "png-rot", "gif", "bmp"],
+)
+def test_what_is_no_image_is_refused(data, reason):
+    with pytest.raises(BadImage, match=reason):
+        validate_image(data)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_too_many_pixels_are_refused_before_decoding(image_format):
+    with pytest.raises(BadImage, match="64x48 pixels exceed the limit of 3071 pixels"):
+        validate_image(encode(PIXELS, image_format), max_pixels=48 * 64 - 1)
+
+
+def test_decompression_bomb_is_refused():
+    bomb = encode(Image.new("1", (12_000, 12_000)), "PNG")
+    assert len(bomb) < 200_000
+    with pytest.raises(BadImage, match="exceed"):
+        validate_image(bomb)
+
+
+@pytest.mark.parametrize("denominator", [2, 4, 8])
+def test_scaled_decode_rounds_sizes_up(denominator):
+    scaled = decode_jpeg_scaled(encode(smooth_pixels(101, 203)), denominator)
+    assert scaled is not None
+    assert scaled.shape == (-(-101 // denominator), -(-203 // denominator), 3)
