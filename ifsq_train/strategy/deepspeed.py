@@ -67,6 +67,10 @@ class DeepSpeedStrategy:
     ) -> None:
         """One engine per network."""
         self._optim, self._total_steps = optim, total_steps
+        if not dist.is_initialized() and self._context.world_size == 1:
+            # A run in this process alone: no address to meet at is needed.
+            backend = "nccl" if self._context.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self._deepspeed.init_distributed(
             dist_backend="nccl" if self._context.device.type == "cuda" else "gloo",
             auto_mpi_discovery=False,
@@ -230,7 +234,7 @@ class DeepSpeedStrategy:
         """Stage and world size as the engines report them."""
         stages = {self._stage(name) for name in self._engines}
         worlds = {int(engine.dp_world_size) for engine in self._engines.values()}
-        assert len(stages) == 1 and len(worlds) == 1
+        assert (len(stages), len(worlds)) == (1, 1)
         return {
             "strategy": "deepspeed",
             "zero_stage": stages.pop(),

@@ -1,0 +1,31 @@
+"""Next-token cross-entropy of image tokens, one codebook or several per position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_cross_entropy(
+    logits: Sequence[Tensor], tokens: Tensor, group_weights: Sequence[float] | None = None
+) -> Tensor:
+    """Mean over tokens, summed over groups (released llamagen/train.py).
+
+    Args:
+        logits: one tensor [B, T, V_g] per group.
+        tokens: int64 [B, T] or [B, T, G].
+        group_weights: weight of each group's mean; all 1 when None.
+
+    Returns:
+        fp32 scalar, nats per position.
+    """
+    targets = tokens.unsqueeze(-1) if tokens.dim() == 2 else tokens
+    weights = group_weights if group_weights is not None else [1.0] * len(logits)
+    terms = [
+        weight * F.cross_entropy(part.float().flatten(0, 1), targets[..., group].flatten())
+        for group, (part, weight) in enumerate(zip(logits, weights, strict=True))
+    ]
+    return torch.stack(terms).sum()

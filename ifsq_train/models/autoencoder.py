@@ -1,0 +1,218 @@
+"""The convolutional image tokenizer of the paper (released modeling_imagefsqvae.py).
+
+Parameter names equal those of the released checkpoints, so that they load unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
+
+F16_MULTIPLIERS = (1, 1, 2, 4, 4)
+F8_MULTIPLIERS = (1, 2, 4, 4)
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each after GroupNorm and SiLU, plus the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels, norm_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, norm_groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, in, H, W] -> [B, out, H, W]."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.nin_shortcut(x) + hidden
+
+
+class Downsample(nn.Module):
+    """3x3 convolution with stride 2; one row and column of zeros at the bottom and right."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, C, H, W] -> [B, C, H/2, W/2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour by 2, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, C, H, W] -> [B, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """Residual blocks of one resolution and the resampling that follows them."""
+
+    def __init__(self, blocks: list[ResidualBlock]) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        for resample in ("downsample", "upsample"):
+            if resample in self._modules:
+                x = self._modules[resample](x)  # pyright: ignore[reportOptionalCall]
+        return x
+
+
+def _blocks(count: int, in_channels: int, out_channels: int, groups: int) -> list[ResidualBlock]:
+    sizes = [in_channels] + [out_channels] * count
+    return [
+        ResidualBlock(before, after, groups)
+        for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+class Encoder(nn.Module):
+    """Image to 2 * z_channels features at 1 / 2**(levels - 1) of the resolution."""
+
+    def __init__(
+        self, base: int, multipliers: Sequence[int], num_res_blocks: int, z: int, groups: int
+    ) -> None:
+        super().__init__()
+        widths = [base * multiplier for multiplier in multipliers]
+        self.conv_in = nn.Conv2d(3, base, 3, padding=1)
+        self.down = nn.ModuleList()
+        before = base
+        for level, width in enumerate(widths):
+            stage = _Level(_blocks(num_res_blocks, before, width, groups))
+            if level < len(widths) - 1:
+                stage.downsample = Downsample(width)
+            self.down.append(stage)
+            before = width
+        self.mid_block = nn.Sequential(*_blocks(num_res_blocks, before, before, groups))
+        self.norm_out = _norm(before, groups)
+        self.conv_out = nn.Conv2d(before, 2 * z, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [B, 3, H, W] in [-1, 1] -> [B, 2z, h, w]."""
+        x = self.conv_in(images)
+        for stage in self.down:
+            x = stage(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """z_channels features to an image; not clamped."""
+
+    def __init__(
+        self, base: int, multipliers: Sequence[int], num_res_blocks: int, z: int, groups: int
+    ) -> None:
+        super().__init__()
+        widths = [base * multiplier for multiplier in multipliers]
+        before = widths[-1]
+        self.conv_in = nn.Conv2d(z, before, 3, padding=1)
+        self.mid_block = nn.Sequential(*_blocks(num_res_blocks, before, before, groups))
+        stages: list[_Level] = []
+        for level in reversed(range(len(widths))):
+            stage = _Level(_blocks(num_res_blocks + 1, before, widths[level], groups))
+            if level > 0:
+                stage.upsample = Upsample(widths[level])
+            stages.insert(0, stage)
+            before = widths[level]
+        self.up = nn.ModuleList(stages)
+        self.norm_out = _norm(before, groups)
+        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float [B, z, h, w] -> [B, 3, H, W]."""
+        x = self.mid_block(self.conv_in(features))
+        for stage in reversed(self.up):
+            x = stage(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Tokenizer(nn.Module):
+    """Encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
+
+    Args:
+        quantizer: the bottleneck; decides the latent channels.
+        channel_multipliers: width of each level over `base_channels`; (1, 1, 2, 4, 4) is f16,
+            (1, 2, 4, 4) is f8.
+        base_channels, num_res_blocks, z_channels, norm_groups: 128, 2, 4, 32 in the paper.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        *,
+        channel_multipliers: Sequence[int] = F16_MULTIPLIERS,
+        base_channels: int = 128,
+        num_res_blocks: int = 2,
+        z_channels: int = 4,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        shape = (base_channels, channel_multipliers, num_res_blocks, z_channels, norm_groups)
+        self.encoder = Encoder(*shape)
+        self.quant_conv = nn.Conv2d(2 * z_channels, quantizer.moment_channels, 1)
+        self.quantize = quantizer
+        self.post_quant_conv = nn.Conv2d(quantizer.num_channels, z_channels, 1)
+        self.decoder = Decoder(*shape)
+        self.downsample_ratio = 2 ** (len(channel_multipliers) - 1)
+        self._architecture = {
+            "channel_multipliers": list(channel_multipliers),
+            "base_channels": base_channels,
+            "num_res_blocks": num_res_blocks,
+            "z_channels": z_channels,
+            "norm_groups": norm_groups,
+        }
+
+    def encode(self, images: Tensor) -> QuantizerOutput:
+        """Images float [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] and indices [B, h, w, G]."""
+        return self.quantize(self.quant_conv(self.encoder(images)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents float [B, C, h, w] -> images float [B, 3, H, W], nominally in [-1, 1]."""
+        return self.decoder(self.post_quant_conv(latents))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, QuantizerOutput]:
+        """Reconstruction float [B, 3, H, W] and what the bottleneck gave."""
+        quantized = self.encode(images)
+        return self.decode(quantized.latents), quantized
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able description of architecture and bottleneck."""
+        return {**self._architecture, "quantizer": self.quantize.spec()}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the description and every parameter; names what made a token.
+
+        Running statistics are left out: they change no output.
+        """
+        digest = hashlib.sha256(json.dumps(self.spec(), sort_keys=True).encode())
+        for name, parameter in sorted(self.named_parameters()):
+            values = parameter.detach().cpu().contiguous()
+            digest.update(f"{name}:{values.dtype}:{tuple(values.shape)};".encode())
+            digest.update(values.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,355 @@
+"""LlamaGen: a decoder-only transformer over image tokens (released llamagen/models).
+
+Shape suffixes: B batch, T tokens of an image, S positions fed at once, D width, H heads,
+K head width, G token groups, V entries of a group's codebook.
+Parameter names equal those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"num_layers": 12, "num_heads": 12, "dim": 384},
+    "B": {"num_layers": 12, "num_heads": 12, "dim": 768},
+    "L": {"num_layers": 24, "num_heads": 16, "dim": 1024},
+    "XL": {"num_layers": 36, "num_heads": 20, "dim": 1280},
+    "XXL": {"num_layers": 48, "num_heads": 24, "dim": 1536},
+    "XXXL": {"num_layers": 24, "num_heads": 32, "dim": 3200},
+}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, times a weight in the input's precision."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [..., D] -> the same."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.type_as(x) * self.weight
+
+
+def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1) -> Tensor:
+    """Rotary (cos, sin) of every position, fp32 [num_class_tokens + height*width, K/2, 2].
+
+    The first half of the pairs turns with the row, the second with the column. Rows of class
+    tokens are (0, 0), which zeroes their queries and keys, as in the released checkpoints.
+    """
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
+    rows = torch.outer(torch.arange(height).float(), frequencies)
+    columns = torch.outer(torch.arange(width).float(), frequencies)
+    angles = torch.cat(
+        [
+            rows[:, None, :].expand(-1, width, -1),
+            columns[None, :, :].expand(height, -1, -1),
+        ],
+        -1,
+    ).reshape(height * width, half)
+    turns = torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.cat([torch.zeros(num_class_tokens, half, 2), turns])
+
+
+def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+    """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
+    pairs = x_BSHK.float().unflatten(-1, (-1, 2))
+    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.flatten(-2).type_as(x_BSHK)
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, allocated once for the whole sequence."""
+
+    def __init__(self, batch: int, length: int, num_heads: int, head_dim: int, like: Tensor):
+        shape = (batch, num_heads, length, head_dim)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+
+    def extend(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store [B, H, S, K] at `start`; everything up to the end of it comes back."""
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions; no biases."""
+
+    def __init__(self, dim: int, num_heads: int, residual_dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.resid_dropout = nn.Dropout(residual_dropout)
+
+    def forward(
+        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, start: int = 0
+    ) -> Tensor:
+        """Float [B, S, D]; with a cache S positions from `start` attend to all before them."""
+        q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = apply_rope(q, table), apply_rope(k, table)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        if cache is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            assert q.shape[2] == 1, "decoding feeds one position at a time"
+            k, v = cache.extend(k, v, start)
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU with the width rounded up to a multiple; no biases."""
+
+    def __init__(self, dim: int, multiple_of: int, dropout: float) -> None:
+        super().__init__()
+        hidden = int(2 * (4 * dim) / 3)
+        hidden = -(-hidden // multiple_of) * multiple_of
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, S, D] -> the same."""
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward with residuals."""
+
+    def __init__(
+        self, dim: int, num_heads: int, multiple_of: int, residual_dropout: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads, residual_dropout)
+        self.feed_forward = FeedForward(dim, multiple_of, dropout)
+        self.attention_norm = RMSNorm(dim)
+        self.ffn_norm = RMSNorm(dim)
+
+    def forward(
+        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, start: int = 0
+    ) -> Tensor:
+        """Float [B, S, D] -> the same."""
+        x = x + self.attention(self.attention_norm(x), table, cache, start)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class LabelEmbedder(nn.Module):
+    """Class embeddings; the last row stands for no class."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Labels int64 [B], optional bool [B] of those to treat as no class -> [B, D]."""
+        if dropped is not None:
+            labels = torch.where(dropped, self.num_classes, labels)
+        return self.embedding_table(labels)
+
+
+@dataclass(frozen=True)
+class LlamaGenOutput:
+    """One forward pass.
+
+    Attributes:
+        logits: per group [B, T, V_g]; position i predicts token i.
+        projections: REPA projector outputs [B, T, Z], empty without projectors.
+        hidden: residual stream after the embedding and each block, only where asked for.
+    """
+
+    logits: tuple[Tensor, ...]
+    projections: tuple[Tensor, ...] = ()
+    hidden: tuple[Tensor, ...] = ()
+
+
+class LlamaGen(nn.Module):
+    """Class-conditional next-token prediction over a grid of image tokens.
+
+    Args:
+        num_layers, num_heads, dim: see `SIZES`.
+        codebook_sizes: entries of each token group; more than one adds the factorized head.
+        grid: height and width of the token grid.
+        num_classes: real classes; index `num_classes` is the null class.
+        token_dropout, residual_dropout, feed_forward_dropout: 0.1 each in the released code.
+        factorized_layers: blocks of the factorized head.
+        multiple_of: feed-forward widths are rounded up to it.
+        projection_dims: teacher widths of REPA projectors; none by default.
+        projection_depth: block (1-based) after which the projectors read; 0 is the embedding.
+        projector_width: hidden width of a projector.
+    """
+
+    rope: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_heads: int,
+        dim: int,
+        codebook_sizes: Sequence[int],
+        grid: tuple[int, int],
+        num_classes: int = 1000,
+        token_dropout: float = 0.1,
+        residual_dropout: float = 0.1,
+        feed_forward_dropout: float = 0.1,
+        factorized_layers: int = 2,
+        multiple_of: int = 256,
+        projection_dims: Sequence[int] = (),
+        projection_depth: int = 8,
+        projector_width: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.codebook_sizes, self.grid, self.num_heads = tuple(codebook_sizes), grid, num_heads
+        self.num_classes, self.projection_depth = num_classes, projection_depth
+        self.num_tokens = grid[0] * grid[1]
+        self.cls_embedding = LabelEmbedder(num_classes, dim)
+        self.tok_dropout = nn.Dropout(token_dropout)
+
+        def blocks(count: int) -> nn.ModuleList:
+            shape = (dim, num_heads, multiple_of, residual_dropout, feed_forward_dropout)
+            return nn.ModuleList(Block(*shape) for _ in range(count))
+
+        self.layers = blocks(num_layers)
+        self.norm = RMSNorm(dim)
+        if self.factorized:
+            for group, size in enumerate(self.codebook_sizes):
+                self.add_module(f"{group}_emb", nn.Embedding(size, dim))
+            self.factorized_blocks = blocks(factorized_layers)
+            self.output = nn.ModuleList(
+                nn.Linear(dim, size, bias=False) for size in self.codebook_sizes
+            )
+        else:
+            self.tok_embeddings = nn.Embedding(self.codebook_sizes[0], dim)
+            self.output = nn.Linear(dim, self.codebook_sizes[0], bias=False)
+        self.projectors = nn.ModuleList(
+            _projector(dim, projector_width, width) for width in projection_dims
+        )
+        table = rope_table(*grid, dim // num_heads)
+        self.register_buffer("rope", table, persistent=False)
+        self.reset_parameters()
+
+    @property
+    def factorized(self) -> bool:
+        """Whether a position has several tokens."""
+        return len(self.codebook_sizes) > 1
+
+    def reset_parameters(self) -> None:
+        """Linear and embedding weights N(0, 0.02), biases 0, output heads 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        heads = self.output if isinstance(self.output, nn.ModuleList) else [self.output]
+        for head in heads:
+            nn.init.zeros_(head.weight)  # pyright: ignore[reportArgumentType]
+
+    def group_embedding(self, group: int) -> nn.Embedding:
+        """Embedding table of a token group."""
+        table = getattr(self, f"{group}_emb") if self.factorized else self.tok_embeddings
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens int64 [B, S] or [B, S, G] -> [B, S, D]; groups are summed."""
+        if not self.factorized:
+            return self.tok_embeddings(tokens)
+        parts = [self.group_embedding(g)(tokens[..., g]) for g in range(len(self.codebook_sizes))]
+        return torch.stack(parts).sum(0)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        *,
+        drop_labels: Tensor | None = None,
+        keep_hidden: bool = False,
+    ) -> LlamaGenOutput:
+        """Teacher-forced pass.
+
+        Args:
+            tokens: int64 [B, T] or [B, T, G].
+            labels: int64 [B] in [0, num_classes]; num_classes is the null class.
+            drop_labels: bool [B], labels to replace by the null class.
+            keep_hidden: also return the residual stream.
+        """
+        first = self.cls_embedding(labels, drop_labels).unsqueeze(1)
+        x = self.tok_dropout(torch.cat([first, self.embed_tokens(tokens[:, :-1])], 1))
+        table = self.rope[: x.shape[1]]
+        hidden, projections = [x], self._project(x, 0)
+        for depth, layer in enumerate(self.layers, start=1):
+            x = layer(x, table)
+            projections = projections or self._project(x, depth)
+            if keep_hidden:
+                hidden.append(x)
+        logits = self._factorized_logits(x, tokens) if self.factorized else (self._head(x),)
+        return LlamaGenOutput(logits, projections, tuple(hidden) if keep_hidden else ())
+
+    def _project(self, x: Tensor, depth: int) -> tuple[Tensor, ...]:
+        if depth != self.projection_depth:
+            return ()
+        return tuple(projector(x) for projector in self.projectors)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.output(self.norm(x))
+
+    def _factorized_logits(self, x_BTD: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:  # noqa: N803
+        """A short causal sequence per position: trunk output, then the groups before."""
+        groups = len(self.codebook_sizes)
+        parts = [x_BTD]
+        parts += [self.group_embedding(g)(tokens[..., g]) for g in range(groups - 1)]
+        mini = torch.stack(parts, 2).flatten(0, 1)
+        for block in self.factorized_blocks:
+            mini = block(mini, self.rope[:groups])
+        mini = self.norm(mini).unflatten(0, x_BTD.shape[:2])
+        assert isinstance(self.output, nn.ModuleList)
+        return tuple(head(mini[:, :, g]) for g, head in enumerate(self.output))
+
+    def new_caches(self, batch: int, length: int, *, head: bool = False) -> list[KeyValueCache]:
+        """One cache per trunk block, or per block of the factorized head."""
+        weight = self.norm.weight
+        blocks = self.factorized_blocks if head else self.layers
+        width = weight.shape[0] // self.num_heads
+        return [KeyValueCache(batch, length, self.num_heads, width, weight) for _ in blocks]
+
+    def decode_step(self, x: Tensor, caches: list[KeyValueCache], position: int) -> Tensor:
+        """One trunk step on an embedded position [B, 1, D] -> residual stream [B, 1, D]."""
+        table = self.rope[position : position + 1]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, table, cache, position)
+        return x
+
+    def head_step(
+        self, x: Tensor, caches: list[KeyValueCache], group: int
+    ) -> tuple[Tensor, list[KeyValueCache]]:
+        """Logits [B, V_g] of one group from [B, 1, D]; `caches` only for factorized heads."""
+        if not self.factorized:
+            return self._head(x)[:, 0], caches
+        table = self.rope[group : group + 1]
+        for block, cache in zip(self.factorized_blocks, caches, strict=True):
+            x = block(x, table, cache, group)
+        assert isinstance(self.output, nn.ModuleList)
+        return self.output[group](self.norm(x))[:, 0], caches
+
+
+def _projector(dim: int, width: int, out: int) -> nn.Sequential:
+    """Three-layer SiLU network of REPA."""
+    return nn.Sequential(
+        nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out)
+    )

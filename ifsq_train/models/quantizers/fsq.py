@@ -1,0 +1,188 @@
+"""Finite scalar quantization, original and improved (paper section 3, Algorithm 1).
+
+Each channel is bounded, scaled and rounded to one of its levels. iFSQ's bound is
+``2 sigmoid(1.6 z) - 1``; with 2.0 in place of 1.6 it is exactly tanh, the original FSQ.
+Bound and rounding are in fp32 whatever autocast says: in bf16 one token in ten would differ.
+Indices are integer arithmetic, exact up to 2**63 codes; in fp32 they go wrong beyond 2**24.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+
+_SHIFTED_EPS = 1e-3
+
+
+class FSQ(Quantizer, RunningMoments):
+    """FSQ and iFSQ.
+
+    Args:
+        levels: levels per channel, each >= 2 (odd for the simple bound).
+        alpha: slope of the bound ``2 sigmoid(alpha z) - 1``; 1.6 is iFSQ, 2.0 is tanh.
+        bound: ``simple`` (paper) or ``shifted`` (original FSQ: tanh with an offset that also
+            allows even levels; `alpha` is not used).
+        cells: ``paper`` scales by (L-1)/2, so the two end levels have cells of half width;
+            ``equal_width`` scales by L/2 and clamps.
+        digit_order: ``little``: channel 0 is least significant (released code and
+            checkpoints); ``big``: it is most significant (paper Eq. 5).
+        groups: channels per token group, summing to the number of channels; None is one group.
+        track_statistics: keep running input moments for the log.
+
+    Raises:
+        ValueError: levels, bound and groups that do not go together.
+    """
+
+    levels: Tensor
+    radix: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        *,
+        alpha: float = 1.6,
+        bound: Literal["simple", "shifted"] = "simple",
+        cells: Literal["paper", "equal_width"] = "paper",
+        digit_order: Literal["little", "big"] = "little",
+        groups: Sequence[int] | None = None,
+        track_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.level_counts = tuple(int(level) for level in levels)
+        self.groups = tuple(groups) if groups is not None else (len(self.level_counts),)
+        self.alpha, self.bound_kind, self.cells = float(alpha), bound, cells
+        self.digit_order = digit_order
+        self.num_channels = len(self.level_counts)
+        self._check()
+        self.codebook_sizes = tuple(math.prod(part) for part in self._split(self.level_counts))
+        self._track_statistics = track_statistics
+        if track_statistics:
+            self._init_moments(self.num_channels)
+        self.register_buffer("levels", torch.tensor(self.level_counts), persistent=False)
+        self.register_buffer("radix", torch.tensor(self._radix()), persistent=False)
+
+    def _check(self) -> None:
+        if min(self.level_counts) < 2:
+            raise ValueError(f"levels={self.level_counts}: each must be at least 2")
+        even = [level for level in self.level_counts if level % 2 == 0]
+        if self.bound_kind == "simple" and even:
+            raise ValueError(
+                f"levels={self.level_counts}: the simple bound needs odd levels;"
+                " use 2**K + 1 or bound='shifted'"
+            )
+        if self.bound_kind == "shifted" and self.cells != "paper":
+            raise ValueError("cells='equal_width' needs bound='simple'")
+        if sum(self.groups) != self.num_channels:
+            raise ValueError(f"groups={self.groups} must sum to {self.num_channels} channels")
+        if math.prod(self.level_counts) >= 2**63:
+            raise ValueError(f"levels={self.level_counts}: more than 2**63 codes")
+
+    def _split(self, values: Sequence[int]) -> list[tuple[int, ...]]:
+        ends = list(accumulate(self.groups))
+        return [
+            tuple(values[end - size : end]) for end, size in zip(ends, self.groups, strict=True)
+        ]
+
+    def _radix(self) -> list[int]:
+        """Weight of each channel's digit within its group."""
+        weights: list[int] = []
+        for part in self._split(self.level_counts):
+            ordered = part if self.digit_order == "little" else part[::-1]
+            place = list(accumulate(ordered[:-1], mul, initial=1))
+            weights += place if self.digit_order == "little" else place[::-1]
+        return weights
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.view(1, -1, 1, 1)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Bounded latents on the scale where levels are integers; fp32 [B, C, H, W]."""
+        z = latents.float()
+        levels = self._per_channel(self.levels).to(z.dtype)
+        if self.bound_kind == "simple":
+            y = 2.0 * torch.sigmoid(self.alpha * z) - 1.0
+            return y * ((levels - 1.0 if self.cells == "paper" else levels) / 2.0)
+        half = (levels - 1.0) * (1.0 + _SHIFTED_EPS) / 2.0
+        offset = torch.where(self._per_channel(self.levels) % 2 == 0, 0.5, 0.0)
+        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Quantize float [B, C, H, W]; latents come back in fp32, in [-1, 1]."""
+        with torch.autocast(latents.device.type, enabled=False):
+            if self._track_statistics and self.training:
+                self._track(latents)
+            scaled = self.scaled(latents)
+            rounded = scaled.round()
+            if self.cells == "equal_width":
+                half = self._per_channel(self.levels // 2).to(scaled.dtype)
+                rounded = rounded.clamp(-half, half)
+            digits = rounded.detach().to(torch.int64) + self._per_channel(self.levels // 2)
+            # In this order the value is exactly the rounded one, the derivative that of scaled.
+            straight_through = rounded.detach() + (scaled - scaled.detach())
+            codes = straight_through / self._per_channel(self.levels // 2)
+            return QuantizerOutput(codes, self._digits_to_indices(digits))
+
+    def _digits_to_indices(self, digits: Tensor) -> Tensor:
+        weighted = (digits * self._per_channel(self.radix)).permute(0, 2, 3, 1)
+        return torch.stack([part.sum(-1) for part in weighted.split(self.groups, -1)], -1)
+
+    def indices_to_digits(self, indices: Tensor) -> Tensor:
+        """Digits int64 [B, H, W, C] in 0..L-1 of indices int64 [B, H, W, num_groups]."""
+        groups = indices.repeat_interleave(torch.tensor(self.groups, device=indices.device), -1)
+        return groups // self.radix % self.levels
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """See Quantizer.indices_to_latents."""
+        centred = self.indices_to_digits(indices) - self.levels // 2
+        codes = centred.to(torch.float32) / (self.levels // 2).to(torch.float32)
+        return codes.permute(0, 3, 1, 2).contiguous()
+
+    def spec(self) -> dict[str, Any]:
+        """See Quantizer.spec."""
+        return {
+            "kind": "fsq",
+            "levels": list(self.level_counts),
+            "alpha": self.alpha,
+            "bound": self.bound_kind,
+            "cells": self.cells,
+            "digit_order": self.digit_order,
+            "groups": list(self.groups),
+        }
+
+
+class ProjectedFSQ(nn.Module):
+    """FSQ on a learned projection, with several codebooks side by side (released fsq.py).
+
+    Args:
+        dim: input channels.
+        quantizer: FSQ over ``num_codebooks`` times fewer channels than the projection has.
+        num_codebooks: independent codebooks sharing the quantizer.
+    """
+
+    def __init__(self, dim: int, quantizer: FSQ, num_codebooks: int = 1) -> None:
+        super().__init__()
+        inner = quantizer.num_channels * num_codebooks
+        self.quantizer, self.num_codebooks = quantizer, num_codebooks
+        projected = dim != inner
+        self.project_in = nn.Linear(dim, inner) if projected else nn.Identity()
+        self.project_out = nn.Linear(inner, dim) if projected else nn.Identity()
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Float [B, dim, H, W] -> the same shape, and indices [B, H, W, codebooks, groups]."""
+        batch, _, height, width = latents.shape
+        inner = self.project_in(latents.permute(0, 2, 3, 1))
+        split = inner.reshape(batch, height, width, self.num_codebooks, -1)
+        stacked = split.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        output = self.quantizer(stacked)
+        codes = output.latents.unflatten(0, (batch, self.num_codebooks))
+        indices = output.indices.unflatten(0, (batch, self.num_codebooks))
+        joined = codes.permute(0, 3, 4, 1, 2).flatten(3)
+        return self.project_out(joined).permute(0, 3, 1, 2), indices.permute(0, 2, 3, 1, 4)

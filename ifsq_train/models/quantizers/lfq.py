@@ -1,0 +1,117 @@
+"""Lookup-free quantization: the sign of each channel is one bit (Yu et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
+
+_ENTROPY_BITS_MAX = 18
+
+
+class LFQ(Quantizer):
+    """Signs as codes; zero counts as negative; bit i of an index has weight 2**i.
+
+    Args:
+        num_channels: bits.
+        entropy_weight: weight of (sample entropy - codebook entropy).
+        commitment_weight: weight of the squared distance to the code.
+        temperature: of the soft assignment in the entropies.
+        groups: bits per token group; None is one group.
+
+    Raises:
+        ValueError: groups do not sum to the bits, or a group too large for the entropy term.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        entropy_weight: float = 0.1,
+        commitment_weight: float = 0.25,
+        temperature: float = 0.01,
+        groups: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.groups = tuple(groups) if groups is not None else (num_channels,)
+        if sum(self.groups) != num_channels:
+            raise ValueError(f"groups={self.groups} must sum to {num_channels} bits")
+        if entropy_weight and max(self.groups) > _ENTROPY_BITS_MAX:
+            raise ValueError(
+                f"groups={self.groups}: the entropy term enumerates 2**bits codes;"
+                f" use groups of at most {_ENTROPY_BITS_MAX} or entropy_weight=0"
+            )
+        self.codebook_sizes = tuple(2**bits for bits in self.groups)
+        self.entropy_weight, self.commitment_weight = entropy_weight, commitment_weight
+        self.temperature = temperature
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """See Quantizer.forward."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            positive = latents > 0
+            codes = torch.where(positive, 1.0, -1.0)
+            bits = positive.permute(0, 2, 3, 1).to(torch.int64)
+            indices = torch.stack(
+                [
+                    (part * _powers(part.shape[-1], part)).sum(-1)
+                    for part in bits.split(self.groups, -1)
+                ],
+                -1,
+            )
+            losses, stats = self._losses(latents, codes) if self.training else ({}, {})
+            output = codes + (latents - latents.detach())
+            return QuantizerOutput(output, indices, losses, stats)
+
+    def _losses(self, latents: Tensor, codes: Tensor) -> tuple[dict, dict]:
+        losses = {"commitment": self.commitment_weight * F.mse_loss(latents, codes)}
+        if not self.entropy_weight:
+            return losses, {}
+        rows = latents.permute(0, 2, 3, 1).reshape(-1, self.num_channels)
+        sample = latents.new_zeros(())
+        codebook = latents.new_zeros(())
+        for part in rows.split(self.groups, -1):
+            own, average = self._entropies(part)
+            sample, codebook = sample + own, codebook + average
+        losses["entropy"] = self.entropy_weight * (sample - codebook)
+        stats = {"sample_entropy": sample.detach(), "codebook_entropy": codebook.detach()}
+        return losses, stats
+
+    def _entropies(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean entropy of the soft assignments and entropy of their mean, nats."""
+        logits = 2.0 * rows @ all_codes(rows.shape[1], rows.device).t() / self.temperature
+        probabilities = logits.softmax(-1)
+        log_probabilities = (logits + 1e-5).log_softmax(-1)
+        sample = -(probabilities * log_probabilities).sum(-1).mean()
+        average = probabilities.mean(0)
+        return sample, -(average * (average + 1e-5).log()).sum()
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """See Quantizer.indices_to_latents."""
+        parts = []
+        for group, size in enumerate(self.groups):
+            shifts = torch.arange(size, device=indices.device)
+            parts.append((indices[..., group : group + 1] >> shifts) & 1)
+        codes = torch.cat(parts, -1).to(torch.float32) * 2.0 - 1.0
+        return codes.permute(0, 3, 1, 2).contiguous()
+
+    def spec(self) -> dict[str, Any]:
+        """See Quantizer.spec."""
+        return {"kind": "lfq", "groups": list(self.groups), "digit_order": "little"}
+
+
+def _powers(count: int, like: Tensor) -> Tensor:
+    return 2 ** torch.arange(count, device=like.device)
+
+
+def all_codes(num_bits: int, device: torch.device | None = None) -> Tensor:
+    """Every code, float32 [2**num_bits, num_bits] of -1 and 1; the row is the index."""
+    numbers = torch.arange(2**num_bits, device=device).unsqueeze(1)
+    bits = (numbers >> torch.arange(num_bits, device=device)) & 1
+    return bits.to(torch.float32) * 2.0 - 1.0

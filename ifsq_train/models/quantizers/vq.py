@@ -1,0 +1,160 @@
+"""Vector quantization with a learned codebook: the paper's baseline, and LlamaGen's."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+
+
+def _to_rows(latents: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B*H*W, C] in fp32."""
+    return latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+
+
+def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest entry by squared Euclidean distance, int64 [N]."""
+    distances = (
+        rows.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2.0 * rows @ codebook.t()
+    )
+    return distances.argmin(1)
+
+
+class VQ(Quantizer, RunningMoments):
+    """Nearest codebook entry, two-term loss (van den Oord et al. 2017; released quant.py).
+
+    Args:
+        codebook_size: entries.
+        num_channels: channels of an entry.
+        beta: weight of one of the two loss terms, see `loss_form`.
+        loss_form: ``released`` puts beta on the codebook term (what the released code runs);
+            ``vqvae`` on the commitment term (as published).
+        track_statistics: keep running input moments for the log.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        num_channels: int,
+        *,
+        beta: float = 0.5,
+        loss_form: Literal["released", "vqvae"] = "released",
+        track_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_channels, self.codebook_sizes = num_channels, (codebook_size,)
+        self.beta, self.loss_form = beta, loss_form
+        self.embedding = nn.Embedding(codebook_size, num_channels)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+        self._track_statistics = track_statistics
+        if track_statistics:
+            self._init_moments(num_channels)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """See Quantizer.forward; distances and losses in fp32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            if self._track_statistics and self.training:
+                self._track(latents)
+            latents = latents.float()
+            rows = _to_rows(latents)
+            flat = _nearest(rows.detach(), self.embedding.weight.detach())
+            batch, _, height, width = latents.shape
+            indices = flat.view(batch, height, width, 1)
+            quantized = self.embedding(indices[..., 0]).permute(0, 3, 1, 2)
+            commitment = F.mse_loss(latents, quantized.detach())
+            codebook = F.mse_loss(quantized, latents.detach())
+            released = self.loss_form == "released"
+            weights = (1.0, self.beta) if released else (self.beta, 1.0)
+            loss = weights[0] * commitment + weights[1] * codebook
+            output = quantized.detach() + (latents - latents.detach())
+            return QuantizerOutput(output, indices, {"codebook": loss})
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """See Quantizer.indices_to_latents."""
+        return self.embedding(indices[..., 0]).float().permute(0, 3, 1, 2).contiguous()
+
+    def spec(self) -> dict[str, Any]:
+        """See Quantizer.spec."""
+        return {"kind": "vq", "codebook_sizes": list(self.codebook_sizes)}
+
+
+class NormalizedVQ(Quantizer):
+    """LlamaGen's quantizer: unit-length latents and entries (released llamagen/vq_model.py).
+
+    Args:
+        codebook_size: entries.
+        num_channels: channels of an entry.
+        beta: weight of the commitment term.
+        entropy_ratio: weight of the entropy term, 0 leaves it out.
+        temperature: of the soft assignment in the entropy term.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        num_channels: int,
+        *,
+        beta: float = 0.25,
+        entropy_ratio: float = 0.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.num_channels, self.codebook_sizes = num_channels, (codebook_size,)
+        self.beta, self.entropy_ratio, self.temperature = beta, entropy_ratio, temperature
+        self.embedding = nn.Embedding(codebook_size, num_channels)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+        with torch.no_grad():
+            self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """See Quantizer.forward; losses only in training mode, as released."""
+        with torch.autocast(latents.device.type, enabled=False):
+            unit = F.normalize(latents.float(), dim=1)
+            codebook = F.normalize(self.embedding.weight.float(), dim=-1)
+            rows = _to_rows(unit)
+            flat = _nearest(rows.detach(), codebook.detach())
+            batch, _, height, width = latents.shape
+            quantized = codebook[flat].view(batch, height, width, -1).permute(0, 3, 1, 2)
+            losses = self._losses(unit, quantized, rows, codebook) if self.training else {}
+            output = quantized.detach() + (unit - unit.detach())
+            return QuantizerOutput(output, flat.view(batch, height, width, 1), losses)
+
+    def _losses(
+        self, unit: Tensor, quantized: Tensor, rows: Tensor, codebook: Tensor
+    ) -> dict[str, Tensor]:
+        losses = {
+            "codebook": F.mse_loss(quantized, unit.detach()),
+            "commitment": self.beta * F.mse_loss(unit, quantized.detach()),
+        }
+        if self.entropy_ratio:
+            affinity = -(
+                rows.square().sum(1, keepdim=True)
+                + codebook.square().sum(1)
+                - 2.0 * rows @ codebook.t()
+            )
+            losses["entropy"] = self.entropy_ratio * _entropy_gap(affinity / self.temperature)
+        return losses
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """See Quantizer.indices_to_latents."""
+        codebook = F.normalize(self.embedding.weight.float(), dim=-1)
+        return codebook[indices[..., 0]].permute(0, 3, 1, 2).contiguous()
+
+    def spec(self) -> dict[str, Any]:
+        """See Quantizer.spec."""
+        return {"kind": "normalized_vq", "codebook_sizes": list(self.codebook_sizes)}
+
+
+def _entropy_gap(logits: Tensor) -> Tensor:
+    """Mean entropy of the assignments minus the entropy of their mean, nats; logits [N, K]."""
+    probabilities = logits.softmax(-1)
+    # The released code adds 1e-5 inside both logarithms.
+    log_probabilities = (logits + 1e-5).log_softmax(-1)
+    average = probabilities.mean(0)
+    average_entropy = -(average * (average + 1e-5).log()).sum()
+    sample_entropy = -(probabilities * log_probabilities).sum(-1).mean()
+    return sample_entropy - average_entropy

@@ -1,0 +1,128 @@
+"""Drawing image tokens from a LlamaGen, one position at a time with a key-value cache.
+
+The draws of a sample depend on its own seed only: any batching, and any number of machines,
+gives the same set of images up to rounding of the network's own arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifsq_train.models.llamagen import LlamaGen
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn.
+
+    Attributes:
+        cfg_scale: guidance s: ``uncond + s (cond - uncond)``; 1 turns guidance off.
+        cfg_interval: guide token 0 and tokens j with j - 1 <= interval; -1 guides all.
+        temperature: divides the guided logits.
+        top_k: keep logits at least as large as the k-th largest; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens whose mass exceeds p.
+        greedy: take the most likely token.
+    """
+
+    cfg_scale: float = 1.0
+    cfg_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+
+
+def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Probabilities fp32 [..., V] after temperature, top-k and top-p (in this order)."""
+    logits = logits.float() / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        threshold = logits.topk(config.top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if config.top_p < 1.0:
+        ordered, order = logits.sort(-1, descending=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        # The token that crosses p is kept: drop those whose mass before them exceeds it.
+        beyond = (mass > config.top_p).roll(1, -1)
+        beyond[..., 0] = False
+        dropped = torch.zeros_like(beyond).scatter(-1, order, beyond)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits.softmax(-1)
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: LlamaGen,
+    labels: Tensor,
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    on_logits: Callable[[int, int, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw all tokens of a batch of images.
+
+    Args:
+        model: in eval mode.
+        labels: int64 [B], on the model's device.
+        seeds: one per sample; decides its draws.
+        config: guidance and filters.
+        on_logits: called with (position, group, guided logits [B, V]).
+
+    Returns:
+        int64 [B, T], or [B, T, G] for a factorized model.
+    """
+    groups, length = len(model.codebook_sizes), model.num_tokens
+    draws = _uniforms(seeds, length, groups).to(labels.device)
+    guided = config.cfg_scale > 1.0
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, model.num_classes)])
+    caches = model.new_caches(len(labels), length)
+    tokens = torch.zeros(len(seeds), length, groups, dtype=torch.int64, device=labels.device)
+    x = model.cls_embedding(labels).unsqueeze(1)
+    for position in range(length):
+        stream = model.decode_step(x, caches, position)
+        head_caches = model.new_caches(len(labels), groups, head=True) if groups > 1 else []
+        for group in range(groups):
+            logits, head_caches = model.head_step(stream, head_caches, group)
+            logits = _guide(logits, config, position) if guided else logits
+            if on_logits is not None:
+                on_logits(position, group, logits)
+            chosen = _draw(logits, draws[:, position, group], config)
+            tokens[:, position, group] = chosen
+            if group + 1 < groups:
+                stream = _repeat(model.group_embedding(group)(chosen), guided).unsqueeze(1)
+        newest = tokens[:, position : position + 1]
+        x = _repeat(model.embed_tokens(newest if groups > 1 else newest[..., 0]), guided)
+    return tokens if groups > 1 else tokens[..., 0]
+
+
+def _repeat(x: Tensor, guided: bool) -> Tensor:
+    """Both branches of guidance see the same tokens."""
+    return torch.cat([x, x]) if guided else x
+
+
+def _guide(logits: Tensor, config: SamplingConfig, position: int) -> Tensor:
+    conditional, unconditional = logits.chunk(2)
+    if config.cfg_interval >= 0 and position >= 1 and position - 1 > config.cfg_interval:
+        return conditional
+    return unconditional + (conditional - unconditional) * config.cfg_scale
+
+
+def _draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Inverse of the cumulative distribution at `uniform` fp64 [B]; int64 [B]."""
+    if config.greedy:
+        return logits.argmax(-1)
+    cumulative = filtered_probabilities(logits, config).double().cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    # `right`: entries of zero probability are never chosen.
+    chosen = torch.searchsorted(cumulative, target, right=True)[..., 0]
+    return chosen.clamp_max(logits.shape[-1] - 1)
+
+
+def _uniforms(seeds: Sequence[int], length: int, groups: int) -> Tensor:
+    """fp64 [B, T, G] in [0, 1); row i is a function of seeds[i]."""
+    rows = [np.random.Generator(np.random.Philox(key=s)).random((length, groups)) for s in seeds]
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,274 @@
+"""The `ifsq` command. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_pipelines.errors import UserError
+
+app = typer.Typer(
+    name="ifsq",
+    help="Train iFSQ image tokenizers and the generators built on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Pack, index, inspect and verify datasets.", no_args_is_help=True)
+config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value changes, dots between nested keys.")
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; a local one if left out.")]
+MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
+    gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
+    cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
+    address: Address = None,
+    max_failures: Annotated[int, typer.Option(min=0, help="Restarts before giving up.")] = 3,
+    launcher: Annotated[str, typer.Option(help="ray, or local: one worker in-process.")] = "ray",
+) -> None:
+    """Train a tokenizer or a generator; run again to resume."""
+    from ifsq_train.config import LaunchConfig, TrainConfig
+
+    config = _load(recipe, overrides, TrainConfig, "train")
+    launch = LaunchConfig(
+        num_workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+        address=address,
+        max_failures=max_failures,
+    )
+    if launcher == "local":
+        from launchers.local import train_locally
+
+        if workers != 1:
+            raise UserError(f"--launcher local runs one worker, found --workers {workers};"
+                            " use --launcher ray")
+        result = train_locally(config)
+    elif launcher == "ray":
+        from launchers.ray_train import train_on_ray
+
+        result = train_on_ray(config, launch)
+    else:
+        raise UserError(f"--launcher '{launcher}' is unknown; use ray or local")
+    _say(f"{config.name}: {result['steps']} steps, final loss {result['final_loss']:.6g},"
+         f" {result['seconds']:.0f} s; results in {config.output}")
+
+
+@app.command()
+def precompute(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    actors: Annotated[int, typer.Option(min=1, help="Encoders, one per GPU on a cluster.")] = 1,
+    gpus_per_actor: Annotated[int, typer.Option(min=0)] = 0,
+    address: Address = None,
+) -> None:
+    """Encode a dataset into token shards; run again to finish what was interrupted."""
+    from ifsq_train.config import PrecomputeConfig
+    from launchers.stages import precompute_tokens
+
+    config = _load(recipe, overrides, PrecomputeConfig, "precompute")
+    report = precompute_tokens(
+        config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address
+    )
+    _say(f"{report.rows} rows of {report.expected_rows} in {config.output}")
+
+
+@app.command()
+def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Draw images from a trained generator."""
+    from ifsq_train.config import SampleConfig
+    from ifsq_train.generate import draw_samples
+
+    config = _load(recipe, overrides, SampleConfig, "sample")
+    count = draw_samples(config)
+    _say(f"{count} images in {config.output}")
+
+
+@app.command()
+def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Measure reconstructions, and samples if the recipe names some."""
+    from ifsq_train.config import EvaluateConfig
+    from ifsq_train.evaluate import evaluate as run_evaluation
+
+    config = _load(recipe, overrides, EvaluateConfig, "evaluate")
+    result = run_evaluation(config)
+    _say(json.dumps(result["metrics"], indent=1))
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of class folders with images; digits if left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """The whole pipeline on small real images: pack, train, precompute, train, sample, report."""
+    from launchers.demo import run_demo
+
+    result = run_demo(output, data, workers)
+    _say(f"report: {output / 'report.html'} ({result['wall_seconds']:.0f} s)")
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from ifsq_train.recipe import list_recipes
+
+    for name, summary in list_recipes():
+        _say(f"{name:40} {summary}")
+
+
+@config_app.command("show")
+def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print the recipe as it will run: merged, resolved, defaults filled in."""
+    import yaml
+
+    from ifsq_train.config import to_dict
+    from ifsq_train.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    _say(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip())
+
+
+@config_app.command("validate")
+def config_validate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe; reports every fault."""
+    from ifsq_train.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    _say(f"{recipe}: valid {config.kind} recipe")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of recipes."""
+    from ifsq_train.recipe import recipe_schema
+
+    _say(json.dumps(recipe_schema(), indent=1))
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[Path, typer.Argument(help="Folder of class folders with images.")],
+    dataset: Annotated[str, typer.Argument(help="Dataset folder to write (path or s3://).")],
+    shard_megabytes: Annotated[float, typer.Option(min=0.01)] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the one global shuffle.")] = 0,
+    max_bad_samples: MaxBad = 100,
+) -> None:
+    """Write an image folder as WebDataset tar shards with a manifest."""
+    from launchers.stages import pack_images
+
+    manifest = pack_images(
+        source, dataset, int(shard_megabytes * 2**20), seed, max_bad_samples=max_bad_samples
+    )
+    _print_info(manifest)
+
+
+@data_app.command("index")
+def data_index(
+    tars: Annotated[str, typer.Argument(help="Folder of WebDataset tars; they are not touched.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="Where the manifest goes; beside the tars if left out.")
+    ] = None,
+    max_bad_samples: MaxBad = 100,
+) -> None:
+    """Make a manifest for existing WebDataset tars."""
+    from launchers.stages import index_images
+
+    _print_info(index_images(tars, dataset, max_bad_samples=max_bad_samples))
+
+
+@data_app.command("info")
+def data_info(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
+    """Say what a dataset holds."""
+    from launchers.stages import open_any_dataset
+
+    _print_info(open_any_dataset(dataset))
+
+
+@data_app.command("verify")
+def data_verify(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
+    """Check every checksum and count; exit code 1 if anything is damaged."""
+    from launchers.stages import verify_any_dataset
+
+    lines, intact = verify_any_dataset(dataset)
+    for line in lines:
+        _say(line)
+    if not intact:
+        raise typer.Exit(1)
+
+
+@checkpoint_app.command("info")
+def checkpoint_info(
+    path: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
+) -> None:
+    """Verify a checkpoint and say what it holds."""
+    from ifsq_train.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
+    shown = ("step", "world_size", "train_state", "engine", "data", "versions")
+    _say(json.dumps(facts | {key: checkpoint.header[key] for key in shown}, indent=1))
+
+
+def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
+    from ifsq_train.log import log_to_terminal
+    from ifsq_train.recipe import load_recipe
+
+    log_to_terminal()
+    config = load_recipe(recipe, overrides or [])
+    if not isinstance(config, kind):
+        raise UserError(f"{recipe}: kind '{config.kind}', `ifsq {name}` needs '{name}';"
+                        f" use `ifsq {config.kind}`")
+    return config
+
+
+def _print_info(dataset: Any) -> None:
+    for key, value in dataset.summary().items():
+        _say(f"{key:20} {value}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def main() -> None:
+    """Entry point: user errors are one clear line and exit code 2, never a traceback."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__name__ != "TrainingFailed":
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

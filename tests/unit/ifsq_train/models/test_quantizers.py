@@ -1,0 +1,87 @@
+"""What holds for quantizers without any recorded tensors."""
+
+import math
+
+import pytest
+import torch
+
+from ifsq_train.models.quantizers import FSQ
+
+
+@pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [65] * 4, [8, 5, 5, 5], [257] * 4])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_index_round_trip_is_exact(levels: list[int], order: str) -> None:
+    """In fp32 arithmetic 24 % of 17^6 and 99 % of 17^8 indices would be wrong."""
+    even = any(level % 2 == 0 for level in levels)
+    quantizer = FSQ(levels, bound="shifted" if even else "simple", digit_order=order)  # pyright: ignore
+    z = torch.randn(4, len(levels), 16, 16, generator=torch.Generator().manual_seed(0)) * 1.2
+    output = quantizer(z)
+    assert torch.equal(quantizer.indices_to_latents(output.indices), output.latents)
+    digits = quantizer.indices_to_digits(output.indices).double()
+    places = range(len(levels)) if order == "little" else range(len(levels) - 1, -1, -1)
+    exact = [0] * digits[..., 0].numel()
+    weight = 1
+    for place in places:
+        column = digits[..., place].flatten().tolist()
+        exact = [total + weight * int(digit) for total, digit in zip(exact, column, strict=True)]
+        weight *= levels[place]
+    assert output.indices[..., 0].flatten().tolist() == exact
+    assert quantizer.codebook_sizes == (math.prod(levels),)
+
+
+def test_bf16_autocast_gives_the_same_tokens() -> None:
+    quantizer = FSQ([17] * 4)
+    z = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = quantizer(z)
+    assert mixed.latents.dtype == torch.float32
+    assert torch.equal(mixed.indices, quantizer(z).indices)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.6, 2.0])
+@pytest.mark.parametrize("num_levels", [3, 5, 17, 257])
+def test_bound_against_float64(alpha: float, num_levels: int) -> None:
+    z = torch.linspace(-6, 6, 4001).view(1, 1, 1, -1)
+    scaled = FSQ([num_levels], alpha=alpha).scaled(z)
+    wide = z.double()
+    exact = (2 / (1 + torch.exp(-alpha * wide)) - 1) * (num_levels - 1) / 2
+    assert (scaled.double() - exact).abs().max() < 1e-6 * num_levels
+
+
+def test_alpha_two_is_tanh() -> None:
+    z = torch.linspace(-5, 5, 1001).view(1, 1, 1, -1)
+    assert torch.allclose(FSQ([17], alpha=2.0).scaled(z), torch.tanh(z) * 8, atol=2e-6)
+
+
+def test_equal_width_cells_fill_the_end_levels() -> None:
+    """On a uniform bounded value the paper's grid under-fills the two ends by half."""
+    uniform = torch.rand(1, 1, 400, 400, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z = torch.log((1 + uniform) / (1 - uniform)) / 1.6
+    for cells, share in (("paper", 0.5 / 8), ("equal_width", 1 / 9)):
+        quantizer = FSQ([9], cells=cells)  # pyright: ignore
+        counts = quantizer(z).indices.flatten().bincount(minlength=9).double()
+        frequencies = counts / counts.sum()
+        assert abs(float(frequencies[0]) - share) < 2e-3
+        assert counts.numel() == 9
+
+
+def test_gradient_is_that_of_the_bound() -> None:
+    z = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    FSQ([17, 17])(z).latents.sum().backward()
+    sigmoid = torch.sigmoid(1.6 * z.detach())
+    assert z.grad is not None
+    assert torch.allclose(z.grad, 2 * 1.6 * sigmoid * (1 - sigmoid), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("levels", "options", "message"),
+    [
+        ([8, 5], {}, "needs odd levels"),
+        ([1, 5], {}, "at least 2"),
+        ([5, 5], {"groups": [1]}, "must sum"),
+        ([257] * 8, {}, "more than 2"),
+    ],
+)
+def test_impossible_settings_are_refused(levels: list[int], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FSQ(levels, **options)

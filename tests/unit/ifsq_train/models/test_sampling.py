@@ -1,0 +1,79 @@
+"""Sampling: a sample's draws are its own, and the cache changes nothing."""
+
+import pytest
+import torch
+
+from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.sampling import SamplingConfig, sample_tokens
+
+
+def build(codebooks: list[int]) -> LlamaGen:
+    torch.manual_seed(0)
+    model = LlamaGen(
+        num_layers=2,
+        num_heads=2,
+        dim=32,
+        codebook_sizes=codebooks,
+        grid=(3, 3),
+        num_classes=4,
+        multiple_of=32,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_batching_does_not_change_a_sample(codebooks: list[int]) -> None:
+    model = build(codebooks)
+    labels = torch.arange(8) % 4
+    config = SamplingConfig(cfg_scale=1.5, top_k=6, top_p=0.95)
+    seeds = list(range(100, 108))
+    whole = sample_tokens(model, labels, seeds, config)
+    order = torch.tensor([5, 2, 7, 0])
+    some = sample_tokens(model, labels[order], [seeds[i] for i in order], config)
+    assert torch.equal(whole[order], some)
+    assert len({tuple(row.flatten().tolist()) for row in whole}) > 1
+
+
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_cached_logits_equal_the_full_forward_pass(codebooks: list[int]) -> None:
+    model = build(codebooks)
+    labels = torch.tensor([1, 3])
+    seen: dict[int, list[torch.Tensor]] = {group: [] for group in range(len(codebooks))}
+    tokens = sample_tokens(
+        model,
+        labels,
+        [1, 2],
+        SamplingConfig(),
+        on_logits=lambda _position, group, logits: seen[group].append(logits),
+    )
+    full = model(tokens, labels).logits
+    for group, logits in enumerate(full):
+        assert torch.allclose(torch.stack(seen[group], 1), logits, atol=1e-5)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """First token of many samples against its probabilities: chi-square of 10 cells."""
+    model = build([11])
+    labels = torch.zeros(4000, dtype=torch.int64)
+    tokens = sample_tokens(model, labels, range(4000), SamplingConfig())
+    expected = model(tokens[:1], labels[:1]).logits[0][0, 0].softmax(-1) * 4000
+    observed = tokens[:, 0].bincount(minlength=11)
+    assert float(((observed - expected) ** 2 / expected).sum()) < 35  # p = 1e-4 at 10 degrees
+
+
+def test_top_k_one_is_greedy() -> None:
+    model = build([11])
+    labels = torch.tensor([0, 1, 2])
+    greedy = sample_tokens(model, labels, [1, 2, 3], SamplingConfig(greedy=True))
+    assert torch.equal(greedy, sample_tokens(model, labels, [4, 5, 6], SamplingConfig(top_k=1)))
+
+
+def test_dropped_labels_act_as_the_null_class() -> None:
+    model = build([11])
+    tokens = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
+    dropped = model(tokens, torch.tensor([1, 2]), drop_labels=torch.tensor([True, False])).logits[0]
+    given = model(tokens, torch.tensor([4, 2])).logits[0]
+    assert torch.equal(dropped, given)
