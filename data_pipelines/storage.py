@@ -186,7 +186,6 @@ class ObjectStorage:
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         if size == 0:
             return b""
-        # A range beyond the end is an error of the server; ask for what there is instead.
         with _naming(self.url, path):
             store = self._ranges if size <= _COPY_CHUNK_BYTES else self._objects
             data = bytes(self._obstore.get_range(store, path, start=offset, length=size))

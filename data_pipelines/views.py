@@ -7,8 +7,9 @@ they see of a view matches by construction. Random choices come from integer has
 
 The same square in source pixels is `ViewGeometry.boxes`; resizing that region to
 `image_size x image_size` samples exactly the grid of "resize everything, then crop", which is how
-the released code works (its ADM crops halve large images with a box filter before the bicubic
-resize; one antialiased resize differs from that by a fraction of a grey level).
+the released code works. Its ADM crops halve images of at least twice the size with a box filter
+before the bicubic resize; one antialiased resize is sharper there, and darker by about half a grey
+level per halving, because that filter rounds ties up twice.
 """
 
 # The kinds turn class constants of the base into fields.

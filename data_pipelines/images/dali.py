@@ -130,12 +130,18 @@ class DaliDecoder:
         (output,) = pipeline.run(**inputs)
         return torch.from_numpy(np.array(output.as_array()))
 
+    def _device_id(self) -> int | None:
+        if not self.on_gpu:
+            return None
+        index = self.device.index
+        return torch.cuda.current_device() if index is None else index
+
     def _pipeline(self, interpolation: str, batch_size: int) -> Any:
         capacity, pipeline = self._pipelines.get(interpolation, (0, None))
         if batch_size > capacity:
             pipeline = _build_pipeline(
                 batch_size, self._threads, self.image_size, interpolation,
-                self.device.index or 0 if self.on_gpu else None,
+                self._device_id(),
             )  # fmt: skip
             self._pipelines[interpolation] = (batch_size, pipeline)
         return pipeline
