@@ -1,0 +1,1 @@
+"""Image tokens on disk: packed, named after the tokenizer that made them, read by sample."""
