@@ -4,8 +4,10 @@ Everything above this file names objects by a relative path with forward slashes
 atomic everywhere: a reader sees the old object or the new one, never a part of it.
 """
 
+import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +59,10 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove; nothing happens if it does not exist."""
+        ...
+
+    def delete_stale_temporaries(self) -> None:
+        """Remove what killed writers left behind: temporary files untouched for ten minutes."""
         ...
 
     def local_path(self, path: str) -> Path | None:
@@ -149,6 +155,14 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         self.local_path(path).unlink(missing_ok=True)
 
+    def delete_stale_temporaries(self) -> None:
+        newest = time.time() - _STALE_TEMPORARY_SECONDS
+        for path in self.root.rglob(f"{_TEMPORARY_PREFIX}*"):
+            # Another live writer may finish, and so rename, its file at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < newest:
+                    path.unlink()
+
 
 class ObjectStorage:
     """A bucket prefix behind the S3 interface, through obstore.
@@ -175,6 +189,9 @@ class ObjectStorage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ObjectStorage, (self.url,))
+
+    def delete_stale_temporaries(self) -> None:
+        """An unfinished upload is invisible; buckets expire its parts by their own rules."""
 
     def local_path(self, path: str) -> None:  # noqa: ARG002
         return None
@@ -310,6 +327,7 @@ def _check_range(url: str, path: str, offset: int, size: int, data: bytes) -> by
 
 
 _TEMPORARY_PREFIX = ".tmp-"
+_STALE_TEMPORARY_SECONDS = 600
 
 
 def _is_temporary(name: str) -> bool:

@@ -181,6 +181,7 @@ def _pack(
     if not shards:
         raise UserError(f"nothing was packed into {storage.url}: there were no usable images")
     _delete_leftovers(storage, shards)
+    storage.delete_stale_temporaries()
     extra = {"fingerprint": options.fingerprint, "num_bad_samples": budget.num_bad}
     publish_manifest(storage, shards, classes=classes, extra=extra)
     return ShardManifest.open(storage)

@@ -1,5 +1,7 @@
 """Folders as storage: atomic writes, one winner, ranges checked."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -66,6 +68,15 @@ def test_upload_moves_a_finished_file(tmp_path):
     assert storage.list() == ["deep/x.tar"]
     with as_local_file(storage, "deep/x.tar") as local:
         assert local.read_bytes() == b"data"
+
+
+def test_temporary_files_of_killed_writers_go_and_fresh_ones_stay(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for name, age in ((".tmp-x-old", 3600), (".tmp-x-new", 0)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    storage.delete_stale_temporaries()
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-x-new"]
 
 
 def test_delete_is_idempotent(tmp_path):
