@@ -74,7 +74,8 @@ def test_temporary_files_of_killed_writers_go_and_fresh_ones_stay(tmp_path):
     storage = LocalStorage(tmp_path)
     for name, age in ((".tmp-x-old", 3600), (".tmp-x-new", 0)):
         (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+        written = time.time() - age
+        os.utime(tmp_path / name, (written, written))
     storage.delete_stale_temporaries()
     assert [path.name for path in tmp_path.iterdir()] == [".tmp-x-new"]
 
