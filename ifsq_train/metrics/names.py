@@ -1,0 +1,191 @@
+"""Every metric the project exports: name, type, labels, unit and help, in one place.
+
+Names follow the Prometheus conventions (``promtool check metrics`` passes): prefix ``ifsq_``,
+base units, and the unit as suffix (``_seconds``, ``_bytes``, ``_ratio``; ``_total`` for
+counters). Entropies are in bits of information, which Prometheus has no unit suffix for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "ifsq_"
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric.
+
+    Attributes:
+        name: full exported name.
+        kind: Prometheus type.
+        help: one sentence, with the unit where the name does not say it.
+        labels: label names; their values are few (networks, terms, channels), never sample,
+            step or process ids.
+        scope: ``run``: the same for the whole run, so only rank 0 exports it; ``process``: each
+            process exports its own and the endpoint adds them up over a node.
+        buckets: upper bounds of a histogram's buckets.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    scope: Literal["run", "process"] = "run"
+    buckets: tuple[float, ...] = ()
+
+
+_STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+# ---------------------------------------------------------------- training
+
+LOSS = MetricSpec(
+    "ifsq_training_loss",
+    "gauge",
+    "Loss at the last logged step, mean over the global batch, by term.",
+    ("term",),
+)
+LEARNING_RATE = MetricSpec(
+    "ifsq_training_learning_rate",
+    "gauge",
+    "Learning rate of the last optimizer step, by network.",
+    ("network",),
+)
+GRADIENT_NORM = MetricSpec(
+    "ifsq_training_gradient_norm",
+    "gauge",
+    "Global L2 norm of the gradients before clipping, by network.",
+    ("network",),
+)
+STEP = MetricSpec(
+    "ifsq_training_step",
+    "gauge",
+    "Optimizer steps done since the start of the run, as the next checkpoint will say.",
+)
+PLANNED_STEPS = MetricSpec(
+    "ifsq_training_planned_steps", "gauge", "Optimizer steps after which the run is finished."
+)
+STEPS = MetricSpec(
+    "ifsq_training_steps_total",
+    "counter",
+    "Optimizer steps computed since the workers started; steps repeated after a restart count.",
+)
+SAMPLES = MetricSpec(
+    "ifsq_training_samples_total",
+    "counter",
+    "Samples of all global batches computed since the workers started.",
+)
+IMAGES_PER_SECOND = MetricSpec(
+    "ifsq_training_images_per_second",
+    "gauge",
+    "Images of the global batch per second of wall time since the previous logged step.",
+)
+TOKENS_PER_SECOND = MetricSpec(
+    "ifsq_training_tokens_per_second",
+    "gauge",
+    "Image tokens of the global batch per second of wall time since the previous logged step.",
+)
+DATA_WAIT_SECONDS = MetricSpec(
+    "ifsq_training_data_wait_seconds_total",
+    "counter",
+    "Seconds a worker waited for its next batch, by rank: the one number needed per rank, since"
+    " a slow reader shows as waiting on one rank only.",
+    ("rank",),
+    scope="process",
+)
+STEP_SECONDS = MetricSpec(
+    "ifsq_training_step_seconds",
+    "histogram",
+    "Wall time of a training step on rank 0, waiting for data included.",
+    buckets=_STEP_BUCKETS,
+)
+CHECKPOINT_SECONDS = MetricSpec(
+    "ifsq_training_checkpoint_seconds",
+    "histogram",
+    "Wall time a checkpoint held up the training of rank 0; writing goes on in the background.",
+    buckets=_STEP_BUCKETS,
+)
+CHECKPOINT_TIMESTAMP = MetricSpec(
+    "ifsq_training_checkpoint_last_success_timestamp_seconds",
+    "gauge",
+    "Unix time at which rank 0 last handed over a checkpoint without error.",
+)
+RESTARTS = MetricSpec(
+    "ifsq_training_restarts_total",
+    "counter",
+    "Times the run was started again in its folder, by Ray or by hand, since its first start.",
+)
+WORLD_SIZE = MetricSpec("ifsq_training_world_size", "gauge", "Workers the run has now.")
+
+# ---------------------------------------------------------------- tokenizer
+
+CODE_ENTROPY = MetricSpec(
+    "ifsq_tokenizer_code_entropy",
+    "gauge",
+    "Entropy of the tokens of a batch over the codebook, in bits.",
+)
+DIGIT_ENTROPY = MetricSpec(
+    "ifsq_tokenizer_digit_entropy",
+    "gauge",
+    "Entropy of the levels a latent channel uses, in bits; log2 of its levels is the most.",
+    ("channel",),
+)
+DEAD_LEVELS = MetricSpec(
+    "ifsq_tokenizer_dead_levels",
+    "gauge",
+    "Levels of a latent channel that no position of the batch uses.",
+    ("channel",),
+)
+INPUT_MEAN = MetricSpec(
+    "ifsq_tokenizer_prebound_mean",
+    "gauge",
+    "Running mean of a latent channel before the bound.",
+    ("channel",),
+)
+INPUT_VARIANCE = MetricSpec(
+    "ifsq_tokenizer_prebound_variance",
+    "gauge",
+    "Running variance of a latent channel before the bound; the bound's slope suits 1.",
+    ("channel",),
+)
+
+# ---------------------------------------------------------------- precompute
+
+PRECOMPUTE_EXPECTED_ROWS = MetricSpec(
+    "ifsq_precompute_expected_rows", "gauge", "Token rows the finished dataset will have."
+)
+PRECOMPUTE_ROWS = MetricSpec(
+    "ifsq_precompute_rows_total", "counter", "Token rows written.", scope="process"
+)
+PRECOMPUTE_ITEMS = MetricSpec(
+    "ifsq_precompute_items_total",
+    "counter",
+    "Work items (token shards) published.",
+    scope="process",
+)
+PRECOMPUTE_RETRIES = MetricSpec(
+    "ifsq_precompute_retries_total",
+    "counter",
+    "Work items given out again because the process that held them was lost.",
+    scope="process",
+)
+PRECOMPUTE_QUARANTINED = MetricSpec(
+    "ifsq_precompute_quarantined_samples_total",
+    "counter",
+    "Samples that could not be read and were replaced.",
+    scope="process",
+)
+
+# ---------------------------------------------------------------- processes
+
+RESIDENT_MEMORY = MetricSpec(
+    "ifsq_process_resident_memory_bytes",
+    "gauge",
+    "Resident memory of the run's processes on this node, summed.",
+    scope="process",
+)
+
+METRICS: tuple[MetricSpec, ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, MetricSpec)
+)

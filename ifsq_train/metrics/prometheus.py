@@ -1,0 +1,227 @@
+"""Prometheus metrics of a run: many processes write, one endpoint per node serves.
+
+Every process keeps its numbers in memory-mapped files of a folder of its node
+(`prometheus_client`'s multiprocess mode); the process of local rank 0 merges them whenever it
+is scraped. So a lost worker takes no numbers with it, and no process waits for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from data_pipelines.errors import UserError
+from ifsq_train.checkpoint import write_atomically
+from ifsq_train.metrics.names import METRICS, RESIDENT_MEMORY, MetricSpec
+
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
+
+
+def open_metrics(
+    run_dir: Path, rank: int, local_rank: int, port: int = 0, *, host: str = "127.0.0.1"
+) -> Metrics:
+    """Metrics of this process; local rank 0 also starts its node's endpoint.
+
+    Args:
+        run_dir: folder of the run; processes of a run on one node find each other by it. The
+            endpoint's address is written to a file in it that Prometheus' file service
+            discovery reads (``metrics_endpoint*.json``).
+        rank: this process in the run; metrics of scope ``run`` are kept by rank 0 only.
+        local_rank: this process on its node.
+        port: port of the endpoint; 0 takes a free one.
+        host: address to listen on; ``0.0.0.0`` to be scraped from other machines.
+
+    Raises:
+        UserError: the port is taken, or the node's metrics folder belongs to another user.
+    """
+    directory = metrics_directory(run_dir)
+    if local_rank == 0:
+        _remove_files_of_dead_processes(directory)
+    server = None
+    if local_rank == 0:
+        server = MetricsServer(directory, host, port)
+        server.announce(_endpoint_file(run_dir, rank), run_dir.name)
+    return Metrics(directory, rank, server)
+
+
+def metrics_directory(run_dir: Path) -> Path:
+    """The run's folder for metric files on this node; never on shared storage, where the
+    process ids of different machines would collide.
+
+    Raises:
+        UserError: it exists and belongs to another user.
+    """
+    name = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:16]
+    directory = Path(tempfile.gettempdir()) / f"ifsq-metrics-{os.getuid()}-{name}"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
+        raise UserError(f"{directory} belongs to another user; remove it or set TMPDIR")
+    return directory
+
+
+class Metrics:
+    """What one process reports. Use `open_metrics`.
+
+    Values of metrics of scope ``run`` are dropped on every rank but 0, so callers need not ask.
+    """
+
+    def __init__(self, directory: Path, rank: int, server: MetricsServer | None) -> None:
+        self.server = server
+        self._directory = directory
+        self._rank = rank
+        self._process = psutil.Process()
+        self._metrics = _create_metrics(directory)
+
+    def set(self, spec: MetricSpec, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        assert spec.kind == "gauge"
+        if child := self._child(spec, labels):
+            child.set(value)
+
+    def inc(self, spec: MetricSpec, amount: float = 1.0, **labels: str) -> None:
+        """Add to a counter; `amount` >= 0."""
+        assert spec.kind == "counter"
+        if child := self._child(spec, labels):
+            child.inc(amount)
+
+    def observe(self, spec: MetricSpec, value: float, **labels: str) -> None:
+        """Add an observation to a histogram."""
+        assert spec.kind == "histogram"
+        if child := self._child(spec, labels):
+            child.observe(value)
+
+    def observe_process(self) -> None:
+        """Bring this process's resident memory up to date."""
+        self.set(RESIDENT_MEMORY, self._process.memory_info().rss)
+
+    def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
+        if spec.scope == "run" and self._rank != 0:
+            return None
+        metric = self._metrics[spec]
+        return metric.labels(**labels) if spec.labels else metric
+
+    def close(self) -> None:
+        """Take this process's live gauges back; local rank 0 also stops the endpoint."""
+        from prometheus_client import multiprocess
+
+        multiprocess.mark_process_dead(os.getpid(), str(self._directory))  # pyright: ignore
+        if self.server is not None:
+            self.server.close()
+            _remove_files_of_dead_processes(self._directory, and_own=True)
+
+
+def _create_metrics(directory: Path) -> dict[MetricSpec, Any]:
+    """One prometheus_client object per metric, backed by files in `directory`."""
+    os.environ[_DIRECTORY_VARIABLE] = str(directory)
+    import prometheus_client
+    from prometheus_client import values
+
+    # The library picks its storage when it is imported and caches open files in it. Another
+    # package may have imported it before, or an earlier run of this process used another folder.
+    values.ValueClass = values.get_value_class()  # type: ignore[misc]
+    registry = prometheus_client.CollectorRegistry()
+    created: dict[MetricSpec, Any] = {}
+    for spec in METRICS:
+        arguments: dict[str, Any] = {"labelnames": spec.labels, "registry": registry}
+        if spec.kind == "gauge":
+            # Of a gauge of the run the newest value counts, whichever rank 0 process set it.
+            mode = "mostrecent" if spec.scope == "run" else "livesum"
+            arguments["multiprocess_mode"] = mode
+        if spec.kind == "histogram":
+            arguments["buckets"] = spec.buckets
+        make: Callable[..., Any] = getattr(prometheus_client, spec.kind.capitalize())
+        created[spec] = make(spec.name, spec.help, **arguments)
+    return created
+
+
+def _remove_files_of_dead_processes(directory: Path, *, and_own: bool = False) -> None:
+    """Counters of processes that are gone would otherwise be added for ever."""
+    for path in directory.glob("*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not psutil.pid_exists(pid) or (and_own and pid == os.getpid()):
+            path.unlink(missing_ok=True)
+
+
+def _endpoint_file(run_dir: Path, rank: int) -> Path:
+    """One file per node: of the node with rank 0, and of every other named after its first."""
+    suffix = "" if rank == 0 else f"-{rank:05d}"
+    return Path(run_dir) / f"metrics_endpoint{suffix}.json"
+
+
+class MetricsServer:
+    """Serves the merged metrics of a node at ``/metrics`` from a background thread.
+
+    Args:
+        directory: where the node's processes keep their files.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one, see attribute `port`.
+
+    Raises:
+        UserError: the port stays taken.
+    """
+
+    def __init__(self, directory: Path, host: str, port: int) -> None:
+        from prometheus_client import CollectorRegistry, make_wsgi_app
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(directory))
+        self._host = host
+        self._httpd = _bind(host, port, make_wsgi_app(registry))
+        self.port = int(self._httpd.server_address[1])
+        self._endpoint_file: Path | None = None
+        self._thread = threading.Thread(
+            target=self._httpd.serve_forever, name="metrics-endpoint", daemon=True
+        )
+        self._thread.start()
+
+    def announce(self, path: Path, run: str) -> None:
+        """Write the address where Prometheus' file service discovery finds it."""
+        everywhere = self._host in ("", "0.0.0.0", "::")
+        name = socket.gethostname() if everywhere else self._host
+        target = f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
+        groups = [{"targets": [target], "labels": {"run": run}}]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(groups).encode())
+        self._endpoint_file = path
+
+    def close(self) -> None:
+        """Stop serving and withdraw the address."""
+        if self._endpoint_file is not None:
+            self._endpoint_file.unlink(missing_ok=True)
+        self._httpd.shutdown()
+        self._httpd.server_close()
+        self._thread.join()
+
+
+def _bind(host: str, port: int, app: Any) -> Any:
+    """Listen; waits a little for a port that the previous worker group is about to release."""
+    from wsgiref.simple_server import make_server
+
+    from prometheus_client.exposition import ThreadingWSGIServer, _SilentHandler
+
+    class Server(ThreadingWSGIServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    for attempt in range(1, _BIND_ATTEMPTS + 1):
+        try:
+            return make_server(host, port, app, Server, handler_class=_SilentHandler)
+        except OSError as error:
+            if attempt == _BIND_ATTEMPTS or port == 0:
+                raise UserError(
+                    f"metrics port {port} on {host} cannot be used ({error.strerror});"
+                    " choose another, or 0 for a free one"
+                ) from error
+            time.sleep(_BIND_PAUSE_SECONDS)
+    raise AssertionError("unreachable")
