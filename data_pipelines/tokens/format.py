@@ -1,0 +1,275 @@
+"""What a token dataset consists of, and everything that decides what its tokens mean.
+
+    job.json                     first file: the spec a folder was begun with
+    shards/tokens-00000000.arrow one Arrow IPC file per range of source samples
+    tokens.arrow                 one row per shard (Arrow IPC file)
+    tokens.json                  published last: a dataset without it is not finished
+
+A shard has one row per (sample, view), a sample's views one after the other. Its schema metadata
+holds, as JSON, the spec, which samples it covers, its share of the latent statistics, the bad
+samples met, and a hash over its contents, so that damage shows even before there is a manifest.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.images.budget import BadSample
+from data_pipelines.tokens.packing import TokenPacker
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_NAME = "ifsq-tokens"
+FORMAT_VERSION = 1
+JOB_JSON = "job.json"
+TOKENS_JSON = "tokens.json"
+TOKENS_TABLE = "tokens.arrow"
+SHARD_FOLDER = "shards/"
+METADATA_KEY = b"ifsq_tokens"
+
+
+def shard_name(index: int) -> str:
+    """Path of the shard of work item `index`; depends on nothing else."""
+    return f"{SHARD_FOLDER}tokens-{index:08d}.arrow"
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ExtraColumn:
+    """A further array per row, such as teacher features: numpy `dtype` name and `shape`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Of the dequantized latents of all rows, per channel; `std` is the population's.
+
+    A generator of latents trains on `normalize(latents)` and decodes `denormalize` of what it made.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int
+    """Values per channel: rows times grid cells."""
+
+    def normalize(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """Float [B, C, H, W] to mean 0 and standard deviation 1 per channel."""
+        return (latents - self._per_channel(self.mean, latents)) / self._scale(latents)
+
+    def denormalize(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """Inverse of `normalize`."""
+        return latents * self._scale(latents) + self._per_channel(self.mean, latents)
+
+    def _scale(self, latents: "torch.Tensor") -> "torch.Tensor":
+        # A channel that never varies has nothing to scale.
+        return self._per_channel([std if std > 0 else 1.0 for std in self.std], latents)
+
+    @staticmethod
+    def _per_channel(values: Sequence[float], like: "torch.Tensor") -> "torch.Tensor":
+        return like.new_tensor(values).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class LatentSums:
+    """Sums and sums of squares per channel, float64; how statistics are collected."""
+
+    count: int
+    sums: tuple[float, ...]
+    squares: tuple[float, ...]
+
+    @staticmethod
+    def combine(parts: Sequence["LatentSums"]) -> LatentStatistics | None:
+        """Statistics of all parts, added in the given order; None where there are no channels."""
+        if not parts or not parts[0].sums:
+            return None
+        count = sum(part.count for part in parts)
+        sums, squares = np.zeros(len(parts[0].sums)), np.zeros(len(parts[0].sums))
+        for part in parts:
+            sums += np.array(part.sums)
+            squares += np.array(part.squares)
+        mean = sums / count
+        variance = np.maximum(squares / count - mean * mean, 0.0)
+        return LatentStatistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """Everything that decides a row's bytes, apart from the source image itself."""
+
+    tokenizer_fingerprint: str
+    """sha256 over weights and configuration of the tokenizer."""
+    quantizer: Mapping[str, Any]
+    """Description of the quantizer, JSON-able."""
+    codebook_sizes: tuple[int, ...]
+    """Tokens of group g run from 0 to codebook_sizes[g] - 1."""
+    grid: tuple[int, int]
+    """Height and width in tokens; tokens are stored row by row."""
+    digit_order: Literal["little", "big"]
+    """Whether the first channel of a group is the least or most significant digit."""
+    view: Mapping[str, Any]
+    """The view spec, as `ViewSpec.to_dict`."""
+    num_views: int
+    view_seed: int
+    """Decides random crops and flips, and what replaces a bad sample; views are of epoch 0."""
+    source_digest: str
+    """Digest of the image manifest; sample ids are those of that manifest."""
+    num_samples: int
+    samples_per_shard: int
+    batch_size: int
+    """Images per encoder call. Part of the spec: convolutions round differently per batch size."""
+    decoder: str
+    """Backend that decoded the images, `ImageDecoder.name`."""
+    numerics: str
+    """Device kind and precision of the encoder, such as cpu/fp32 or cuda/bf16."""
+    extra_columns: Mapping[str, ExtraColumn] = field(default_factory=dict)
+    latent_statistics: LatentStatistics | None = None
+    """Known once all shards are there; not stored in shards and not part of the digest."""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if min(self.num_samples, self.num_views, self.samples_per_shard, self.batch_size) < 1:
+            raise UserError(
+                f"num_samples={self.num_samples}, num_views={self.num_views}, samples_per_shard="
+                f"{self.samples_per_shard}, batch_size={self.batch_size}: use 1 or more of each"
+            )
+
+    @cached_property
+    def packer(self) -> TokenPacker:
+        return TokenPacker(self.codebook_sizes, self.tokens_per_row)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """T, tokens per view and group."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.samples_per_shard)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows a finished dataset has."""
+        return self.num_samples * self.num_views
+
+    def shard_range(self, index: int) -> tuple[int, int]:
+        """First sample id of shard `index` and how many samples it covers."""
+        assert 0 <= index < self.num_shards
+        first = index * self.samples_per_shard
+        return first, min(self.samples_per_shard, self.num_samples - first)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the spec without its latent statistics."""
+        return hashlib.sha256(canonical_json(self._identity()).encode()).hexdigest()
+
+    def differences(self, other: "TokenSpec") -> list[str]:
+        """Fields in which the specs differ, as "name: own value, not other value"."""
+        own, others = self._identity(), other._identity()
+        return [
+            f"{name}: {canonical_json(own[name])}, not {canonical_json(others[name])}"
+            for name in own
+            if canonical_json(own[name]) != canonical_json(others[name])
+        ]
+
+    def with_statistics(self, statistics: LatentStatistics | None) -> "TokenSpec":
+        return replace(self, latent_statistics=statistics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; `from_dict` reads it back."""
+        return asdict(self)
+
+    def _identity(self) -> dict[str, Any]:
+        values = self.to_dict()
+        del values["latent_statistics"]
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "TokenSpec":
+        """Read `to_dict` back from JSON.
+
+        Raises:
+            DataError: another format version, unknown or missing fields.
+        """
+        if values.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"token format version {values.get('format_version')} found, this program reads "
+                f"{FORMAT_VERSION}; use the version that wrote it or precompute again"
+            )
+        known = {f.name for f in fields(TokenSpec)}
+        optional = {"extra_columns", "latent_statistics"}
+        if wrong := (set(values) - known) | (known - optional - set(values)):
+            raise DataError(
+                f"token spec has unknown or missing fields {', '.join(sorted(wrong))}; "
+                "the file is damaged or of another program"
+            )
+        extra = {
+            name: ExtraColumn(column["dtype"], tuple(column["shape"]))
+            for name, column in values.get("extra_columns", {}).items()
+        }
+        stored = values.get("latent_statistics")
+        statistics = stored and LatentStatistics(
+            tuple(stored["mean"]), tuple(stored["std"]), stored["count"]
+        )
+        height, width = values["grid"]
+        return TokenSpec(
+            **{
+                **values,
+                "codebook_sizes": tuple(values["codebook_sizes"]),
+                "grid": (height, width),
+                "extra_columns": extra,
+                "latent_statistics": statistics or None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What a shard says about itself besides its rows; stored in its schema metadata."""
+
+    spec: TokenSpec
+    index: int
+    latent_sums: LatentSums
+    bad_samples: tuple[BadSample, ...]
+    """Samples that could not be decoded and were replaced, sorted; of this or of other shards."""
+    content_sha256: str = ""
+    """Hash over rows and metadata values, whatever way Arrow laid them out."""
+
+    def to_bytes(self) -> bytes:
+        values = {
+            "index": self.index,
+            "latent_sums": asdict(self.latent_sums),
+            "bad_samples": [asdict(bad) for bad in self.bad_samples],
+            "content_sha256": self.content_sha256,
+            "spec": self.spec.with_statistics(None).to_dict(),
+        }
+        return canonical_json(values).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "ShardMetadata":
+        """Raises ValueError (DataError among them), KeyError or TypeError if it is not one."""
+        values = json.loads(data)
+        sums = values["latent_sums"]
+        return ShardMetadata(
+            TokenSpec.from_dict(values["spec"]),
+            values["index"],
+            LatentSums(sums["count"], tuple(sums["sums"]), tuple(sums["squares"])),
+            tuple(BadSample(**bad) for bad in values["bad_samples"]),
+            values["content_sha256"],
+        )

@@ -1,0 +1,313 @@
+"""Token datasets by sample id."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.hashing import hash_u64, uniform_int
+from data_pipelines.lru import Lru
+from data_pipelines.storage import LocalStorage, Storage, open_storage
+from data_pipelines.tokens.format import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    SHARD_FOLDER,
+    TOKENS_JSON,
+    TOKENS_TABLE,
+    TokenSpec,
+)
+from data_pipelines.tokens.shard import TokenShard, decode_shard
+from data_pipelines.tokens.writer import TokenShardEntry, read_job
+
+MAX_OPEN_SHARDS = 256
+_DOMAIN_CHOOSE_VIEW = 31
+
+
+def choose_views(
+    seed: int, epoch: int, sample_ids: NDArray[np.int64], num_views: int
+) -> NDArray[np.int64]:
+    """Which of the stored views a sample shows in an epoch: uniform in [0, num_views), int64 [B].
+
+    A hash of (seed, epoch, sample id), so the same for every rank and after a resume.
+    """
+    ids = np.asarray(sample_ids, dtype=np.int64)
+    return uniform_int(hash_u64(seed, _DOMAIN_CHOOSE_VIEW, epoch, ids), num_views)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B rows, in the order they were asked for.
+
+    tokens: int64 [B, T] for one group, else [B, T, G]; row by row over the grid.
+    labels: int64 [B], -1 where there is none.
+    sample_ids: int64 [B].
+    extra: the extra columns asked for, [B, ...] each.
+    """
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    sample_ids: NDArray[np.int64]
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def read_tokens_json(storage: Storage) -> dict[str, Any]:
+    """The facts of tokens.json.
+
+    Raises:
+        DataError: missing (says how far a precompute got), damaged, or of another format.
+    """
+    if not storage.exists(TOKENS_JSON):
+        raise DataError(_unfinished(storage))
+    try:
+        facts = json.loads(storage.read(TOKENS_JSON))
+        found = (facts["format"], facts["version"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{storage.url}/{TOKENS_JSON} is damaged; run the precompute again, it writes it anew"
+        ) from None
+    if found != (FORMAT_NAME, FORMAT_VERSION):
+        raise DataError(
+            f"{storage.url}/{TOKENS_JSON} has format {found}, expected "
+            f"{(FORMAT_NAME, FORMAT_VERSION)}; use the matching version or precompute again"
+        )
+    return facts
+
+
+class TokenDataset:
+    """An opened token dataset. O(shards) in memory, shards memory-mapped on demand. Thread-safe.
+
+    Shards in object storage are copied once into a cache folder of this machine, which all
+    processes share, and mapped from there.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        facts: Mapping[str, Any],
+        table: pa.Table,
+        cache_folder: Path | None = None,
+    ) -> None:
+        self.storage = storage
+        self.facts = facts
+        self.digest: str = facts["digest"]
+        self.spec = TokenSpec.from_dict(facts["spec"])
+        self.num_samples: int = facts["num_samples"]
+        self.num_rows: int = facts["num_rows"]
+        self.num_views = self.spec.num_views
+        self.shard_sizes: NDArray[np.int64] = table.column("num_samples").to_numpy()
+        """Samples (not rows) per shard, for SamplePlan."""
+        self._table = table
+        self._cache_folder = cache_folder
+        self._open: Lru[int, TokenShard] = Lru(MAX_OPEN_SHARDS)
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path | Storage,
+        expected_fingerprint: str | None = None,
+        cache_folder: Path | None = None,
+    ) -> "TokenDataset":
+        """Read the manifest at `url`.
+
+        Args:
+            expected_fingerprint: of the tokenizer these tokens are to be used with.
+            cache_folder: where shards of object storage are copied to; None takes one in the
+                machine's temporary folder, named after the dataset.
+
+        Raises:
+            UserError: the tokens were made by another tokenizer.
+            DataError: there is no finished dataset, or it is damaged or of another format.
+        """
+        storage = open_storage(url) if isinstance(url, str | Path) else url
+        facts = read_tokens_json(storage)
+        data = storage.read(TOKENS_TABLE)
+        if hashlib.sha256(data).hexdigest() != facts.get("table_sha256"):
+            raise _does_not_match(storage)
+        try:
+            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            dataset = cls(storage, facts, table, cache_folder)
+            counts = (facts["num_shards"], dataset.num_samples, dataset.num_rows)
+        except (pa.ArrowInvalid, KeyError, TypeError):
+            raise _does_not_match(storage) from None
+        rows = int(table.column("num_rows").to_numpy().sum())
+        if counts != (table.num_rows, int(dataset.shard_sizes.sum()), rows):
+            raise _does_not_match(storage)
+        fingerprint = dataset.spec.tokenizer_fingerprint
+        if expected_fingerprint is not None and fingerprint != expected_fingerprint:
+            raise UserError(
+                f"{storage.url} holds tokens of tokenizer {fingerprint}, but tokenizer "
+                f"{expected_fingerprint} is to be used with them; precompute again with that "
+                "tokenizer or name the one they were made with"
+            )
+        return dataset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TokenDataset.open, (self.storage.url, None, self._cache_folder))
+
+    def __repr__(self) -> str:
+        return f"TokenDataset({self.storage.url}, {self.num_rows} rows, {self.digest[:12]})"
+
+    @property
+    def num_shards(self) -> int:
+        return self._table.num_rows
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every sample, int64 [num_samples], -1 where there is none; opens all shards."""
+        shards = (self.shard(i).labels[:: self.num_views] for i in range(self.num_shards))
+        return np.concatenate([labels.astype(np.int64) for labels in shards])
+
+    def summary(self) -> dict[str, Any]:
+        """What a user wants to know of the dataset, in words and numbers."""
+        spec = self.spec
+        return {
+            "kind": "tokens",
+            "url": self.storage.url,
+            "digest": self.digest,
+            "samples": self.num_samples,
+            "views per sample": self.num_views,
+            "rows": self.num_rows,
+            "shards": self.num_shards,
+            "bytes": self.facts["num_bytes"],
+            "bad samples": self.facts["num_bad_samples"],
+            "grid": f"{spec.grid[0]} x {spec.grid[1]}",
+            "codebook sizes": list(spec.codebook_sizes),
+            "bits per token": list(spec.packer.bits),
+            "tokenizer": spec.tokenizer_fingerprint,
+            "quantizer": dict(spec.quantizer),
+            "view": dict(spec.view),
+            "decoder": spec.decoder,
+            "numerics": spec.numerics,
+            "source": spec.source_digest,
+            "latent mean": list(spec.latent_statistics.mean) if spec.latent_statistics else None,
+            "latent std": list(spec.latent_statistics.std) if spec.latent_statistics else None,
+        }
+
+    def read(
+        self,
+        sample_ids: NDArray[np.int64],
+        views: NDArray[np.integer] | None = None,
+        columns: Sequence[str] = (),
+    ) -> TokenBatch:
+        """Rows of the given samples.
+
+        Args:
+            sample_ids: int64 [B] in [0, num_samples), any order, repeats allowed.
+            views: int [B] in [0, num_views); None means view 0.
+            columns: names of extra columns to read along.
+
+        Raises:
+            DataError: an id or view outside the dataset, a missing or damaged shard.
+        """
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        chosen = np.zeros_like(ids) if views is None else np.asarray(views, dtype=np.int64)
+        _check_bounds(ids, self.num_samples, "sample ids", self.storage.url)
+        _check_bounds(chosen, self.num_views, "views", self.storage.url)
+        shards, offsets = np.divmod(ids, self.spec.samples_per_shard)
+        rows = offsets * self.num_views + chosen
+        packed = np.empty((len(ids), self.spec.packer.row_bytes), dtype=np.uint8)
+        labels = np.empty(len(ids), dtype=np.int64)
+        extra = self._empty_extra(columns, len(ids))
+        for number in np.unique(shards).tolist():
+            shard, at = self.shard(number), np.flatnonzero(shards == number)
+            packed[at] = shard.packed[rows[at]]
+            labels[at] = shard.labels[rows[at]]
+            for name, values in extra.items():
+                values[at] = shard.extra(name)[rows[at]]
+        return TokenBatch(self.spec.packer.unpack(packed), labels, ids, extra)
+
+    def shard(self, number: int) -> TokenShard:
+        """An opened shard. Raises DataError if it is missing or not the one recorded."""
+        return self._open.get(number, lambda: self._open_shard(self.entry(number)))
+
+    def entry(self, number: int) -> TokenShardEntry:
+        return TokenShardEntry(**self._table.slice(number, 1).to_pylist()[0])
+
+    def _empty_extra(self, columns: Sequence[str], rows: int) -> dict[str, NDArray[Any]]:
+        known = self.spec.extra_columns
+        if unknown := [name for name in columns if name not in known]:
+            raise DataError(
+                f"{self.storage.url} has no column {', '.join(unknown)}, it has: "
+                f"{', '.join(known) or 'none'}; precompute with it"
+            )
+        return {name: np.empty((rows, *known[name].shape), known[name].dtype) for name in columns}
+
+    def _open_shard(self, entry: TokenShardEntry) -> TokenShard:
+        path = self.storage.local_path(entry.name) or self._cached(entry)
+        try:
+            with pa.memory_map(str(path)) as mapped:
+                data = mapped.read_buffer()
+        except (FileNotFoundError, OSError):
+            raise DataError(
+                f"{path} is missing or unreadable; restore it or run the precompute again, "
+                "it makes only what is missing"
+            ) from None
+        if data.size != entry.num_bytes:
+            raise DataError(
+                f"{path} has {data.size} bytes, the manifest says {entry.num_bytes}; restore it, "
+                "or delete it and run the precompute again"
+            )
+        shard = decode_shard(data, str(path))
+        if shard.num_rows != entry.num_rows or shard.metadata.spec.digest != self.spec.digest:
+            raise DataError(
+                f"{path} is a shard of another dataset; restore the one of {self.storage.url}"
+            )
+        return shard
+
+    def _cached(self, entry: TokenShardEntry) -> Path:
+        """The shard as a file of this machine; downloaded and checked if it is not here yet."""
+        cache = LocalStorage(self._cache_folder or default_cache_folder(self.digest))
+        path = cache.local_path(entry.name)
+        if not path.is_file() or path.stat().st_size != entry.num_bytes:
+            data = self.storage.read(entry.name)
+            if hashlib.sha256(data).hexdigest() != entry.sha256:
+                raise DataError(
+                    f"{self.storage.url}/{entry.name} is damaged (its sha256 is not the one "
+                    "recorded); delete it and run the precompute again"
+                )
+            cache.write(entry.name, data)
+        return path
+
+
+def default_cache_folder(digest: str) -> Path:
+    """Where shards of a remote dataset are kept on this machine, per user."""
+    return Path(tempfile.gettempdir()) / f"ifsq-tokens-{os.getuid()}" / digest[:32]
+
+
+def _check_bounds(values: NDArray[np.int64], limit: int, what: str, url: str) -> None:
+    if len(values) and not (values.min() >= 0 and values.max() < limit):
+        raise DataError(
+            f"{what} from {values.min()} to {values.max()} were asked of {url}, which has 0 to "
+            f"{limit - 1}; use the plan made for this dataset"
+        )
+
+
+def _does_not_match(storage: Storage) -> DataError:
+    return DataError(
+        f"{storage.url}/{TOKENS_TABLE} does not match {TOKENS_JSON}; run the precompute again, "
+        "it writes both anew"
+    )
+
+
+def _unfinished(storage: Storage) -> str:
+    spec = read_job(storage)
+    if spec is None:
+        return (
+            f"{storage.url} holds no token dataset ({TOKENS_JSON} is missing); check the path or "
+            "run ifsq precompute"
+        )
+    done = len(storage.list(SHARD_FOLDER))
+    return (
+        f"{storage.url} holds an unfinished token dataset ({done} of {spec.num_shards} shards, "
+        f"{TOKENS_JSON} is missing); run ifsq precompute again: it continues where it stopped"
+    )

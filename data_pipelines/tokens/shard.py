@@ -1,0 +1,112 @@
+"""One token shard, opened: columns as numpy arrays over the file's own memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipelines.errors import DataError
+from data_pipelines.tokens.format import METADATA_KEY, ShardMetadata
+from data_pipelines.tokens.writer import content_hash
+
+_COLUMNS = ("sample_id", "source_id", "key", "label", "view", "box", "flip", "tokens")
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """Columns of N rows; arrays are read-only views where Arrow's layout allows.
+
+    sample_ids, views, labels: as in `TokenRows`.
+    packed: uint8 [N, row_bytes], see `TokenPacker`.
+    """
+
+    batch: pa.RecordBatch
+    metadata: ShardMetadata
+    sample_ids: NDArray[np.int64]
+    views: NDArray[np.int16]
+    labels: NDArray[np.int32]
+    packed: NDArray[np.uint8]
+
+    @property
+    def num_rows(self) -> int:
+        return self.batch.num_rows
+
+    @property
+    def keys(self) -> list[str]:
+        return self.batch.column("key").to_pylist()
+
+    @property
+    def source_ids(self) -> NDArray[np.int64]:
+        return self.batch.column("source_id").to_numpy()
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """float32 [N, 4]: x0, y0, x1, y1 in pixels of the source image."""
+        return self.batch.column("box").flatten().to_numpy().reshape(-1, 4)
+
+    @property
+    def flips(self) -> NDArray[np.bool_]:
+        return self.batch.column("flip").to_numpy(zero_copy_only=False)
+
+    def tokens(self) -> NDArray[np.int64]:
+        """int64 [N, T] or [N, T, G]."""
+        return self.metadata.spec.packer.unpack(self.packed)
+
+    def extra(self, name: str) -> NDArray[Any]:
+        """An extra column [N, ...] as the spec describes it.
+
+        Raises:
+            DataError: the shard has no such column.
+        """
+        column = self.metadata.spec.extra_columns.get(name)
+        if column is None:
+            found = ", ".join(self.metadata.spec.extra_columns) or "none"
+            raise DataError(f"token shards have no extra column {name!r}, they have: {found}")
+        raw = _binary_rows(self.batch.column(name), column.row_bytes)
+        return raw.view(column.dtype).reshape(self.num_rows, *column.shape)
+
+    def damage(self) -> str | None:
+        """What is wrong with the contents, reading all of them; None where nothing is."""
+        if content_hash(self.batch, self.metadata) != self.metadata.content_sha256:
+            return "its contents are not those written"
+        return None
+
+
+def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
+    """Open a shard file in memory (or in a memory map); `where` names it in errors.
+
+    Raises:
+        DataError: cut, damaged in structure, or not a token shard.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(data))
+        metadata = ShardMetadata.from_bytes((reader.schema.metadata or {})[METADATA_KEY])
+        names = [*_COLUMNS, *metadata.spec.extra_columns]
+        if reader.num_record_batches != 1 or reader.schema.names != names:
+            raise DataError(f"columns {reader.schema.names} are not {names}")
+        batch = reader.get_batch(0)
+        batch.validate()
+        return TokenShard(
+            batch,
+            metadata,
+            batch.column("sample_id").to_numpy(),
+            batch.column("view").to_numpy(),
+            batch.column("label").to_numpy(),
+            _binary_rows(batch.column("tokens"), metadata.spec.packer.row_bytes),
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{where} is not a readable token shard ({reason}); restore it, or delete it and run "
+            "the precompute again"
+        ) from None
+
+
+def _binary_rows(column: pa.Array, row_bytes: int) -> NDArray[np.uint8]:
+    if column.type != pa.binary(row_bytes):
+        raise DataError(f"column of {column.type} where binary({row_bytes}) was expected")
+    buffer = column.buffers()[1]
+    flat = np.frombuffer(buffer, np.uint8, len(column) * row_bytes, column.offset * row_bytes)
+    return flat.reshape(len(column), row_bytes)
