@@ -22,6 +22,7 @@ from ifsq_train.report_charts import Curve, charts, level_charts, line_chart
 
 _MAX_PAIRS = 32
 _SMALLEST_SHOWN_SIDE = 96
+_LARGE_SIDE = 128
 _MISSING = "not measured"
 _STAGE_NAMES = {
     "pack": "Pack shards",
@@ -191,6 +192,11 @@ def _png(image: np.ndarray, label: str) -> str:
     return f'<img src="data:image/png;base64,{data}" alt="{escape(label, quote=True)}">'
 
 
+def _gallery(images: np.ndarray) -> str:
+    """Style class: detailed images are shown larger."""
+    return "images large" if images.shape[-2] >= _LARGE_SIDE else "images"
+
+
 def _reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> str:
     shown = min(len(originals), _MAX_PAIRS)
     pairs = (
@@ -201,12 +207,13 @@ def _reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> str:
     note = "Left: original. Right: what the tokenizer makes of it."
     if shown < len(originals):
         note += f" The first {shown} of {len(originals)}."
-    return f"<p class=note>{note}</p><div class=images>{''.join(pairs)}</div>"
+    style = _gallery(originals)
+    return f"<p class=note>{note}</p><div class='{style}'>{''.join(pairs)}</div>"
 
 
 def _sample_grid(samples: np.ndarray, class_names: Sequence[str]) -> str:
     rows = (
-        f"<div class=row><b>{escape(name)}</b><div class=images>"
+        f"<div class=row><b>{escape(name)}</b><div class='{_gallery(samples)}'>"
         + "".join(_png(image, f"sample {i} of class {name}") for i, image in enumerate(images))
         + "</div></div>"
         for name, images in zip(class_names, samples, strict=True)
@@ -286,10 +293,11 @@ padding:12px 14px;margin:0}
 .tile dt{color:var(--quiet);font-size:13px}
 .tile dd{margin:2px 0;font-size:24px;font-weight:600;font-variant-numeric:tabular-nums}
 .tile p{margin:0}.tile p.bad{color:var(--bad);font-weight:600}
-.images{display:flex;flex-wrap:wrap;gap:8px}
-img{display:block;width:72px;height:auto;image-rendering:pixelated;border-radius:3px;
+.images{display:flex;flex-wrap:wrap;gap:8px;--side:72px}
+.images.large{--side:144px}
+img{display:block;width:var(--side);height:auto;image-rendering:pixelated;border-radius:3px;
 background:var(--rule)}
-.pair{display:flex;gap:2px;margin:0 6px 6px 0}.pair img{width:84px}
+.pair{display:flex;gap:2px;margin:0 6px 6px 0}
 .row{display:grid;grid-template-columns:minmax(64px,120px) 1fr;gap:12px;align-items:center;
 padding:6px 0}
 .row+.row{border-top:1px solid var(--rule)}
@@ -312,6 +320,8 @@ border-radius:0 4px 4px 0}
 table{border-collapse:collapse;width:100%;max-width:480px;font-size:13px}
 th,td{text-align:left;font-weight:400;padding:4px 0;border-bottom:1px solid var(--rule);
 vertical-align:top}
+@media(max-width:600px){.images{--side:48px;gap:4px}.images.large{--side:96px}
+.row{grid-template-columns:56px 1fr;font-size:13px}}
 th{color:var(--quiet);padding-right:16px}
 td{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 """.strip()

@@ -105,7 +105,7 @@ def _bar_chart(channel: int, counts: np.ndarray) -> str:
 
 def _chart_frame(title: str, caption: str, marks: str) -> str:
     drawing = (
-        f'<svg viewBox="0 0 352 194" role=img aria-label="{escape(title, quote=True)}:'
+        f'<svg viewBox="0 0 362 194" role=img aria-label="{escape(title, quote=True)}:'
         f' {escape(caption, quote=True)}"><path class=axis d="M44 172H344"/>{marks}</svg>'
         if marks
         else ""
