@@ -1,0 +1,50 @@
+# Every target first makes sure that .venv holds the pinned dependencies.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := dali,s3,demo,dev
+# Downloads are large: show progress to a person, be brief in a log.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input $(if $(CI),--quiet)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format docs clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
+	  "Python 3.11 or 3.12 is needed, %s is %d.%d; name another one: make PYTHON=python3.12 ..." % (sys.executable, *v))'
+	@echo "Installing into $(VENV); the first time this takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+install: $(INSTALLED) ## Create .venv with the pinned dependencies
+
+demo: $(INSTALLED) ## Run the whole pipeline on small real images; writes runs/demo/report.html
+	$(BIN)/ifsq demo $(DEMO_ARGS)
+
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## Check style, types, import rules and the documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs --quiet build --strict --site-dir site
+
+format: $(INSTALLED) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## Serve the documentation on this machine, rebuilt on every change
+	$(BIN)/mkdocs serve
+
+clean: ## Remove caches and built documentation; keeps .venv and runs/
+	rm -rf site build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
