@@ -14,14 +14,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from data_pipelines.errors import UserError
-from ifsq_train.checkpoint import write_atomically
+from data_pipelines.storage import LocalStorage
 from ifsq_train.metrics.names import METRICS, RESIDENT_MEMORY, MetricSpec
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -46,10 +46,9 @@ def open_metrics(
         UserError: the port is taken, or the node's metrics folder belongs to another user.
     """
     directory = metrics_directory(run_dir)
-    if local_rank == 0:
-        _remove_files_of_dead_processes(directory)
     server = None
     if local_rank == 0:
+        _remove_files_of_dead_processes(directory)
         server = MetricsServer(directory, host, port)
         server.announce(_endpoint_file(run_dir, rank), run_dir.name)
     return Metrics(directory, rank, server)
@@ -79,9 +78,11 @@ class Metrics:
     def __init__(self, directory: Path, rank: int, server: MetricsServer | None) -> None:
         self.server = server
         self._directory = directory
-        self._rank = rank
         self._process = psutil.Process()
-        self._metrics = _create_metrics(directory)
+        # A zero from every other node would stand beside the run's one true value.
+        specs = [spec for spec in METRICS if rank == 0 or spec.scope == "process"]
+        self._metrics = _create_metrics(directory, specs)
+        self.observe_process()
 
     def set(self, spec: MetricSpec, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -106,10 +107,8 @@ class Metrics:
         self.set(RESIDENT_MEMORY, self._process.memory_info().rss)
 
     def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
-        if spec.scope == "run" and self._rank != 0:
-            return None
-        metric = self._metrics[spec]
-        return metric.labels(**labels) if spec.labels else metric
+        metric = self._metrics.get(spec)
+        return metric.labels(**labels) if metric is not None and spec.labels else metric
 
     def close(self) -> None:
         """Take this process's live gauges back; local rank 0 also stops the endpoint."""
@@ -121,7 +120,7 @@ class Metrics:
             _remove_files_of_dead_processes(self._directory, and_own=True)
 
 
-def _create_metrics(directory: Path) -> dict[MetricSpec, Any]:
+def _create_metrics(directory: Path, specs: Sequence[MetricSpec]) -> dict[MetricSpec, Any]:
     """One prometheus_client object per metric, backed by files in `directory`."""
     os.environ[_DIRECTORY_VARIABLE] = str(directory)
     import prometheus_client
@@ -132,7 +131,7 @@ def _create_metrics(directory: Path) -> dict[MetricSpec, Any]:
     values.ValueClass = values.get_value_class()  # type: ignore[misc]
     registry = prometheus_client.CollectorRegistry()
     created: dict[MetricSpec, Any] = {}
-    for spec in METRICS:
+    for spec in specs:
         arguments: dict[str, Any] = {"labelnames": spec.labels, "registry": registry}
         if spec.kind == "gauge":
             # Of a gauge of the run the newest value counts, whichever rank 0 process set it.
@@ -172,19 +171,15 @@ class MetricsServer:
     """
 
     def __init__(self, directory: Path, host: str, port: int) -> None:
-        from prometheus_client import CollectorRegistry, make_wsgi_app
+        from prometheus_client import CollectorRegistry
         from prometheus_client.multiprocess import MultiProcessCollector
 
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(directory))
         self._host = host
-        self._httpd = _bind(host, port, make_wsgi_app(registry))
+        self._httpd, self._thread = _serve(host, port, registry)
         self.port = int(self._httpd.server_address[1])
         self._endpoint_file: Path | None = None
-        self._thread = threading.Thread(
-            target=self._httpd.serve_forever, name="metrics-endpoint", daemon=True
-        )
-        self._thread.start()
 
     def announce(self, path: Path, run: str) -> None:
         """Write the address where Prometheus' file service discovery finds it."""
@@ -193,7 +188,7 @@ class MetricsServer:
         target = f"[{name}]:{self.port}" if ":" in name else f"{name}:{self.port}"
         groups = [{"targets": [target], "labels": {"run": run}}]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(groups).encode())
+        LocalStorage(path.parent).write(path.name, json.dumps(groups).encode())
         self._endpoint_file = path
 
     def close(self) -> None:
@@ -205,18 +200,13 @@ class MetricsServer:
         self._thread.join()
 
 
-def _bind(host: str, port: int, app: Any) -> Any:
+def _serve(host: str, port: int, registry: Any) -> tuple[Any, threading.Thread]:
     """Listen; waits a little for a port that the previous worker group is about to release."""
-    from wsgiref.simple_server import make_server
-
-    from prometheus_client.exposition import ThreadingWSGIServer, _SilentHandler
-
-    class Server(ThreadingWSGIServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    from prometheus_client import start_http_server
 
     for attempt in range(1, _BIND_ATTEMPTS + 1):
         try:
-            return make_server(host, port, app, Server, handler_class=_SilentHandler)
+            return start_http_server(port, host, registry)
         except OSError as error:
             if attempt == _BIND_ATTEMPTS or port == 0:
                 raise UserError(
