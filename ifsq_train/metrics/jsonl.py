@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage import LocalStorage
 
 
 class JsonlWriter:
@@ -74,8 +75,6 @@ def _whole_lines(path: Path, data: bytes) -> Iterator[tuple[dict[str, Any], byte
 
 def _cut_back(path: Path, first_step: int) -> None:
     """Rewrite the file with the lines up to `first_step`; leave it alone if that is all of it."""
-    from ifsq_train.checkpoint import write_atomically  # imports torch; readers do without
-
     if not path.exists():
         return
     data = path.read_bytes()
@@ -85,4 +84,4 @@ def _cut_back(path: Path, first_step: int) -> None:
         if "step" not in record or record["step"] <= first_step
     )
     if kept != data:
-        write_atomically(path, kept)
+        LocalStorage(path.parent).write(path.name, kept)

@@ -81,11 +81,6 @@ IMAGES_PER_SECOND = MetricSpec(
     "gauge",
     "Images of the global batch per second of wall time since the previous logged step.",
 )
-TOKENS_PER_SECOND = MetricSpec(
-    "ifsq_training_tokens_per_second",
-    "gauge",
-    "Image tokens of the global batch per second of wall time since the previous logged step.",
-)
 DATA_WAIT_SECONDS = MetricSpec(
     "ifsq_training_data_wait_seconds_total",
     "counter",
@@ -170,8 +165,10 @@ PRECOMPUTE_RETRIES = MetricSpec(
     "Work items given out again because the process that held them was lost.",
     scope="process",
 )
-PRECOMPUTE_QUARANTINED = MetricSpec(
-    "ifsq_precompute_quarantined_samples_total",
+# ---------------------------------------------------------------- data
+
+QUARANTINED = MetricSpec(
+    "ifsq_data_quarantined_samples_total",
     "counter",
     "Samples that could not be read and were replaced.",
     scope="process",

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
 
 
 def open_metrics(
-    run_dir: Path, rank: int, local_rank: int, port: int = 0, *, host: str = "127.0.0.1"
+    run_dir: Path, rank: int, local_rank: int, port: int | None = 0, *, host: str = "127.0.0.1"
 ) -> Metrics:
     """Metrics of this process; local rank 0 also starts its node's endpoint.
 
@@ -39,7 +39,7 @@ def open_metrics(
             discovery reads (``metrics_endpoint*.json``).
         rank: this process in the run; metrics of scope ``run`` are kept by rank 0 only.
         local_rank: this process on its node.
-        port: port of the endpoint; 0 takes a free one.
+        port: port of the endpoint; 0 takes a free one, None starts none.
         host: address to listen on; ``0.0.0.0`` to be scraped from other machines.
 
     Raises:
@@ -49,9 +49,10 @@ def open_metrics(
     server = None
     if local_rank == 0:
         _remove_files_of_dead_processes(directory)
+    if local_rank == 0 and port is not None:
         server = MetricsServer(directory, host, port)
         server.announce(_endpoint_file(run_dir, rank), run_dir.name)
-    return Metrics(directory, rank, server)
+    return Metrics(directory, rank, server, clean=local_rank == 0)
 
 
 def metrics_directory(run_dir: Path) -> Path:
@@ -73,15 +74,32 @@ class Metrics:
     """What one process reports. Use `open_metrics`.
 
     Values of metrics of scope ``run`` are dropped on every rank but 0, so callers need not ask.
+    Counters and histograms start at 0; a gauge appears with its first value.
+
+    Args:
+        directory: where the node's processes keep their files.
+        rank: this process in the run.
+        server: the node's endpoint, in the process that runs it.
+        clean: remove this process's files at the end; for local rank 0, whose end is the run's.
     """
 
-    def __init__(self, directory: Path, rank: int, server: MetricsServer | None) -> None:
+    def __init__(
+        self, directory: Path, rank: int, server: MetricsServer | None, clean: bool
+    ) -> None:
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.values import MultiProcessValue
+
         self.server = server
         self._directory = directory
+        self._rank = rank
+        self._clean = clean
         self._process = psutil.Process()
-        # A zero from every other node would stand beside the run's one true value.
-        specs = [spec for spec in METRICS if rank == 0 or spec.scope == "process"]
-        self._metrics = _create_metrics(directory, specs)
+        self._registry = CollectorRegistry()
+        self._storage = MultiProcessValue()
+        self._metrics: dict[MetricSpec, Any] = {}
+        for spec in METRICS:
+            if spec.kind != "gauge" and not spec.labels:
+                self._child(spec, {})
         self.observe_process()
 
     def set(self, spec: MetricSpec, value: float, **labels: str) -> None:
@@ -107,8 +125,26 @@ class Metrics:
         self.set(RESIDENT_MEMORY, self._process.memory_info().rss)
 
     def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
-        metric = self._metrics.get(spec)
-        return metric.labels(**labels) if metric is not None and spec.labels else metric
+        # A zero from every other node would stand beside the run's one true value.
+        if spec.scope == "run" and self._rank != 0:
+            return None
+        self._use_own_storage()
+        if spec not in self._metrics:
+            self._metrics[spec] = _create_metric(spec, self._registry)
+        metric = self._metrics[spec]
+        return metric.labels(**labels) if spec.labels else metric
+
+    def _use_own_storage(self) -> None:
+        """Files of metrics made from here on go to our directory.
+
+        The library picks its storage when it is imported, and the folder when a file is first
+        needed. Another package may have imported it before us, or an earlier run of this process
+        may have used another folder.
+        """
+        from prometheus_client import values
+
+        os.environ[_DIRECTORY_VARIABLE] = str(self._directory)
+        values.ValueClass = self._storage  # type: ignore[misc,assignment]
 
     def close(self) -> None:
         """Take this process's live gauges back; local rank 0 also stops the endpoint."""
@@ -117,31 +153,23 @@ class Metrics:
         multiprocess.mark_process_dead(os.getpid(), str(self._directory))  # pyright: ignore
         if self.server is not None:
             self.server.close()
+        if self._clean:
             _remove_files_of_dead_processes(self._directory, and_own=True)
 
 
-def _create_metrics(directory: Path, specs: Sequence[MetricSpec]) -> dict[MetricSpec, Any]:
-    """One prometheus_client object per metric, backed by files in `directory`."""
-    os.environ[_DIRECTORY_VARIABLE] = str(directory)
+def _create_metric(spec: MetricSpec, registry: Any) -> Any:
+    """The prometheus_client object of a metric, backed by a file."""
     import prometheus_client
-    from prometheus_client import values
 
-    # The library picks its storage when it is imported and caches open files in it. Another
-    # package may have imported it before, or an earlier run of this process used another folder.
-    values.ValueClass = values.get_value_class()  # type: ignore[misc]
-    registry = prometheus_client.CollectorRegistry()
-    created: dict[MetricSpec, Any] = {}
-    for spec in specs:
-        arguments: dict[str, Any] = {"labelnames": spec.labels, "registry": registry}
-        if spec.kind == "gauge":
-            # Of a gauge of the run the newest value counts, whichever rank 0 process set it.
-            mode = "mostrecent" if spec.scope == "run" else "livesum"
-            arguments["multiprocess_mode"] = mode
-        if spec.kind == "histogram":
-            arguments["buckets"] = spec.buckets
-        make: Callable[..., Any] = getattr(prometheus_client, spec.kind.capitalize())
-        created[spec] = make(spec.name, spec.help, **arguments)
-    return created
+    arguments: dict[str, Any] = {"labelnames": spec.labels, "registry": registry}
+    if spec.kind == "gauge":
+        # Of a gauge of the run the newest value counts, whichever rank 0 process set it.
+        mode = "mostrecent" if spec.scope == "run" else "livesum"
+        arguments["multiprocess_mode"] = mode
+    if spec.kind == "histogram":
+        arguments["buckets"] = spec.buckets
+    make: Callable[..., Any] = getattr(prometheus_client, spec.kind.capitalize())
+    return make(spec.name, spec.help, **arguments)
 
 
 def _remove_files_of_dead_processes(directory: Path, *, and_own: bool = False) -> None:

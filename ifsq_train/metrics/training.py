@@ -1,0 +1,179 @@
+"""What the training loop reports, to the run's log and to Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import UserError
+from ifsq_train.config import TrainConfig
+from ifsq_train.context import RunContext
+from ifsq_train.metrics import names
+from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
+from ifsq_train.metrics.names import MetricSpec
+from ifsq_train.metrics.prometheus import open_metrics
+from ifsq_train.state import TrainState
+
+PORT_VARIABLE = "IFSQ_METRICS_PORT"
+HOST_VARIABLE = "IFSQ_METRICS_HOST"
+STARTS = "starts.jsonl"
+
+# What stands before the slash of a record's key, the metric, and the label for the rest.
+_BY_PREFIX: dict[str, tuple[MetricSpec, str]] = {
+    "lr": (names.LEARNING_RATE, "network"),
+    "grad_norm": (names.GRADIENT_NORM, "network"),
+    "digit_entropy": (names.DIGIT_ENTROPY, "channel"),
+    "dead_levels": (names.DEAD_LEVELS, "channel"),
+    "prebound_mean": (names.INPUT_MEAN, "channel"),
+    "prebound_variance": (names.INPUT_VARIANCE, "channel"),
+}
+
+
+class TrainingMetrics:
+    """One worker's reports. Rank 0 also writes ``metrics.jsonl`` and ``starts.jsonl``.
+
+    Where the endpoint listens belongs to the machine, not to a recipe, so it is read from the
+    environment: IFSQ_METRICS_PORT (a number; 0, the default, takes a free port; ``off`` starts
+    none) and IFSQ_METRICS_HOST (default 127.0.0.1).
+    """
+
+    def __init__(
+        self, config: TrainConfig, context: RunContext, folder: Path, first_step: int
+    ) -> None:
+        """Open the log and the endpoint.
+
+        Args:
+            config: the recipe.
+            context: this worker's place.
+            folder: the run's folder; exists.
+            first_step: optimizer steps done by the checkpoint resumed from; later lines of the
+                log are dropped.
+
+        Raises:
+            UserError: the port is unusable, or a log of this folder is damaged.
+        """
+        self._rank = context.rank
+        self._metrics = open_metrics(
+            folder,
+            context.rank,
+            context.local_rank,
+            endpoint_port(),
+            host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
+        )
+        self._log: JsonlWriter | None = None
+        self._last_step = first_step
+        self._last_samples = first_step * config.data.global_batch_size
+        self._last_time = time.monotonic()
+        if context.rank == 0:
+            self._log = JsonlWriter(folder / "metrics.jsonl", first_step)
+            starts = record_start(folder / STARTS, first_step, context.world_size)
+            self._metrics.inc(names.RESTARTS, starts - 1)
+            self._metrics.set(names.WORLD_SIZE, context.world_size)
+            self._metrics.set(names.PLANNED_STEPS, config.steps)
+            self._metrics.set(names.STEP, first_step)
+
+    def waited(self, seconds: float) -> None:
+        """Count the time this worker waited for one batch; to be called on every step."""
+        self._metrics.inc(names.DATA_WAIT_SECONDS, seconds, rank=str(self._rank))
+
+    def step(
+        self,
+        state: TrainState,
+        record: dict[str, float],
+        step_seconds: float,
+        data_wait_seconds: float,
+    ) -> None:
+        """Report a logged step; every rank calls it, not necessarily after every step.
+
+        Args:
+            state: progress, this step included.
+            record: numbers of the step. ``lr/NETWORK`` and ``grad_norm/NETWORK`` (and the
+                tokenizer's ``digit_entropy/CHANNEL`` and so on) go to their own metrics, the
+                rest are terms of ``ifsq_training_loss``.
+            step_seconds: wall time of this one step.
+            data_wait_seconds: part of it spent waiting for the batch.
+        """
+        self._metrics.observe_process()
+        if self._log is None:
+            return
+        now = time.monotonic()
+        steps, samples = state.step - self._last_step, state.samples_seen - self._last_samples
+        # Over all steps since the last call, so that saving and unlogged steps count too.
+        samples_per_second = samples / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_samples = state.step, state.samples_seen
+        self._last_time = now
+        self._log.write(
+            {
+                "step": state.step,
+                "samples": state.samples_seen,
+                **record,
+                "step_seconds": step_seconds,
+                "data_wait_seconds": data_wait_seconds,
+                "data_wait_ratio": data_wait_seconds / step_seconds if step_seconds else 0.0,
+                "samples_per_second": samples_per_second,
+                "wall_time": time.time(),
+            }
+        )
+        self._export(record)
+        self._metrics.set(names.STEP, state.step)
+        self._metrics.inc(names.STEPS, steps)
+        self._metrics.inc(names.SAMPLES, samples)
+        self._metrics.set(names.IMAGES_PER_SECOND, samples_per_second)
+        self._metrics.observe(names.STEP_SECONDS, step_seconds)
+
+    def _export(self, record: dict[str, float]) -> None:
+        for key, value in record.items():
+            prefix, _, rest = key.partition("/")
+            if key == "code_entropy":
+                self._metrics.set(names.CODE_ENTROPY, value)
+            elif rest and prefix in _BY_PREFIX:
+                spec, label = _BY_PREFIX[prefix]
+                self._metrics.set(spec, value, **{label: rest})
+            else:
+                self._metrics.set(names.LOSS, value, term=key)
+
+    def checkpoint(self, step: int, stall_seconds: float) -> None:
+        """Report a checkpoint handed to the writer.
+
+        Args:
+            step: optimizer steps it holds.
+            stall_seconds: wall time the loop stood still for it.
+        """
+        del step
+        self._metrics.observe(names.CHECKPOINT_SECONDS, stall_seconds)
+        self._metrics.set(names.CHECKPOINT_TIMESTAMP, time.time())
+
+    def close(self) -> None:
+        """Close the log; local rank 0 also stops its node's endpoint."""
+        if self._log is not None:
+            self._log.close()
+        self._metrics.close()
+
+
+def endpoint_port() -> int | None:
+    """The port IFSQ_METRICS_PORT asks for; 0 for any, None for no endpoint.
+
+    Raises:
+        UserError: neither a port number nor ``off``.
+    """
+    text = os.environ.get(PORT_VARIABLE, "0")
+    if text == "off":
+        return None
+    if text.isascii() and text.isdigit() and int(text) < 65536:
+        return int(text)
+    raise UserError(f"{PORT_VARIABLE}={text!r} is not a port; use 0 to 65535, or off")
+
+
+def record_start(path: Path, first_step: int, world_size: int) -> int:
+    """Append a line about this start of the run; returns the number of starts so far, >= 1."""
+    entry: dict[str, Any] = {
+        "first_step": first_step,
+        "world_size": world_size,
+        "wall_time": time.time(),
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    return len(read_jsonl(path))
