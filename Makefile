@@ -36,7 +36,7 @@ lint: $(INSTALLED) ## Check style, types, import rules and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs --quiet build --strict --site-dir site
+	$(if $(wildcard mkdocs.yml),$(BIN)/mkdocs --quiet build --strict --site-dir site)
 
 format: $(INSTALLED) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix .
