@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 
 F16_MULTIPLIERS = (1, 1, 2, 4, 4)
@@ -87,10 +88,7 @@ class _Level(nn.Module):
 
 def _blocks(count: int, in_channels: int, out_channels: int, groups: int) -> list[ResidualBlock]:
     sizes = [in_channels] + [out_channels] * count
-    return [
-        ResidualBlock(before, after, groups)
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    return [ResidualBlock(before, after, groups) for before, after in pairwise(sizes)]
 
 
 class Encoder(nn.Module):
@@ -211,8 +209,5 @@ class Tokenizer(nn.Module):
         Running statistics are left out: they change no output.
         """
         digest = hashlib.sha256(json.dumps(self.spec(), sort_keys=True).encode())
-        for name, parameter in sorted(self.named_parameters()):
-            values = parameter.detach().cpu().contiguous()
-            digest.update(f"{name}:{values.dtype}:{tuple(values.shape)};".encode())
-            digest.update(values.view(torch.uint8).numpy().tobytes())
+        update_with_tensors(digest, dict(self.named_parameters()))
         return digest.hexdigest()

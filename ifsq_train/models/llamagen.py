@@ -60,7 +60,7 @@ def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1
     return torch.cat([torch.zeros(num_class_tokens, half, 2), turns])
 
 
-def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:  # noqa: N803 - shape suffix
+def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
     """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
     pairs = x_BSHK.float().unflatten(-1, (-1, 2))
     cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
@@ -309,7 +309,7 @@ class LlamaGen(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         return self.output(self.norm(x))
 
-    def _factorized_logits(self, x_BTD: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:  # noqa: N803
+    def _factorized_logits(self, x_BTD: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         """A short causal sequence per position: trunk output, then the groups before."""
         groups = len(self.codebook_sizes)
         parts = [x_BTD]

@@ -60,6 +60,7 @@ class Continuous(Quantizer):
         Raises:
             ValueError: always.
         """
+        del indices
         raise ValueError("a continuous bottleneck (ae, vae) has no tokens to decode")
 
     def spec(self) -> dict[str, Any]:

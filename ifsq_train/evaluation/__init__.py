@@ -1,0 +1,1 @@
+"""Measuring tokenizers and generators; every measure streams and counts each sample once."""

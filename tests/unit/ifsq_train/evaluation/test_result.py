@@ -1,0 +1,64 @@
+"""Stored results say what decided their numbers and read back as written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data_pipelines.errors import DataError
+from ifsq_train.evaluation.representation import cknna
+from ifsq_train.evaluation.result import (
+    EvaluationResult,
+    FeatureNetwork,
+    network_digest,
+    read_result,
+)
+
+
+def result() -> EvaluationResult:
+    return EvaluationResult(
+        metrics={"psnr_db": 30.5, "code_entropy_bits": [3.0]},
+        num_samples=12,
+        reference="ab" * 32,
+        preprocessing={"view": "adm_center", "image_size": 32},
+        subject={"tokenizer": "cd" * 32, "step": 100},
+        networks={"frechet": FeatureNetwork("tokenizer-encoder", "ef" * 32)},
+    )
+
+
+def test_reads_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "evaluation.json"
+    result().write(path)
+    assert read_result(path) == result()
+    assert "torch" in result().versions
+
+
+def test_infinite_numbers_stay_valid_json(tmp_path: Path) -> None:
+    stored = EvaluationResult({"psnr_db": float("inf")}, 1, "", {}).to_dict()
+    assert json.loads(json.dumps(stored, allow_nan=False))["metrics"]["psnr_db"] is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 9, "networks": {}}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=r"x\.json"):
+        read_result(tmp_path / "x.json")
+
+
+def test_network_digest_follows_weights_and_description() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    digest = network_digest(network, {"name": "a"})
+    assert network_digest(network, {"name": "a"}) == digest
+    assert network_digest(network, {"name": "b"}) != digest
+    network[1].running_mean.add_(1)  # pyright: ignore
+    assert network_digest(network, {"name": "a"}) != digest
+
+
+def test_cknna_refuses_too_few_rows() -> None:
+    with pytest.raises(ValueError, match="at least 4 rows"):
+        cknna(torch.zeros(3, 2), torch.zeros(3, 2), neighbors=1)
+    with pytest.raises(ValueError, match="use 1 to 4"):
+        cknna(torch.zeros(5, 2), torch.zeros(5, 2), neighbors=5)
