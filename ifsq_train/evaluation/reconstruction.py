@@ -93,8 +93,8 @@ class ReconstructionMeter:
     """Means over all images seen so far.
 
     Args:
-        perceptual: optional distance of two image batches in [-1, 1], one value per image,
-            such as a loaded LPIPS network; reported as ``lpips``.
+        perceptual: optional distance of two image batches in [-1, 1], one value or map per
+            image, such as a loaded LPIPS network; reported as ``lpips``.
     """
 
     def __init__(self, perceptual: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
@@ -115,7 +115,8 @@ class ReconstructionMeter:
             values[f"psnr{suffix}_db"] = psnr(reference, other)
             values[f"ssim{suffix}"] = ssim(reference, other)
         if self._perceptual is not None:
-            values["lpips"] = self._perceptual(images, reconstructions).double().flatten()
+            distances = self._perceptual(images, reconstructions).double()
+            values["lpips"] = distances.reshape(len(images), -1).mean(1)
         for name, per_image in values.items():
             assert per_image.shape == (len(images),)
             self._sums[name] = self._sums.get(name, 0.0) + float(per_image.sum())

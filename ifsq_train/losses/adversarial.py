@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ def conv_weight_gradient(layer: nn.Module, inputs: Tensor, output_gradient: Tens
     kernel = layer.kernel_size
     shape = (layer.out_channels, layer.in_channels, kernel[0], kernel[1])
     with torch.autocast(inputs.device.type, enabled=False):
-        return torch.nn.grad.conv2d_weight(
+        return conv2d_weight(
             inputs.float(),
             shape,
             output_gradient.float(),
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
+            stride=layer.stride,  # pyright: ignore[reportArgumentType]
+            padding=layer.padding,  # pyright: ignore[reportArgumentType]
+            dilation=layer.dilation,  # pyright: ignore[reportArgumentType]
         )

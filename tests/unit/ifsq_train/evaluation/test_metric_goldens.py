@@ -36,6 +36,8 @@ def test_meter_of_images_in_minus_one_to_one(golden: Golden) -> None:
     meter.add(golden["img.ref"] * 2 - 1, golden["img.rec"] * 2 - 1)
     results = meter.results()
     assert results["psnr_db"] == pytest.approx(float(golden["psnr.mean"]), rel=1e-6)
+    # Our unit is [-1, 1], twice the recorded one.
+    assert results["l1"] / 2 == pytest.approx(float(golden["l1.mean"]), rel=1e-6)
     assert results["ssim"] == pytest.approx(float(golden["ssim.batch"]), abs=1e-6)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from goldens import Golden, assert_relative
-from torch import nn
+from torch import Tensor, nn
 
 from ifsq_train.losses.adversarial import (
     adaptive_weight,
@@ -14,8 +14,11 @@ from ifsq_train.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
+from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.reconstruction import pixel_loss
 from ifsq_train.models.discriminator import PatchDiscriminator
+from ifsq_train.models.quantizers import LFQ
+from ifsq_train.models.quantizers.continuous import kl_divergence, split_moments
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +53,31 @@ def last_layer(golden: Golden) -> nn.Conv2d:
     return layer
 
 
-@pytest.mark.parametrize(("case", "kind"), [("post_l1", "l1"), ("post_l2", "l2")])
-def test_split_backward_equals_the_released_objective(golden: Golden, case: str, kind: str) -> None:
+def nll_loss(leaf: Tensor, images: Tensor, kind: str, perceptual_weight: float) -> Tensor:
+    """Pixel loss plus the recorded stand-in for the perceptual distance, a mean square."""
+    pixel = pixel_loss(leaf, images, kind)  # pyright: ignore
+    return pixel + perceptual_weight * F.mse_loss(leaf, images)
+
+
+# Case: pixel loss, weight of the perceptual stand-in.
+CASES = {
+    "post_l1": ("l1", 0.0),
+    "post_l2": ("l2", 0.7),
+    "post_kl": ("l1", 0.7),
+    "vq": ("l1", 0.7),
+    "lfq": ("l1", 0.7),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_split_backward_equals_the_released_objective(golden: Golden, case: str) -> None:
     """Adaptive weight and all gradients without ever differentiating by the last layer."""
+    kind, perceptual_weight = CASES[case]
     layer, network = last_layer(golden), discriminator(golden).train()
     feat = golden["feat"].clone().requires_grad_()
     reconstruction = layer(feat)
     leaf = reconstruction.detach().requires_grad_()
-    rec = pixel_loss(leaf, golden["x"], kind)  # pyright: ignore
-    # The recorded l2 case has the mean squared error as its perceptual stand-in, weight 0.7.
-    nll = rec + (0.7 * F.mse_loss(leaf, golden["x"]) if kind == "l2" else 0.0)
+    nll = nll_loss(leaf, golden["x"], kind, perceptual_weight)
     assert_relative(nll, golden[f"{case}.nll_loss"])
     (nll_gradient,) = torch.autograd.grad(nll, leaf)
     adversarial = generator_loss(network(leaf))
@@ -76,6 +94,49 @@ def test_split_backward_equals_the_released_objective(golden: Golden, case: str,
     assert layer.weight.grad is not None
     assert_relative(layer.weight.grad, golden[f"{case}.grad_last"])
     assert_relative(feat.grad[0, :2], golden[f"{case}.grad_feat0"])
+    total = nll + weight * adversarial + bottleneck_loss(golden, case)
+    assert_relative(total, golden[f"{case}.total"])
+
+
+def bottleneck_loss(golden: Golden, case: str) -> Tensor:
+    """The terms of the quantizer that belong to a recorded case."""
+    if case == "post_kl":
+        mean, log_variance = split_moments(golden["post_kl.parameters"])
+        kl = kl_divergence(mean, log_variance).mean()
+        assert_relative(kl, golden["post_kl.kl_loss"])
+        return 1e-3 * kl
+    if case == "vq":
+        return golden.config["vq_codebook_weight"] * golden["vq.codebook_loss"]
+    if case == "lfq":
+        output = LFQ(6, entropy_weight=1.0, commitment_weight=0.25)(golden["lfq.x"])
+        for name in ("codebook_entropy", "sample_entropy"):
+            recorded = "per_sample_entropy" if name == "sample_entropy" else name
+            assert_relative(output.stats[name], golden[f"lfq.{recorded}"])
+        return lfq_entropy_factor(500) * output.losses["entropy"] + output.losses["commitment"]
+    return torch.zeros(())
+
+
+def test_before_its_start_the_adversarial_term_is_left_out(golden: Golden) -> None:
+    layer = last_layer(golden)
+    feat = golden["feat"].clone().requires_grad_()
+    loss = pixel_loss(layer(feat), golden["x"], "l1")
+    assert_relative(loss, golden["pre.total"])
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert feat.grad is not None
+    assert_relative(layer.weight.grad, golden["pre.grad_last"])
+    assert_relative(feat.grad[0, :2], golden["pre.grad_feat0"])
+
+
+@pytest.mark.parametrize(("case", "kind"), [("post_l1", "hinge"), ("post_l2", "vanilla")])
+def test_discriminator_step(golden: Golden, case: str, kind: str) -> None:
+    network = discriminator(golden).train()
+    fake = network(last_layer(golden)(golden["feat"]).detach())
+    real = network(golden["x"])
+    assert_relative(real.mean(), golden[f"{case}.logits_real"])
+    assert_relative(fake.mean(), golden[f"{case}.logits_fake"])
+    loss = discriminator_loss(real, fake, kind)  # pyright: ignore
+    assert_relative(loss, golden[f"{case}.disc_loss"])
 
 
 def test_conv_weight_gradient_equals_autograd(golden: Golden) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from goldens import Golden, assert_relative
 
+from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.models.llamagen import SIZES, LlamaGen, LlamaGenOutput
 from ifsq_train.sampling import SamplingConfig, filtered_probabilities, sample_tokens
@@ -36,8 +36,14 @@ def build(golden: Golden) -> LlamaGen:
 
 
 def released_loss(golden: Golden, output: LlamaGenOutput, tokens: torch.Tensor) -> torch.Tensor:
-    cosine = F.cosine_similarity(output.projections[0], golden["repa_target"], dim=-1)
-    return token_cross_entropy(output.logits, tokens) - 2.0 * cosine.mean()
+    targets = golden["repa_target"]
+    alignment = alignment_loss(output.projections, [targets])
+    assert_relative(alignment, golden["train.proj"])
+    for group, logits in enumerate(output.logits):
+        own = tokens if tokens.dim() == 2 else tokens[..., group]
+        name = "train.ce" if tokens.dim() == 2 else f"train.ce{group}"
+        assert_relative(token_cross_entropy([logits], own), golden[name])
+    return token_cross_entropy(output.logits, tokens) + 2.0 * alignment
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,7 @@ def test_loss_and_gradients(pack: str, request: pytest.FixtureRequest) -> None:
 def test_factorized_teacher_forced(factorized: Golden) -> None:
     tokens = torch.stack([factorized["tokens0"], factorized["tokens1"]], -1)
     output = build(factorized)(tokens, factorized["class_ids"])
+    assert_relative(output.projections[0], factorized["train.zs"])
     for group in range(2):
         expected = factorized[f"train.logits{group}"]
         assert_relative(output.logits[group], expected)

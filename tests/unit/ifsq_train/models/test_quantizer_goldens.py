@@ -80,6 +80,29 @@ def test_fsq_groups_and_inverse(fsq: Golden, case: str) -> None:
     assert torch.equal(back, output.latents)
 
 
+@pytest.mark.parametrize("case", FSQ_CASES)
+def test_fsq_of_a_sequence(fsq: Golden, case: str) -> None:
+    """A sequence [B, N, D] is a grid of height N and width 1."""
+    settings = fsq.config["cases"][case]
+    quantizer = build_fsq(settings, settings["factorized_bits"])
+    output = quantizer(fsq[f"{case}.seq_z"].transpose(1, 2).unsqueeze(-1))
+    codes = output.latents.squeeze(-1)
+    assert_close(codes.transpose(1, 2), fsq[f"{case}.seq_codes"], rtol=0, atol=1e-7)
+    assert torch.equal(output.indices.squeeze(2), fsq[f"{case}.seq_fact_idx"])
+    back = quantizer.indices_to_latents(fsq[f"{case}.seq_fact_idx"].unsqueeze(2)).squeeze(-1)
+    assert_close(back, fsq[f"{case}.seq_codes_from_idx"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", FSQ_CASES)
+def test_released_fp32_indices_are_ours_where_they_are_exact(fsq: Golden, case: str) -> None:
+    exact, released = fsq[f"{case}.idx_exact"], fsq[f"{case}.idx"][..., 0]
+    settings = fsq.config["cases"][case]
+    ours = build_fsq(settings)(fsq[f"{case}.z"]).indices[..., 0]
+    wrong = settings["official_idx_wrong_fraction"]
+    assert float((released != exact).float().mean()) == pytest.approx(wrong, abs=1e-3)
+    assert torch.equal(ours[released == exact], released[released == exact])
+
+
 def test_fsq_projection(fsq: Golden) -> None:
     module = ProjectedFSQ(6, FSQ([5, 5, 5]))
     module.load_state_dict(fsq.under("proj.sd."))
@@ -95,11 +118,14 @@ def test_fsq_several_codebooks(fsq: Golden) -> None:
 
 
 def test_fsq_running_moments(fsq: Golden) -> None:
-    quantizer = FSQ([17] * 4, alpha=fsq.config.get("run_alpha", 2.0), track_statistics=True)
+    quantizer = FSQ([17] * 4, track_statistics=True)
     for step, batch in enumerate(fsq["run.x"]):
         quantizer(batch)
         assert_close(quantizer.running_mean, fsq[f"run.mean{step}"], rtol=1e-6, atol=1e-7)
         assert_close(quantizer.running_var, fsq[f"run.var{step}"], rtol=1e-6)
+    output = quantizer.eval()(fsq["run.x"][0])  # the moments change no code
+    assert_close(output.latents, fsq["run.codes0_eval"], rtol=0, atol=1e-7)
+    assert torch.equal(output.indices, fsq["run.idx0_eval"])
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +167,14 @@ def test_normalized_vq(others: Golden) -> None:
         assert_close(output.losses[mine], others[f"lgvq.{theirs}_loss"], rtol=1e-5, atol=1e-7)
     entries = quantizer.indices_to_latents(output.indices)
     assert_close(entries, others["lgvq.entry"], rtol=1e-6, atol=1e-7)
+    loss = (output.latents * others["vq.w"]).sum()
+    torch.stack([loss, *output.losses.values()]).sum().backward()
+    assert z.grad is not None
+    assert quantizer.embedding.weight.grad is not None
+    # Temperature 0.01 multiplies what fp32 rounds away in the distances by a hundred.
+    assert_close(z.grad, others["lgvq.grad_z"], rtol=1e-4, atol=1e-6)
+    grad = quantizer.embedding.weight.grad
+    assert_close(grad, others["lgvq.grad_codebook"], rtol=1e-4, atol=1e-6)
 
 
 def test_lfq(others: Golden) -> None:
@@ -152,11 +186,14 @@ def test_lfq(others: Golden) -> None:
     assert torch.equal(output.indices.flatten(), others["lfq.idx"])
     assert_close(output.losses["entropy"], others["lfq.entropy_aux_loss"], rtol=1e-5, atol=1e-6)
     assert_close(output.losses["commitment"], 0.25 * others["lfq.commitment"], rtol=1e-6)
+    for name, recorded in (("sample", "per_sample"), ("codebook", "codebook")):
+        assert_close(output.stats[f"{name}_entropy"], others[f"lfq.{recorded}_entropy"], rtol=1e-5)
     (output.latents * others["lfq.w"]).sum().backward(retain_graph=True)
     (output.losses["entropy"] + output.losses["commitment"]).backward()
     assert x.grad is not None
     assert_close(x.grad, others["lfq.grad_x"], rtol=1e-4, atol=1e-6)
     assert_close(all_codes(bits), others["lfq.codebook"], rtol=0)
+    assert_close(quantizer.eval()(x).latents, others["lfq.eval_out"], rtol=0)
     assert torch.equal(quantizer.indices_to_latents(output.indices), output.latents)
 
 

@@ -9,6 +9,7 @@ from goldens import Golden, assert_relative
 from ifsq_train.models.autoencoder import F8_MULTIPLIERS, F16_MULTIPLIERS, Tokenizer
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.quantizers import FSQ, VQ, Continuous, Quantizer
+from ifsq_train.models.quantizers.continuous import split_moments
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,30 @@ def test_every_stage_of_the_forward_pass(golden: Golden, ifsq: Tokenizer) -> Non
     assert_relative(ifsq.decode(output.latents), golden["rec"])
 
 
+def test_activations_inside_encoder_and_decoder(golden: Golden, ifsq: Tokenizer) -> None:
+    encoder, decoder = ifsq.encoder, ifsq.decoder
+    places: dict[str, torch.nn.Module] = {
+        "enc_block0": encoder.down[0].block[0],  # pyright: ignore
+        "enc_down0": encoder.down[0].downsample,  # pyright: ignore
+        "enc_norm_out": encoder.norm_out,
+        "dec_conv_in": decoder.conv_in,
+        "dec_up_first": decoder.up[2].upsample,  # pyright: ignore
+    }
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep_as(name: str):
+        def hook(_module: object, _inputs: object, output: torch.Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    for name, module in places.items():
+        module.register_forward_hook(keep_as(name))
+    ifsq(golden["x"])
+    for name, expected in golden.under("act.").items():
+        assert_relative(seen[name][:1], expected)
+
+
 def test_gradients_through_the_straight_through_estimator(golden: Golden, ifsq: Tokenizer) -> None:
     reconstruction, _ = ifsq(golden["x"])
     loss = (golden["x"] - reconstruction).abs().mean()
@@ -74,6 +99,7 @@ def test_ae_and_vae(golden: Golden) -> None:
     assert_relative(tokenizer.decode(output.latents), golden["ae.rec"])
     vae = build(golden, Continuous(4, deterministic=False, kl_weight=1.0), "vae_sd.")
     moments = vae.quant_conv(vae.encoder(golden["x"]))
+    assert_relative(split_moments(moments)[1], golden["vae.logvar"])
     sampled = vae.quantize(moments, golden["vae.eps"])
     assert_relative(sampled.losses["kl"], golden["vae.kl"].mean())
     assert_relative(vae.decode(sampled.latents), golden["vae.rec_sampled"])

@@ -1,0 +1,62 @@
+"""Taking over checkpoints of the released code: same names, other wrapping.
+
+Tokenizer files hold ``state_dict.gen_model`` (live) and ``ema_state_dict`` (averaged, names with
+``module.`` before them); generator files ``model`` and ``ema``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ifsq_train.models.weight_files import read_weight_file
+
+_PLACES = {
+    ("tokenizer", True): ("ema_state_dict",),
+    ("tokenizer", False): ("state_dict", "gen_model"),
+    ("generator", True): ("ema",),
+    ("generator", False): ("model",),
+}
+
+
+def load_released_tokenizer(network: nn.Module, path: Path, *, averaged: bool = True) -> None:
+    """Load a released tokenizer checkpoint into a `Tokenizer` of the same architecture.
+
+    The quantizer's integer constants, which the averaged copy holds as floats, are left out.
+
+    Raises:
+        ValueError: another kind of file, or tensors missing, left over or of another shape.
+    """
+    _load(network, path, "tokenizer", averaged)
+
+
+def load_released_generator(network: nn.Module, path: Path, *, averaged: bool = True) -> None:
+    """Load a released LlamaGen checkpoint into a `LlamaGen` of the same architecture.
+
+    Raises:
+        ValueError: another kind of file, or tensors missing, left over or of another shape.
+    """
+    _load(network, path, "generator", averaged)
+
+
+def _load(network: nn.Module, path: Path, kind: str, averaged: bool) -> None:
+    place = _PLACES[kind, averaged]
+    content: Any = read_weight_file(path)
+    for key in place:
+        if not isinstance(content, Mapping) or key not in content:
+            where = ".".join(place)
+            raise ValueError(f"{path}: no '{where}', so not a released {kind} checkpoint")
+        content = content[key]
+    known = network.state_dict()
+    weights: dict[str, Tensor] = {}
+    for name, value in content.items():
+        plain = name.removeprefix("module.")
+        if plain in known or not plain.startswith("quantize."):
+            weights[plain] = value
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
