@@ -74,6 +74,7 @@ def sample_tokens(
     Returns:
         int64 [B, T], or [B, T, G] for a factorized model.
     """
+    assert not model.training, "dropout would make every draw another one"
     groups, length = len(model.codebook_sizes), model.num_tokens
     draws = _uniforms(seeds, length, groups).to(labels.device)
     guided = config.cfg_scale > 1.0
@@ -87,6 +88,7 @@ def sample_tokens(
         head_caches = model.new_caches(len(labels), groups, head=True) if groups > 1 else []
         for group in range(groups):
             logits, head_caches = model.head_step(stream, head_caches, group)
+            logits = logits.float()  # guidance amplifies what bf16 rounds away
             logits = _guide(logits, config, position) if guided else logits
             if on_logits is not None:
                 on_logits(position, group, logits)
