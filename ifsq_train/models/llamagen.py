@@ -238,7 +238,7 @@ class LlamaGen(nn.Module):
             self.tok_embeddings = nn.Embedding(self.codebook_sizes[0], dim)
             self.output = nn.Linear(dim, self.codebook_sizes[0], bias=False)
         self.projectors = nn.ModuleList(
-            _projector(dim, projector_width, width) for width in projection_dims
+            projector(dim, projector_width, width) for width in projection_dims
         )
         table = rope_table(*grid, dim // num_heads)
         self.register_buffer("rope", table, persistent=False)
@@ -348,7 +348,7 @@ class LlamaGen(nn.Module):
         return self.output[group](self.norm(x))[:, 0], caches
 
 
-def _projector(dim: int, width: int, out: int) -> nn.Sequential:
+def projector(dim: int, width: int, out: int) -> nn.Sequential:
     """Three-layer SiLU network of REPA."""
     return nn.Sequential(
         nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out)

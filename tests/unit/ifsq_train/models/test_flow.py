@@ -1,0 +1,109 @@
+"""What holds for flows and their sampler without any recorded tensors."""
+
+import pytest
+import torch
+
+from ifsq_train.flow_sampling import FlowSamplingConfig, integrate, sample_latents, time_grid
+from ifsq_train.losses.flow_matching import PATHS, direction_error
+from ifsq_train.models.dit import DiT
+
+
+def tiny(**options) -> DiT:
+    torch.manual_seed(0)
+    model = DiT(
+        num_layers=2,
+        num_heads=2,
+        dim=32,
+        latent_channels=4,
+        grid=(4, 4),
+        num_classes=5,
+        **options,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+def test_every_prediction_stands_for_the_same_velocity(kind: str, prediction: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 5, 4, 3, 3, generator=generator, dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    path = PATHS[kind]()
+    x, velocity = path.interpolate(data, noise, t)
+    output = noise if prediction == "noise" else -noise / path.sigma(t.view(-1, 1, 1, 1))[0]
+    assert torch.allclose(path.to_velocity(output, x, t, prediction), velocity)  # pyright: ignore
+    assert torch.allclose(path.to_noise(velocity, x, t), noise)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_velocity_is_the_derivative_of_the_path(kind: str) -> None:
+    path, width = PATHS[kind](), 1e-6
+    data, noise = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    _, velocity = path.interpolate(data, noise, t)
+    after, _ = path.interpolate(data, noise, t + width)
+    before, _ = path.interpolate(data, noise, t - width)
+    assert torch.allclose((after - before) / (2 * width), velocity, rtol=1e-6, atol=1e-7)
+
+
+def test_direction_ignores_length() -> None:
+    velocity = torch.randn(2, 4, 3, 3)
+    assert torch.allclose(direction_error(3 * velocity, velocity), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(direction_error(-velocity, velocity), torch.full((2,), 2.0))
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun3", 3)])
+def test_integrators_have_their_order(method: str, order: int) -> None:
+    def error(steps: int) -> float:
+        start = torch.ones(1, dtype=torch.float64)
+        end = integrate(lambda x, _t: x, start, time_grid(steps).double(), method)[-1]  # pyright: ignore
+        return abs(float(end) - torch.e)
+
+    assert error(8) / error(16) == pytest.approx(2**order, rel=0.15)
+
+
+def test_batching_does_not_change_a_sample() -> None:
+    model, labels = tiny(), torch.tensor([0, 1, 2, 3])
+    noise = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    config = FlowSamplingConfig(num_steps=5, cfg_scale=2.0)
+    whole = sample_latents(model, labels, noise, config)
+    some = sample_latents(model, labels[2:], noise[2:], config)
+    assert torch.allclose(whole[2:], some, atol=1e-5)
+
+
+def test_all_channels_are_guided_by_default() -> None:
+    model, labels = tiny(), torch.tensor([1])
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    plain, all_channels, three = (
+        sample_latents(model, labels, noise, FlowSamplingConfig(1, cfg_scale=s, guided_channels=c))
+        for s, c in ((1.0, None), (3.0, None), (3.0, 3))
+    )
+    assert not torch.allclose(plain[:, 3], all_channels[:, 3])
+    assert torch.allclose(plain[:, 3], three[:, 3], atol=1e-6)
+    assert torch.allclose(all_channels[:, :3], three[:, :3], atol=1e-6)
+
+
+def test_patches_keep_their_place() -> None:
+    """With a 2x2 patch, a change in one corner of the output head lands in one corner."""
+    model = tiny(patch_size=2)
+    patches = torch.zeros(1, 4, 16)
+    patches[0, 1, 0] = 1.0  # second patch of the first row, its first pixel, channel 0
+    image = model._unpatchify(patches)
+    assert image.shape == (1, 4, 4, 4)
+    assert image.nonzero().tolist() == [[0, 0, 0, 2]]
+
+
+def test_dropped_labels_act_as_the_null_class() -> None:
+    model = tiny()
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([0.3, 0.6])
+    dropped = model(x, t, torch.tensor([1, 2]), drop_labels=torch.tensor([True, False]))
+    given = model(x, t, torch.tensor([5, 2]))
+    assert torch.equal(dropped.prediction, given.prediction)
+
+
+def test_a_grid_that_does_not_divide_into_patches_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide into patches of 3"):
+        tiny(patch_size=3)
