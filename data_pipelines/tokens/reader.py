@@ -145,8 +145,8 @@ class TokenDataset:
         fingerprint = dataset.spec.tokenizer_fingerprint
         if expected_fingerprint is not None and fingerprint != expected_fingerprint:
             raise UserError(
-                f"{storage.url} holds tokens of tokenizer {fingerprint}, but tokenizer "
-                f"{expected_fingerprint} is to be used with them; precompute again with that "
+                f"{storage.url} holds tokens of tokenizer {fingerprint[:12]}, but tokenizer "
+                f"{expected_fingerprint[:12]} is to be used with them; precompute again with that "
                 "tokenizer or name the one they were made with"
             )
         return dataset

@@ -26,8 +26,7 @@ def slow_pack(row: list[list[int]], bits: tuple[int, ...]) -> bytes:
 @st.composite
 def token_arrays(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
     sizes = tuple(
-        draw(st.integers(1, 2 ** draw(st.integers(1, 63))))
-        for _ in range(draw(st.integers(1, 4)))
+        draw(st.integers(1, 2 ** draw(st.integers(1, 63)))) for _ in range(draw(st.integers(1, 4)))
     )
     rows, num_tokens = draw(st.integers(0, 4)), draw(st.integers(1, 35))
     columns = [
