@@ -31,9 +31,11 @@ class FeatureMoments:
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Count rows float [N, dim], on any device."""
+        """Count rows float [N, dim], on any device; N may be 0 (a rank without images)."""
         assert features.dim() == 2
         assert features.shape[1] == self.dim
+        if len(features) == 0:
+            return
         rows = features.detach().double()
         mean = rows.mean(0)
         centred = rows - mean

@@ -37,6 +37,14 @@ def test_streamed_moments_are_those_of_the_whole() -> None:
     assert np.allclose(left.covariance(), np.cov(features.T), rtol=1e-9)
 
 
+def test_a_batch_without_rows_changes_nothing() -> None:
+    whole = moments(rows(9, 4, 1))
+    late, early = moments(rows(9, 4, 1), 9), moments(rows(9, 4, 1), 0)
+    for other in (late, early):
+        assert other.count == 9
+        assert torch.equal(other.covariance(), whole.covariance())
+
+
 def test_distance_uses_the_matrix_root() -> None:
     linalg = pytest.importorskip("scipy.linalg")
     first, second = moments(rows(90, 8, 1)), moments(rows(70, 8, 2))
