@@ -104,7 +104,9 @@ class ReconstructionMeter:
 
     @torch.no_grad()
     def add(self, images: Tensor, reconstructions: Tensor) -> None:
-        """Count a batch; both float [B, 3, H, W], nominally in [-1, 1]."""
+        """Count a batch; both float [B, 3, H, W], nominally in [-1, 1]; B may be 0."""
+        if len(images) == 0:
+            return
         images, reconstructions = images.detach().float(), reconstructions.detach().float()
         forms = {
             "": ((images + 1.0) / 2.0, (reconstructions + 1.0) / 2.0),
@@ -112,7 +114,7 @@ class ReconstructionMeter:
         }
         values = {"l1": (images - reconstructions).abs().double().mean(dim=(1, 2, 3))}
         for suffix, (reference, other) in forms.items():
-            values[f"psnr{suffix}_db"] = psnr(reference, other)
+            values[f"psnr_db{suffix}"] = psnr(reference, other)
             values[f"ssim{suffix}"] = ssim(reference, other)
         if self._perceptual is not None:
             distances = self._perceptual(images, reconstructions).double()
@@ -130,11 +132,13 @@ class ReconstructionMeter:
 
     def results(self) -> dict[str, float]:
         """Mean over images by name: ``psnr_db``, ``ssim``, ``l1`` (difference in [-1, 1] units),
-        ``psnr_8bit_db`` and ``ssim_8bit`` after clamping and rounding, ``lpips`` if asked for.
+        ``psnr_db_8bit`` and ``ssim_8bit`` after clamping and rounding, ``lpips`` if asked for;
+        and the count ``num_images``.
 
         Raises:
             ValueError: nothing was counted.
         """
         if self.num_images == 0:
             raise ValueError("no image was measured; give the evaluation at least one")
-        return {name: value / self.num_images for name, value in self._sums.items()}
+        means = {name: value / self.num_images for name, value in self._sums.items()}
+        return means | {"num_images": self.num_images}

@@ -34,22 +34,37 @@ class FeatureNetwork:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The real images a number was measured against.
+
+    Attributes:
+        digest: of their dataset's manifest.
+        num_samples: how many of them were used; a Frechet distance depends on it.
+    """
+
+    digest: str
+    num_samples: int
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """Numbers that may be compared wherever everything but `subject` and `metrics` is equal.
 
     Attributes:
+        kind: what was measured, such as ``reconstruction`` or ``generation``.
         metrics: number by name; lists of them for values per token group or channel.
         num_samples: images measured, each once.
-        reference: digest of the manifest of the real images compared with.
+        reference: the real images compared with.
         preprocessing: view, image size, value range and decoder the images went through.
         subject: what was measured, such as a tokenizer's fingerprint and step.
         networks: feature networks by metric, for those that use one.
         versions: libraries, see `ifsq_train.versions`.
     """
 
+    kind: str
     metrics: dict[str, Any]
     num_samples: int
-    reference: str
+    reference: Reference
     preprocessing: dict[str, Any]
     subject: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, FeatureNetwork] = field(default_factory=dict)
@@ -76,16 +91,18 @@ def read_result(path: Path) -> EvaluationResult:
         stored = json.loads(path.read_text())
         version = stored.pop("format_version")
         networks = {name: FeatureNetwork(**one) for name, one in stored.pop("networks").items()}
+        reference = Reference(**stored.pop("reference"))
         known = {part.name for part in fields(EvaluationResult)}
         unknown = set(stored) - known
+        missing = {"kind", "metrics", "num_samples", "preprocessing"} - set(stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not an evaluation result ({error!r})") from error
-    if version != FORMAT_VERSION or unknown:
+    if version != FORMAT_VERSION or unknown or missing:
         raise DataError(
-            f"{path}: evaluation result of format {version} with fields {sorted(unknown)};"
-            f" this version reads format {FORMAT_VERSION}"
+            f"{path}: evaluation result of format {version} with unknown fields {sorted(unknown)}"
+            f" and without {sorted(missing)}; this version reads format {FORMAT_VERSION}"
         )
-    return EvaluationResult(**stored, networks=networks)
+    return EvaluationResult(**stored, networks=networks, reference=reference)
 
 
 def network_digest(network: nn.Module, description: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Stored results say what decided their numbers and read back as written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ifsq_train.evaluation.representation import cknna
 from ifsq_train.evaluation.result import (
     EvaluationResult,
     FeatureNetwork,
+    Reference,
     network_digest,
     read_result,
 )
@@ -19,9 +21,10 @@ from ifsq_train.evaluation.result import (
 
 def result() -> EvaluationResult:
     return EvaluationResult(
+        kind="reconstruction",
         metrics={"psnr_db": 30.5, "code_entropy_bits": [3.0]},
         num_samples=12,
-        reference="ab" * 32,
+        reference=Reference("ab" * 32, 50),
         preprocessing={"view": "adm_center", "image_size": 32},
         subject={"tokenizer": "cd" * 32, "step": 100},
         networks={"frechet": FeatureNetwork("tokenizer-encoder", "ef" * 32)},
@@ -36,7 +39,7 @@ def test_reads_back_as_written(tmp_path: Path) -> None:
 
 
 def test_infinite_numbers_stay_valid_json(tmp_path: Path) -> None:
-    stored = EvaluationResult({"psnr_db": float("inf")}, 1, "", {}).to_dict()
+    stored = replace(result(), metrics={"psnr_db": float("inf")}).to_dict()
     assert json.loads(json.dumps(stored, allow_nan=False))["metrics"]["psnr_db"] is None
 
 
@@ -45,6 +48,16 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=r"x\.json"):
         read_result(tmp_path / "x.json")
+
+
+def test_a_file_without_a_required_field_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    result().write(path)
+    stored = json.loads(path.read_text())
+    del stored["kind"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match=r"without \['kind'\]"):
+        read_result(path)
 
 
 def test_network_digest_follows_weights_and_description() -> None:
