@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifsq_train.models.quantizers.usage import token_entropy_bits
+
 
 @dataclass(frozen=True)
 class QuantizerOutput:
@@ -45,6 +47,12 @@ class Quantizer(nn.Module, ABC):
         """Channels expected on the input."""
         return self.num_channels
 
+    def _stats(self, indices: Tensor) -> dict[str, Tensor]:
+        """Scalars for the log, in training mode only."""
+        if not self.training:
+            return {}
+        return {"code_entropy": token_entropy_bits(indices, self.codebook_sizes)}
+
     @abstractmethod
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantize float [B, moment_channels, H, W]."""
@@ -78,5 +86,5 @@ class RunningMoments(nn.Module):
         values = latents.detach().float()
         mean = values.mean(dim=(0, 2, 3), keepdim=True)
         var = values.var(dim=(0, 2, 3), keepdim=True, correction=0)
-        self.running_mean.lerp_(mean, 0.1)
-        self.running_var.lerp_(var, 0.1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), 0.1)
+        self.running_var.lerp_(var.to(self.running_var.dtype), 0.1)

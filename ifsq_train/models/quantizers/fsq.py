@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+from ifsq_train.models.quantizers.usage import count_levels, level_entropies_bits
 
 _SHIFTED_EPS = 1e-3
 
@@ -35,7 +36,8 @@ class FSQ(Quantizer, RunningMoments):
         digit_order: ``little``: channel 0 is least significant (released code and
             checkpoints); ``big``: it is most significant (paper Eq. 5).
         groups: channels per token group, summing to the number of channels; None is one group.
-        track_statistics: keep running input moments for the log.
+        track_statistics: in training mode keep running input moments and give, as stats, these
+            and how the levels are used.
 
     Raises:
         ValueError: levels, bound and groups that do not go together.
@@ -128,7 +130,28 @@ class FSQ(Quantizer, RunningMoments):
             # In this order the value is exactly the rounded one, the derivative that of scaled.
             straight_through = rounded.detach() + (scaled - scaled.detach())
             codes = straight_through / self._per_channel(self.levels // 2)
-            return QuantizerOutput(codes, self._digits_to_indices(digits))
+            indices = self._digits_to_indices(digits)
+            stats = self._stats(indices)
+            if self.training and self._track_statistics:
+                stats |= self._channel_stats(digits)
+            return QuantizerOutput(codes, indices, stats=stats)
+
+    @torch.no_grad()
+    def _channel_stats(self, digits: Tensor) -> dict[str, Tensor]:
+        """Scalars of this batch for the log, named ``what/channel``."""
+        counts = count_levels(digits, self.level_counts)
+        padding = max(self.level_counts) - self.levels
+        per_channel = {
+            "digit_entropy": level_entropies_bits(counts),
+            "dead_levels": ((counts == 0).sum(1) - padding).float(),
+            "prebound_mean": self.running_mean.flatten().float().clone(),
+            "prebound_variance": self.running_var.flatten().float().clone(),
+        }
+        return {
+            f"{name}/{channel}": value
+            for name, values in per_channel.items()
+            for channel, value in enumerate(values.unbind())
+        }
 
     def _digits_to_indices(self, digits: Tensor) -> Tensor:
         weighted = (digits * self._per_channel(self.radix)).permute(0, 2, 3, 1)

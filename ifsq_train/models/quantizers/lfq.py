@@ -66,6 +66,7 @@ class LFQ(Quantizer):
                 -1,
             )
             losses, stats = self._losses(latents, codes) if self.training else ({}, {})
+            stats = {**stats, **self._stats(indices)}
             output = codes + (latents - latents.detach())
             return QuantizerOutput(output, indices, losses, stats)
 

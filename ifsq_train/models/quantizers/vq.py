@@ -16,11 +16,11 @@ def _to_rows(latents: Tensor) -> Tensor:
     return latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
 
 
+@torch.no_grad()
 def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest entry by squared Euclidean distance, int64 [N]."""
-    distances = (
-        rows.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2.0 * rows @ codebook.t()
-    )
+    # Without the rows' own square, equal for all entries: one [N, K] buffer, fewer digits lost.
+    distances = torch.addmm(codebook.square().sum(1), rows, codebook.t(), alpha=-2.0)
     return distances.argmin(1)
 
 
@@ -61,7 +61,7 @@ class VQ(Quantizer, RunningMoments):
                 self._track(latents)
             latents = latents.float()
             rows = _to_rows(latents)
-            flat = _nearest(rows.detach(), self.embedding.weight.detach())
+            flat = _nearest(rows, self.embedding.weight.float())
             batch, _, height, width = latents.shape
             indices = flat.view(batch, height, width, 1)
             quantized = self.embedding(indices[..., 0]).permute(0, 3, 1, 2)
@@ -71,7 +71,7 @@ class VQ(Quantizer, RunningMoments):
             weights = (1.0, self.beta) if released else (self.beta, 1.0)
             loss = weights[0] * commitment + weights[1] * codebook
             output = quantized.detach() + (latents - latents.detach())
-            return QuantizerOutput(output, indices, {"codebook": loss})
+            return QuantizerOutput(output, indices, {"codebook": loss}, self._stats(indices))
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
@@ -116,12 +116,13 @@ class NormalizedVQ(Quantizer):
             unit = F.normalize(latents.float(), dim=1)
             codebook = F.normalize(self.embedding.weight.float(), dim=-1)
             rows = _to_rows(unit)
-            flat = _nearest(rows.detach(), codebook.detach())
+            flat = _nearest(rows, codebook)
             batch, _, height, width = latents.shape
             quantized = codebook[flat].view(batch, height, width, -1).permute(0, 3, 1, 2)
             losses = self._losses(unit, quantized, rows, codebook) if self.training else {}
             output = quantized.detach() + (unit - unit.detach())
-            return QuantizerOutput(output, flat.view(batch, height, width, 1), losses)
+            indices = flat.view(batch, height, width, 1)
+            return QuantizerOutput(output, indices, losses, self._stats(indices))
 
     def _losses(
         self, unit: Tensor, quantized: Tensor, rows: Tensor, codebook: Tensor

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ifsq_train.models.quantizers import FSQ
+from ifsq_train.evaluation.codes import CodeCounter, DigitCounter
+from ifsq_train.models.quantizers import FSQ, LFQ, VQ, NormalizedVQ, Quantizer
 
 
 @pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [65] * 4, [8, 5, 5, 5], [257] * 4])
@@ -85,3 +86,56 @@ def test_gradient_is_that_of_the_bound() -> None:
 def test_impossible_settings_are_refused(levels: list[int], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FSQ(levels, **options)
+
+
+def test_training_stats_say_how_levels_and_tokens_are_used() -> None:
+    quantizer = FSQ([5, 9], bound="simple", groups=[1, 1], track_statistics=True).train()
+    z = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    output = quantizer(z)
+    digits = DigitCounter([5, 9])
+    digits.add(quantizer.indices_to_digits(output.indices))
+    tokens = CodeCounter([45])
+    tokens.add(output.indices[..., :1] + 5 * output.indices[..., 1:])
+    stats = {name: float(value) for name, value in output.stats.items()}
+    assert stats["code_entropy"] == pytest.approx(tokens.entropies()[0], rel=1e-5)
+    for channel in range(2):
+        assert stats[f"digit_entropy/{channel}"] == pytest.approx(digits.entropies()[channel])
+        assert stats[f"dead_levels/{channel}"] == digits.dead_levels()[channel]
+        mean = quantizer.running_mean[0, channel, 0, 0]
+        assert stats[f"prebound_mean/{channel}"] == pytest.approx(float(mean))
+    assert not any(value.requires_grad for value in output.stats.values())
+    assert quantizer.eval()(z).stats == {}
+
+
+@pytest.mark.parametrize("quantizer", [VQ(16, 4), NormalizedVQ(16, 4), LFQ(4), FSQ([5] * 4)])
+def test_every_quantizer_reports_the_entropy_of_its_tokens(quantizer: Quantizer) -> None:
+    output = quantizer.train()(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    tokens = CodeCounter(quantizer.codebook_sizes)
+    tokens.add(output.indices)
+    entropy = float(output.stats["code_entropy"])
+    assert entropy == pytest.approx(tokens.entropies()[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", [VQ(16, 4), NormalizedVQ(16, 4), LFQ(4), FSQ([5] * 4)])
+def test_tokens_decode_to_the_latents_they_came_from(quantizer: Quantizer) -> None:
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = quantizer.eval()(z)
+        decoded = quantizer.indices_to_latents(output.indices)
+    assert decoded.dtype == torch.float32
+    assert torch.allclose(decoded, output.latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("quantizer", [VQ(16, 4), NormalizedVQ(16, 4), LFQ(4)])
+def test_autocast_gives_the_same_tokens(quantizer: Quantizer) -> None:
+    z = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = quantizer.eval()(z).indices
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(z).indices, expected)
+
+
+def test_latents_that_are_not_finite_do_not_stop_the_log() -> None:
+    quantizer = FSQ([5, 5], track_statistics=True).train()
+    output = quantizer(torch.full((1, 2, 4, 4), float("nan")))
+    assert output.latents.isnan().all()
+    assert "digit_entropy/0" in output.stats
