@@ -1,0 +1,314 @@
+"""Which items of a precompute are left, how far it is, and when the dataset is finished.
+
+Knows no encoder: whoever makes items (a process, a pool of Ray actors) asks `PrecomputeRun` what
+to make and tells it what was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.images.budget import BadSample
+from data_pipelines.storage import Storage
+from data_pipelines.tokens.format import (
+    SHARD_FOLDER,
+    TOKENS_JSON,
+    LatentSums,
+    ShardMetadata,
+    TokenSpec,
+    shard_name,
+)
+from data_pipelines.tokens.reader import TokenDataset
+from data_pipelines.tokens.shard import TokenShard, decode_shard
+from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
+from data_pipelines.tokens.writer import TokenShardEntry, pin_job, publish_tokens, read_job
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine.jsonl"
+_MAX_ROUNDS = 4
+_CHECK_THREADS = 8
+
+OnItem = Callable[[int, int, int], None]
+"""Called after every item with (items done, items of the job, rows done), earlier runs counted."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Source samples [first_sample, first_sample + num_samples), which become shard `index`."""
+
+    index: int
+    first_sample: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """An item is published."""
+
+    item: WorkItem
+    rows: int
+    bad_samples: tuple[BadSample, ...]
+
+
+@dataclass(frozen=True)
+class PrecomputeReport:
+    """A finished token dataset and what this run had to do for it."""
+
+    output: str
+    digest: str
+    rows: int
+    expected_rows: int
+    missing_rows: int
+    duplicate_rows: int
+    num_bad_samples: int
+    items_done: int
+    """Made by this run."""
+    items_skipped: int
+    """There already when it began."""
+    seconds: float
+    actor_restarts: int = 0
+
+    def __str__(self) -> str:
+        made = "complete already" if not self.items_done else f"{self.items_done} shards made"
+        return (
+            f"{self.output}: {self.rows} rows of {self.expected_rows}, {self.missing_rows} missing,"
+            f" {self.duplicate_rows} duplicate; {made}, {self.items_skipped} were there"
+        )
+
+
+def plan_items(num_samples: int, samples_per_shard: int) -> list[WorkItem]:
+    """All items of a job, in order of sample ids; the last may be smaller."""
+    return [
+        WorkItem(index, first, min(samples_per_shard, num_samples - first))
+        for index, first in enumerate(range(0, num_samples, samples_per_shard))
+    ]
+
+
+def pending_items(storage: Storage, items: list[WorkItem]) -> list[WorkItem]:
+    """The items whose shards are not there yet."""
+    present = set(storage.list(SHARD_FOLDER))
+    return [item for item in items if shard_name(item.index) not in present]
+
+
+def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> PrecomputeReport | None:
+    """The report of a dataset that is finished already; None if there is something to do.
+
+    Files are checked for presence and size; `verify_tokens` reads them.
+
+    Args:
+        spec: of the job. On what device a finished dataset was made does not matter.
+        decoder: as the recipe names it; `auto` accepts what was used.
+
+    Raises:
+        UserError: the folder was begun with another spec; names every difference.
+    """
+    began = time.perf_counter()
+    pinned = read_job(storage)
+    if pinned is None or not storage.exists(TOKENS_JSON):
+        return None
+    accepted = replace(spec, numerics=pinned.numerics)
+    if decoder == "auto" or pinned.decoder.startswith(decoder):
+        accepted = replace(accepted, decoder=pinned.decoder)
+    pin_job(storage, accepted)
+    try:
+        dataset, report = TokenDataset.open(storage), verify_tokens(storage, full=False)
+    except DataError:
+        return None  # a damaged manifest: it is written anew
+    if not report.ok or dataset.spec.digest != accepted.digest:
+        return None
+    return PrecomputeReport(
+        output=storage.url,
+        digest=dataset.digest,
+        rows=report.rows,
+        expected_rows=report.expected_rows,
+        missing_rows=report.missing_rows,
+        duplicate_rows=report.duplicate_rows,
+        num_bad_samples=int(dataset.facts["num_bad_samples"]),
+        items_done=0,
+        items_skipped=dataset.num_shards,
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclass
+class PrecomputeRun:
+    """One attempt at finishing a job, whoever makes the items.
+
+    Args:
+        storage: the output folder.
+        spec: what is made; recorded in the folder, or compared with what is recorded there.
+        max_bad_samples: how many different bad samples the whole dataset may have.
+        on_item: called after every item.
+
+    Raises:
+        UserError: the output folder was begun with another spec; names every difference.
+    """
+
+    storage: Storage
+    spec: TokenSpec
+    max_bad_samples: int
+    on_item: OnItem | None = None
+    _items: list[WorkItem] = field(init=False)
+    _bad: dict[tuple[str, str], BadSample] = field(default_factory=dict)
+    _checked: list[_CheckedShard] = field(default_factory=list)
+    _items_left: int = 0
+    _rows_left: int = 0
+    _items_made: int = 0
+    _items_skipped: int | None = None
+    _began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        pin_job(self.storage, self.spec)
+        self.storage.delete_stale_temporaries()
+        self._items = plan_items(self.spec.num_samples, self.spec.samples_per_shard)
+
+    def rounds(self) -> Iterator[list[WorkItem]]:
+        """Lists of items to make, until every shard is there and was read back.
+
+        Shards found damaged on reading back are deleted and made again.
+
+        Raises:
+            DataError: shards keep being lost or damaged, or one is of another job.
+        """
+        for _ in range(_MAX_ROUNDS):
+            pending = pending_items(self.storage, self._items)
+            if not pending:
+                self._checked = self._check_shards()
+                if not self._delete_damaged():
+                    return
+                pending = pending_items(self.storage, self._items)
+            if self._items_skipped is None:
+                self._items_skipped = len(self._items) - len(pending)
+            self._items_left = len(pending)
+            self._rows_left = sum(item.num_samples for item in pending) * self.spec.num_views
+            yield pending
+        raise DataError(
+            f"{self.storage.url}: shards are still missing or damaged after {_MAX_ROUNDS} rounds; "
+            "check the storage and its free space, then run again"
+        )
+
+    def done(self, result: ItemResult) -> None:
+        """Count an item that was made.
+
+        Raises:
+            DataError: there are now more bad samples than allowed.
+        """
+        self._items_left -= 1
+        self._rows_left -= result.rows
+        self._items_made += 1
+        self._count_bad(result.bad_samples)
+        if self.on_item is not None:
+            total = len(self._items)
+            self.on_item(total - self._items_left, total, self.spec.num_rows - self._rows_left)
+
+    def finish(self, actor_restarts: int = 0) -> PrecomputeReport:
+        """Publish the manifest, after `rounds` has come to its end.
+
+        Raises:
+            DataError: there are more bad samples than allowed.
+        """
+        assert self._checked, "finish before the rounds ended"
+        for shard in self._checked:
+            self._count_bad(shard.metadata.bad_samples)
+        self._write_quarantine()
+        statistics = LatentSums.combine([shard.metadata.latent_sums for shard in self._checked])
+        entries = [shard.entry for shard in self._checked]
+        digest = publish_tokens(self.storage, self.spec, entries, statistics, len(self._bad))
+        count = sum((shard.count for shard in self._checked), RowCount())
+        skipped = len(self._items) if self._items_skipped is None else self._items_skipped
+        return PrecomputeReport(
+            output=self.storage.url,
+            digest=digest,
+            rows=count.rows,
+            expected_rows=self.spec.num_rows,
+            missing_rows=count.missing,
+            duplicate_rows=count.duplicate,
+            num_bad_samples=len(self._bad),
+            items_done=self._items_made,
+            items_skipped=skipped,
+            seconds=time.perf_counter() - self._began,
+            actor_restarts=actor_restarts,
+        )
+
+    def _check_shards(self) -> list[_CheckedShard]:
+        with ThreadPoolExecutor(_CHECK_THREADS, "check") as pool:
+            return list(
+                pool.map(lambda item: _check_shard(self.storage, self.spec, item), self._items)
+            )
+
+    def _delete_damaged(self) -> bool:
+        damaged = [shard for shard in self._checked if shard.fault is not None]
+        for shard in damaged:
+            logger.warning("%s; it is deleted and made again", shard.fault)
+            self.storage.delete(shard.entry.name)
+        return bool(damaged)
+
+    def _count_bad(self, found: tuple[BadSample, ...]) -> None:
+        self._bad.update({(bad.shard, bad.key): bad for bad in found})
+        if len(self._bad) > self.max_bad_samples:
+            self._write_quarantine()
+            last = next(reversed(self._bad.values()))
+            raise DataError(
+                f"{len(self._bad)} bad samples are more than max_bad_samples="
+                f"{self.max_bad_samples}; one is {last.key} in {last.shard}: {last.reason}; all "
+                f"are listed in {self.storage.url}/{QUARANTINE}; repair them and pack again, or "
+                "raise max_bad_samples and run again"
+            )
+
+    def _write_quarantine(self) -> None:
+        if self._bad:
+            ordered = [self._bad[key] for key in sorted(self._bad)]
+            lines = "".join(json.dumps(asdict(bad)) + "\n" for bad in ordered)
+            self.storage.write(QUARANTINE, lines.encode())
+
+
+# ---------------------------------------------------------------- reading shards back
+
+
+@dataclass(frozen=True)
+class _CheckedShard:
+    """A shard as read back; with a `fault`, only `entry.name` means anything."""
+
+    entry: TokenShardEntry
+    metadata: ShardMetadata
+    count: RowCount
+    fault: str | None = None
+
+
+def _check_shard(storage: Storage, spec: TokenSpec, item: WorkItem) -> _CheckedShard:
+    name, rows = shard_name(item.index), item.num_samples * spec.num_views
+    where = f"{storage.url}/{name}"
+    data = storage.read(name)
+    sha256 = hashlib.sha256(data).hexdigest()
+    entry = TokenShardEntry(name, item.first_sample, item.num_samples, rows, len(data), sha256, "")
+    try:
+        shard = decode_shard(data, where)
+    except DataError as error:
+        unknown = ShardMetadata(spec, item.index, LatentSums(0, (), ()), ())
+        return _CheckedShard(entry, unknown, RowCount(), str(error))
+    _refuse_foreign(shard, spec, item, where)
+    metadata, count = shard.metadata, count_rows(spec, item.index, shard)
+    fault = shard.damage() or (None if count == RowCount(rows) else f"has other rows: {count}")
+    entry = replace(entry, content_sha256=metadata.content_sha256)
+    return _CheckedShard(entry, metadata, count, fault and f"{where}: {fault}")
+
+
+def _refuse_foreign(shard: TokenShard, spec: TokenSpec, item: WorkItem, where: str) -> None:
+    """Somebody else's work is not deleted, unlike a damaged shard."""
+    found = shard.metadata
+    if differences := found.spec.differences(spec):
+        raise UserError(
+            f"{where} is of another job ({'; '.join(differences)}); write to another folder"
+        )
+    if found.index != item.index:
+        raise UserError(
+            f"{where} is shard {found.index} under another name; move it back or delete it"
+        )
