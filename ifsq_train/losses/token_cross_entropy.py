@@ -23,9 +23,27 @@ def token_cross_entropy(
         fp32 scalar, nats per position.
     """
     targets = tokens.unsqueeze(-1) if tokens.dim() == 2 else tokens
-    weights = group_weights if group_weights is not None else [1.0] * len(logits)
+    losses = [
+        F.cross_entropy(part.float().flatten(0, 1), targets[..., group].flatten())
+        for group, part in enumerate(logits)
+    ]
+    return sum_of_group_means(losses, group_weights)
+
+
+def sum_of_group_means(
+    token_losses: Sequence[Tensor], group_weights: Sequence[float] | None = None
+) -> Tensor:
+    """`token_cross_entropy` of losses that a model has computed itself.
+
+    Args:
+        token_losses: one tensor of any shape per group, nats.
+        group_weights: weight of each group's mean; all 1 when None.
+
+    Returns:
+        fp32 scalar, nats per position.
+    """
+    weights = group_weights if group_weights is not None else [1.0] * len(token_losses)
     terms = [
-        weight * F.cross_entropy(part.float().flatten(0, 1), targets[..., group].flatten())
-        for group, (part, weight) in enumerate(zip(logits, weights, strict=True))
+        weight * losses.float().mean() for losses, weight in zip(token_losses, weights, strict=True)
     ]
     return torch.stack(terms).sum()

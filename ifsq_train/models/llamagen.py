@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"num_layers": 12, "num_heads": 12, "dim": 384},
@@ -22,6 +23,8 @@ SIZES: dict[str, dict[str, int]] = {
     "XXL": {"num_layers": 48, "num_heads": 24, "dim": 1536},
     "XXXL": {"num_layers": 24, "num_heads": 32, "dim": 3200},
 }
+# Logits held at once where only losses are wanted: a quarter of a gigabyte in fp32.
+MAX_LOGITS = 2**26
 
 
 class RMSNorm(nn.Module):
@@ -171,11 +174,13 @@ class LlamaGenOutput:
         logits: per group [B, T, V_g]; position i predicts token i.
         projections: REPA projector outputs [B, T, Z], empty without projectors.
         hidden: residual stream after the embedding and each block, only where asked for.
+        token_losses: per group fp32 [B, T], nats, only where asked for in place of logits.
     """
 
     logits: tuple[Tensor, ...]
     projections: tuple[Tensor, ...] = ()
     hidden: tuple[Tensor, ...] = ()
+    token_losses: tuple[Tensor, ...] = ()
 
 
 class LlamaGen(nn.Module):
@@ -280,6 +285,7 @@ class LlamaGen(nn.Module):
         *,
         drop_labels: Tensor | None = None,
         keep_hidden: bool = False,
+        losses_only: bool = False,
     ) -> LlamaGenOutput:
         """Teacher-forced pass.
 
@@ -288,6 +294,8 @@ class LlamaGen(nn.Module):
             labels: int64 [B] in [0, num_classes]; num_classes is the null class.
             drop_labels: bool [B], labels to replace by the null class.
             keep_hidden: also return the residual stream.
+            losses_only: give `token_losses` in place of logits, which for a large codebook are
+                the largest tensors of a step; never more than a part of them exists then.
         """
         first = self.cls_embedding(labels, drop_labels).unsqueeze(1)
         x = self.tok_dropout(torch.cat([first, self.embed_tokens(tokens[:, :-1])], 1))
@@ -298,28 +306,54 @@ class LlamaGen(nn.Module):
             projections = projections or self._project(x, depth)
             if keep_hidden:
                 hidden.append(x)
-        logits = self._factorized_logits(x, tokens) if self.factorized else (self._head(x),)
-        return LlamaGenOutput(logits, projections, tuple(hidden) if keep_hidden else ())
+        inputs = self._head_inputs(x, tokens)
+        logits: tuple[Tensor, ...] = ()
+        losses: tuple[Tensor, ...] = ()
+        if losses_only:
+            losses = self._token_losses(inputs, tokens)
+        else:
+            logits = tuple(head(h) for head, h in zip(self._heads(), inputs, strict=True))
+        return LlamaGenOutput(logits, projections, tuple(hidden) if keep_hidden else (), losses)
 
     def _project(self, x: Tensor, depth: int) -> tuple[Tensor, ...]:
         if depth != self.projection_depth:
             return ()
         return tuple(projector(x) for projector in self.projectors)
 
-    def _head(self, x: Tensor) -> Tensor:
-        return self.output(self.norm(x))
+    def _heads(self) -> list[nn.Module]:
+        """Output layer of each group."""
+        return list(self.output) if isinstance(self.output, nn.ModuleList) else [self.output]
 
-    def _factorized_logits(self, x_BTD: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        """A short causal sequence per position: trunk output, then the groups before."""
+    def _head_inputs(self, x_BTD: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        """What each group's output layer reads, [B, T, D].
+
+        Factorized: a short causal sequence per position, trunk output, then the groups before.
+        """
+        if not self.factorized:
+            return (self.norm(x_BTD),)
         groups = len(self.codebook_sizes)
         parts = [x_BTD]
         parts += [self.group_embedding(g)(tokens[..., g]) for g in range(groups - 1)]
         mini = torch.stack(parts, 2).flatten(0, 1)
         for block in self.factorized_blocks:
             mini = block(mini, self.rope[:groups])
-        mini = self.norm(mini).unflatten(0, x_BTD.shape[:2])
-        assert isinstance(self.output, nn.ModuleList)
-        return tuple(head(mini[:, :, g]) for g, head in enumerate(self.output))
+        return self.norm(mini).unflatten(0, x_BTD.shape[:2]).unbind(2)
+
+    def _token_losses(self, inputs: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
+        """Cross-entropy of every token per group; logits a part at a time, and again backward."""
+        losses = []
+        for group, (head, h) in enumerate(zip(self._heads(), inputs, strict=True)):
+            targets = tokens[..., group] if self.factorized else tokens
+            rows = max(1, MAX_LOGITS // self.codebook_sizes[group])
+            parts = zip(h.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
+            terms = [
+                checkpoint(
+                    _cross_entropy, head, *part, use_reentrant=False, preserve_rng_state=False
+                )
+                for part in parts
+            ]
+            losses.append(torch.cat(terms).view(targets.shape))  # pyright: ignore
+        return tuple(losses)
 
     def new_caches(self, batch: int, length: int, *, head: bool = False) -> list[KeyValueCache]:
         """One cache per trunk block, or per block of the factorized head."""
@@ -340,12 +374,17 @@ class LlamaGen(nn.Module):
     ) -> tuple[Tensor, list[KeyValueCache]]:
         """Logits [B, V_g] of one group from [B, 1, D]; `caches` only for factorized heads."""
         if not self.factorized:
-            return self._head(x)[:, 0], caches
+            return self.output(self.norm(x))[:, 0], caches
         table = self.rope[group : group + 1]
         for block, cache in zip(self.factorized_blocks, caches, strict=True):
             x = block(x, table, cache, group)
         assert isinstance(self.output, nn.ModuleList)
         return self.output[group](self.norm(x))[:, 0], caches
+
+
+def _cross_entropy(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
+    """fp32 [N] of inputs [N, D] and targets int64 [N]."""
+    return F.cross_entropy(head(h).float(), targets, reduction="none")
 
 
 def projector(dim: int, width: int, out: int) -> nn.Sequential:

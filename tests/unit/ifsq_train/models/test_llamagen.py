@@ -1,0 +1,75 @@
+"""What holds for LlamaGen without any recorded tensors."""
+
+import pytest
+import torch
+
+from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
+from ifsq_train.models import llamagen
+from ifsq_train.models.llamagen import LlamaGen
+
+
+def build(codebooks: list[int]) -> LlamaGen:
+    torch.manual_seed(0)
+    model = LlamaGen(
+        num_layers=2,
+        num_heads=2,
+        dim=32,
+        codebook_sizes=codebooks,
+        grid=(3, 3),
+        num_classes=4,
+        token_dropout=0.0,
+        residual_dropout=0.0,
+        feed_forward_dropout=0.0,
+        multiple_of=32,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_losses_without_logits_are_the_same(
+    codebooks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of four positions of the 11-way head, the last part being shorter."""
+    monkeypatch.setattr(llamagen, "MAX_LOGITS", 44)
+    model, labels = build(codebooks), torch.tensor([1, 2])
+    shape = (2, 9) if len(codebooks) == 1 else (2, 9, 2)
+    tokens = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0))
+    expected = token_cross_entropy(model(tokens, labels).logits, tokens)
+    expected.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    output = model(tokens, labels, losses_only=True)
+    assert output.logits == ()
+    assert all(losses.shape == (2, 9) for losses in output.token_losses)
+    loss = sum_of_group_means(output.token_losses)
+    loss.backward()
+    assert torch.allclose(loss, expected, rtol=1e-6)
+    for mine, theirs in zip(model.parameters(), gradients, strict=True):
+        assert mine.grad is not None
+        assert theirs is not None
+        assert torch.allclose(mine.grad, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_a_fresh_model_gives_every_token_the_same_probability() -> None:
+    """The released output heads start at zero."""
+    model = LlamaGen(num_layers=1, num_heads=2, dim=16, codebook_sizes=[8], grid=(2, 2))
+    logits = model.eval()(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([3])).logits[0]
+    assert not logits.any()
+
+
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_later_tokens_do_not_change_earlier_predictions(codebooks: list[int]) -> None:
+    model, labels = build(codebooks).eval(), torch.tensor([1])
+    shape = (1, 9) if len(codebooks) == 1 else (1, 9, 2)
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    changed = tokens.clone()
+    changed[:, 5:] = 3
+    before, after = model(tokens, labels).logits, model(changed, labels).logits
+    assert torch.equal(before[0][:, :6], after[0][:, :6])
+    assert not torch.equal(before[0][:, 6:], after[0][:, 6:])
+    if len(codebooks) > 1:  # the second group of position 5 has seen its first
+        assert torch.equal(before[1][:, :5], after[1][:, :5])
+        assert not torch.equal(before[1][:, 5], after[1][:, 5])
