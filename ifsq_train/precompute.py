@@ -84,6 +84,20 @@ def with_absolute_paths(config: PrecomputeConfig) -> PrecomputeConfig:
     )
 
 
+def preflight(config: PrecomputeConfig) -> TokenSpec:
+    """Find the user's mistakes before a cluster is asked for anything.
+
+    Returns:
+        The job, with the recipe's word for the decoder and as if on a CPU.
+
+    Raises:
+        UserError: missing dataset or tokenizer, or parts that do not fit together.
+    """
+    encoder = open_encoder(config.tokenizer, "cpu", config.batch_size)
+    manifest = ShardManifest.open(config.source)
+    return describe_job(config, manifest, encoder, config.decoder, encoder.numerics)
+
+
 def describe_job(
     config: PrecomputeConfig,
     manifest: ShardManifest,

@@ -112,12 +112,14 @@ def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> Precomp
     """
     began = time.perf_counter()
     pinned = read_job(storage)
-    if pinned is None or not storage.exists(TOKENS_JSON):
+    if pinned is None:
         return None
     accepted = replace(spec, numerics=pinned.numerics)
     if decoder == "auto" or pinned.decoder.startswith(decoder):
         accepted = replace(accepted, decoder=pinned.decoder)
     pin_job(storage, accepted)
+    if not storage.exists(TOKENS_JSON):
+        return None
     try:
         dataset, report = TokenDataset.open(storage), verify_tokens(storage, full=False)
     except DataError:
