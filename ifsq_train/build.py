@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import (
@@ -22,6 +21,9 @@ from ifsq_train.config import (
     VqConfig,
 )
 from ifsq_train.context import RunContext
+from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.llamagen import SIZES, LlamaGen, Shape
+from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.randomness import derive_seed
 from ifsq_train.strategy.base import Strategy
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
@@ -31,7 +33,7 @@ from ifsq_train.tasks.tokenizer_gan import TokenizerTask
 logger = logging.getLogger(__name__)
 
 
-def build_quantizer(config: QuantizerConfig) -> nn.Module:
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer a recipe asks for."""
     from ifsq_train.models.quantizers import continuous, fsq, lfq, vq
 
@@ -60,10 +62,8 @@ def build_quantizer(config: QuantizerConfig) -> nn.Module:
     )
 
 
-def build_tokenizer(config: TokenizerConfig) -> nn.Module:
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Autoencoder with its quantizer, default initialisation."""
-    from ifsq_train.models.autoencoder import Tokenizer
-
     return Tokenizer(
         build_quantizer(config.quantizer),
         channel_multipliers=config.channel_multipliers,
@@ -76,15 +76,9 @@ def build_tokenizer(config: TokenizerConfig) -> nn.Module:
 
 def build_llamagen(
     config: LlamaGenConfig, codebook_sizes: tuple[int, ...], grid: tuple[int, int]
-) -> nn.Module:
+) -> LlamaGen:
     """LlamaGen for tokens of the given codebooks on a grid of the given height and width."""
-    from ifsq_train.models.llamagen import SIZES, LlamaGen
-
-    shape = (
-        {"num_layers": config.num_layers, "num_heads": config.num_heads, "dim": config.dim}
-        if config.size == "custom"
-        else SIZES[config.size]
-    )
+    shape = _llamagen_shape(config)
     return LlamaGen(
         **shape,
         codebook_sizes=codebook_sizes,
@@ -95,6 +89,15 @@ def build_llamagen(
         feed_forward_dropout=config.feed_forward_dropout,
         factorized_layers=config.factorized_layers,
     )
+
+
+def _llamagen_shape(config: LlamaGenConfig) -> Shape:
+    if config.size != "custom":
+        return SIZES[config.size]
+    assert config.num_layers is not None
+    assert config.num_heads is not None
+    assert config.dim is not None
+    return Shape(num_layers=config.num_layers, num_heads=config.num_heads, dim=config.dim)
 
 
 def build_task(
@@ -114,7 +117,8 @@ def build_task(
     if isinstance(config, TokenizerTaskConfig):
         return _build_tokenizer_task(config)
     assert isinstance(config, AutoregressiveTaskConfig)
-    assert codebook_sizes is not None and grid is not None
+    assert codebook_sizes is not None
+    assert grid is not None
     return AutoregressiveTask(config, build_llamagen(config.model, codebook_sizes, grid))
 
 
@@ -138,7 +142,11 @@ def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
             f"task.perceptual.weights: no file '{weights}';"
             " give a local LPIPS weight file or null to turn the term off"
         )
-    return TokenizerTask(config, tokenizer, discriminator, load_lpips(Path(weights)))
+    try:
+        perceptual = load_lpips(Path(weights))
+    except ValueError as error:
+        raise UserError(f"task.perceptual.weights: {error}") from error
+    return TokenizerTask(config, tokenizer, discriminator, perceptual)
 
 
 def build_strategy(config: StrategyConfig, context: RunContext) -> Strategy:

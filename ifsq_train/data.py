@@ -9,8 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from data_pipelines.images.budget import ErrorBudget
+from data_pipelines.images.decode import DecoderKind, open_decoder
+from data_pipelines.images.source import ImageSource
+from data_pipelines.manifest import ShardManifest
 from data_pipelines.plan import SamplePlan
-from ifsq_train.config import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
+from data_pipelines.tokens.reader import TokenDataset, choose_views
+from data_pipelines.views import ViewSpec
+from ifsq_train.config import DataConfig, ImageDataConfig, TokenDataConfig
 from ifsq_train.tasks.base import Batch
 
 
@@ -49,7 +55,7 @@ class ImageTrainData:
     """Decoded images in the view of the sample's epoch."""
 
     plan: SamplePlan
-    source: Any
+    source: ImageSource
     num_views: int
     seed: int
     codebook_sizes: None = None
@@ -57,8 +63,6 @@ class ImageTrainData:
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
-        from data_pipelines.tokens.reader import choose_views
-
         ids = self.plan.rank_ids(step, rank, world_size)
         epoch = self.plan.epoch(step)
         views = choose_views(self.seed, epoch, ids, self.num_views)
@@ -80,7 +84,7 @@ class TokenTrainData:
     """Precomputed tokens; one of the stored views per sample and epoch."""
 
     plan: SamplePlan
-    dataset: Any
+    dataset: TokenDataset
     seed: int
 
     @property
@@ -96,8 +100,6 @@ class TokenTrainData:
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
-        from data_pipelines.tokens.reader import choose_views
-
         ids = self.plan.rank_ids(step, rank, world_size)
         views = choose_views(self.seed, self.plan.epoch(step), ids, self.dataset.num_views)
         batch = self.dataset.read(ids, views)
@@ -119,17 +121,6 @@ class TokenTrainData:
         }
 
 
-def view_spec(config: ViewConfig) -> Any:
-    """The geometry a recipe's view stands for.
-
-    Raises:
-        UserError: a field that this kind of view does not have.
-    """
-    from data_pipelines.views import view_from_dict
-
-    return view_from_dict(config.model_dump(mode="json", exclude_none=True))
-
-
 def open_train_data(
     config: DataConfig, *, seed: int, run_folder: Path, rank: int, device: torch.device
 ) -> TrainData:
@@ -145,7 +136,6 @@ def open_train_data(
 
 
 def _open_tokens(config: TokenDataConfig, seed: int) -> TokenTrainData:
-    from data_pipelines.tokens.reader import TokenDataset
     from ifsq_train.artifacts import tokenizer_fingerprint
 
     expected = tokenizer_fingerprint(config.tokenizer) if config.tokenizer else None
@@ -163,12 +153,9 @@ def _open_tokens(config: TokenDataConfig, seed: int) -> TokenTrainData:
 def _open_images(
     config: ImageDataConfig, seed: int, quarantine: Path, device: torch.device
 ) -> ImageTrainData:
-    from data_pipelines.images.source import open_image_source
-
-    spec = view_spec(config.view)
     source = open_image_source(
         config.url,
-        spec,
+        config.view,
         decoder=config.decoder,
         seed=seed,
         device=device,
@@ -184,4 +171,29 @@ def _open_images(
         seed,
         shuffle_window=config.shuffle_window,
     )
-    return ImageTrainData(plan, source, spec.num_views, seed)
+    return ImageTrainData(plan, source, config.view.num_views, seed)
+
+
+def open_image_source(
+    url: str,
+    view: ViewSpec,
+    *,
+    decoder: DecoderKind,
+    seed: int,
+    device: torch.device,
+    threads: int = 1,
+    max_bad_samples: int = 0,
+    quarantine_path: Path | None = None,
+) -> ImageSource:
+    """A dataset with the decoder of this machine and its error budget.
+
+    Raises:
+        UserError: missing or damaged dataset, or a decoder that is not installed.
+    """
+    return ImageSource(
+        ShardManifest.open(url),
+        view,
+        open_decoder(decoder, view.image_size, device, threads),
+        ErrorBudget(max_bad_samples, quarantine_path),
+        seed=seed,
+    )

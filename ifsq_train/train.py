@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.errors import UserError
+from data_pipelines.prefetch import Prefetcher
 from ifsq_train.build import build_strategy, build_task
 from ifsq_train.checkpoint import write_atomically
 from ifsq_train.checkpoint_writer import CheckpointWriter, shared_attempt_id
@@ -22,7 +23,6 @@ from ifsq_train.context import RunContext, mean_over_ranks
 from ifsq_train.data import TrainData, open_train_data
 from ifsq_train.ema import WeightAverage
 from ifsq_train.metrics.training import TrainingMetrics
-from ifsq_train.prefetch import BatchPrefetcher
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.saved_state import collect_state, restore
 from ifsq_train.state import TrainState
@@ -49,6 +49,11 @@ class Run:
     metrics: TrainingMetrics
     resumed_from: int | None = None
     last_record: dict[str, float] = field(default_factory=dict)
+
+    def load(self, step: int) -> Batch:
+        """This worker's share of a global batch, in host memory."""
+        batch = self.data.load(step, self.context.rank, self.context.world_size)
+        return batch.pinned() if self.context.device.type == "cuda" else batch
 
 
 def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
@@ -124,12 +129,13 @@ def check_batch_split(config: TrainConfig, world_size: int) -> None:
 def fit(run: Run) -> None:
     """The loop: one global batch per step until the recipe's number of steps is reached."""
     config, state = run.config, run.state
-    depth = config.data.prefetch_batches
-    with BatchPrefetcher(run.data, run.context, state.step, config.steps, depth) as batches:
+    steps = range(state.step, config.steps)
+    with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
-            batch = batches.next()
+            batch = next(batches).to(run.context.device)
             waited = time.perf_counter() - began
+            run.metrics.waited(waited)
             losses, stats = train_step(run, batch)
             state.step += 1
             state.samples_seen += run.data.plan.global_batch_size

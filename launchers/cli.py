@@ -61,8 +61,9 @@ def train(
         from launchers.local import train_locally
 
         if workers != 1:
-            raise UserError(f"--launcher local runs one worker, found --workers {workers};"
-                            " use --launcher ray")
+            raise UserError(
+                f"--launcher local runs one worker, found --workers {workers}; use --launcher ray"
+            )
         result = train_locally(config)
     elif launcher == "ray":
         from launchers.ray_train import train_on_ray
@@ -70,8 +71,10 @@ def train(
         result = train_on_ray(config, launch)
     else:
         raise UserError(f"--launcher '{launcher}' is unknown; use ray or local")
-    _say(f"{config.name}: {result['steps']} steps, final loss {result['final_loss']:.6g},"
-         f" {result['seconds']:.0f} s; results in {config.output}")
+    _say(
+        f"{config.name}: {result['steps']} steps, final loss {result['final_loss']:.6g},"
+        f" {result['seconds']:.0f} s; results in {config.output}"
+    )
 
 
 @app.command()
@@ -239,8 +242,10 @@ def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> An
     log_to_terminal()
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, kind):
-        raise UserError(f"{recipe}: kind '{config.kind}', `ifsq {name}` needs '{name}';"
-                        f" use `ifsq {config.kind}`")
+        raise UserError(
+            f"{recipe}: kind '{config.kind}', `ifsq {name}` needs '{name}';"
+            f" use `ifsq {config.kind}`"
+        )
     return config
 
 

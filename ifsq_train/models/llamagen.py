@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SIZES: dict[str, dict[str, int]] = {
+
+class Shape(TypedDict):
+    """Depth, attention heads and width of a transformer."""
+
+    num_layers: int
+    num_heads: int
+    dim: int
+
+
+SIZES: dict[str, Shape] = {
     "S": {"num_layers": 12, "num_heads": 12, "dim": 384},
     "B": {"num_layers": 12, "num_heads": 12, "dim": 768},
     "L": {"num_layers": 24, "num_heads": 16, "dim": 1024},

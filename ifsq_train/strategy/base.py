@@ -72,7 +72,7 @@ class Strategy(Protocol):
         """
         ...
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The precision of the run, for calls of bare networks and losses."""
         ...
 

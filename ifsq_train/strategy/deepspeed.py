@@ -45,7 +45,8 @@ def _import_deepspeed() -> Any:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
+    operators: Any = deepspeed.ops
+    operators.__compatible_ops__ = collections.defaultdict(bool)
     return deepspeed
 
 
@@ -115,7 +116,7 @@ class DeepSpeedStrategy:
         with frozen(list(others.values())):
             yield {**others, name: engine}
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The engine's own autocast, for calls that go around the engine."""
         return torch.autocast(
             self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"
@@ -164,7 +165,7 @@ class DeepSpeedStrategy:
 
     def _stage3_fragments(self, module: nn.Module, zero: Any) -> list[Fragment]:
         pieces = []
-        for key, parameter in module.named_parameters():
+        for key, parameter in _zero3_parameters(module):
             shape = tuple(parameter.ds_shape)
             part = parameter.ds_tensor.ds_numel
             start = self._context.rank * part
@@ -194,7 +195,7 @@ class DeepSpeedStrategy:
         if stage in (1, 2):
             self._publish_partitions(zero)
         elif stage == 3:
-            for parameter in self._bare[name].parameters():
+            for _, parameter in _zero3_parameters(self._bare[name]):
                 group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
                 master = zero.fp32_partitioned_groups_flat[group].detach().narrow(0, offset, size)
                 parameter.ds_tensor.data.view(-1)[:size].copy_(master)
@@ -215,16 +216,19 @@ class DeepSpeedStrategy:
         """Give Adam its moments before the first step, so that they can be loaded into."""
         zero = self._engines[name].optimizer
         base = _base_optimizer(zero)
-        for group in base.param_groups:
-            for tensor in group["params"]:
-                if base.state.get(tensor):
-                    continue
-                device = tensor.device if group.get("fused") else torch.device("cpu")
-                base.state[tensor] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=device),
-                    "exp_avg": torch.zeros_like(tensor.detach()),
-                    "exp_avg_sq": torch.zeros_like(tensor.detach()),
-                }
+        tensors = [tensor for group in base.param_groups for tensor in group["params"]]
+        if self._stage(name) == 3:
+            # Stage 3 fills the optimizer's groups only while it steps.
+            tensors = zero.fp32_partitioned_groups_flat
+        fused = any(group.get("fused") for group in base.param_groups)
+        for tensor in tensors:
+            # The fused kernel keeps its counter on the device.
+            device = tensor.device if fused else torch.device("cpu")
+            base.state[tensor] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(tensor.detach()),
+                "exp_avg_sq": torch.zeros_like(tensor.detach()),
+            }
 
     def module(self, name: str) -> nn.Module:
         """See Strategy.module."""
@@ -241,6 +245,11 @@ class DeepSpeedStrategy:
             "world_size": worlds.pop(),
             "engine_version": self._deepspeed.__version__,
         }
+
+
+def _zero3_parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Parameters by name, with the attributes that stage 3 adds to them."""
+    yield from module.named_parameters()
 
 
 def _base_optimizer(zero: Any) -> torch.optim.Optimizer:

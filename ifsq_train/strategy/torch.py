@@ -65,7 +65,7 @@ class TorchStrategy:
         with frozen(list(others.values())):
             yield {**others, name: wrapped}
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast over fp32 parameters, or nothing."""
         return torch.autocast(
             self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"

@@ -49,8 +49,13 @@ class AutoregressiveTask:
         self._generator.train()
         tokens = batch.inputs
         dropped = info.random.uniform("label_dropout") < self._config.model.class_dropout
+        # Samples without a label are trained on the null class too.
+        unlabelled = batch.labels < 0
+        labels = batch.labels.clamp_min(0)
         info.random.seed_layers(update)
         with info.strategy.autocast():
-            output = models[update](tokens, batch.labels, drop_labels=dropped.to(tokens.device))
+            output = models[update](
+                tokens, labels, drop_labels=dropped.to(tokens.device) | unlabelled
+            )
         loss = token_cross_entropy(output.logits, tokens, self._config.group_weights)
         return LossOutput(loss, {"loss": loss.detach()})

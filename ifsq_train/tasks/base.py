@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ifsq_train.randomness import BatchRandom
@@ -29,6 +30,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def pinned(self) -> Batch:
+        """Page-locked, so that the copy to the GPU can overlap with computing."""
+        return Batch(self.inputs.pin_memory(), self.labels.pin_memory(), self.positions)
+
+    def to(self, device: torch.device) -> Batch:
+        """On a device; the copy from pinned memory is asynchronous."""
+        inputs = self.inputs.to(device, non_blocking=True)
+        return Batch(inputs, self.labels.to(device, non_blocking=True), self.positions)
 
     def part(self, index: int, count: int) -> Batch:
         """The index-th of `count` near-equal consecutive parts."""

@@ -17,6 +17,7 @@ from ifsq_train.losses.adversarial import (
     generator_loss,
 )
 from ifsq_train.losses.reconstruction import pixel_loss
+from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
 
 AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
@@ -35,7 +36,7 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerTaskConfig,
-        autoencoder: nn.Module,
+        autoencoder: Tokenizer,
         discriminator: nn.Module | None,
         perceptual: nn.Module | None,
     ) -> None:
@@ -86,7 +87,7 @@ class TokenizerTask:
         gradients with respect to the reconstruction and that layer's input.
         """
         self._autoencoder.train()
-        last_layer = self._autoencoder.decoder.conv_out  # pyright: ignore
+        last_layer = self._autoencoder.decoder.conv_out
         with _captured_input(last_layer) as captured, info.strategy.autocast():
             reconstruction, quantized = models[AUTOENCODER](images)
         reconstruction = reconstruction.float()

@@ -13,7 +13,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Plain torch in one process."""
     folder = tmp_path_factory.mktemp("reference")
     return run_ranks(
-        1, "train_toy", kind="torch", stage=0, folder=str(folder), first=0, last=STEPS,
+        1,
+        "train_toy",
+        kind="torch",
+        stage=0,
+        folder=str(folder),
+        first=0,
+        last=STEPS,
         save_at=None,
     )[0]
 
@@ -24,7 +30,13 @@ def test_two_ranks_equal_plain_torch(
 ) -> None:
     """Two networks, two micro-batches, clipping, schedules, averaging."""
     result = run_ranks(
-        2, "train_toy", kind=kind, stage=stage, folder=str(tmp_path), first=0, last=STEPS,
+        2,
+        "train_toy",
+        kind=kind,
+        stage=stage,
+        folder=str(tmp_path),
+        first=0,
+        last=STEPS,
         save_at=None,
     )[0]
     assert result["losses"] == pytest.approx(reference["losses"], rel=1e-6)
@@ -49,12 +61,24 @@ def test_a_checkpoint_loads_anywhere(
 ) -> None:
     kind, stage, world = saved
     first = run_ranks(
-        world, "train_toy", kind=kind, stage=stage, folder=str(tmp_path), first=0, last=SAVED,
+        world,
+        "train_toy",
+        kind=kind,
+        stage=stage,
+        folder=str(tmp_path),
+        first=0,
+        last=SAVED,
         save_at=SAVED,
     )[0]
     kind, stage, world = loaded
     rest = run_ranks(
-        world, "train_toy", kind=kind, stage=stage, folder=str(tmp_path), first=SAVED, last=STEPS,
+        world,
+        "train_toy",
+        kind=kind,
+        stage=stage,
+        folder=str(tmp_path),
+        first=SAVED,
+        last=STEPS,
         save_at=None,
     )[0]
     assert first["losses"] + rest["losses"] == pytest.approx(reference["losses"], rel=1e-6)

@@ -1,0 +1,66 @@
+"""Recipes: what a run is, typed and checked before anything starts.
+
+A recipe is a YAML file. OmegaConf merges and interpolates it (``recipe.py``); the models
+here say what is allowed. Recipes hold science only; the shape of the machine is
+``LaunchConfig``. Every model is frozen and refuses unknown keys.
+"""
+
+from ifsq_train.config.base import Config, to_dict
+from ifsq_train.config.data import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
+from ifsq_train.config.networks import (
+    ContinuousConfig,
+    FsqConfig,
+    LfqConfig,
+    LlamaGenConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+    VqConfig,
+)
+from ifsq_train.config.run import (
+    CheckpointConfig,
+    EvaluateConfig,
+    LaunchConfig,
+    OptimConfig,
+    PrecomputeConfig,
+    RecipeConfig,
+    SampleConfig,
+    StrategyConfig,
+    TrainConfig,
+)
+from ifsq_train.config.tasks import (
+    AdversarialConfig,
+    AutoregressiveTaskConfig,
+    PerceptualConfig,
+    TaskConfig,
+    TokenizerTaskConfig,
+)
+
+__all__ = [
+    "AdversarialConfig",
+    "AutoregressiveTaskConfig",
+    "CheckpointConfig",
+    "Config",
+    "ContinuousConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FsqConfig",
+    "ImageDataConfig",
+    "LaunchConfig",
+    "LfqConfig",
+    "LlamaGenConfig",
+    "OptimConfig",
+    "PerceptualConfig",
+    "PrecomputeConfig",
+    "QuantizerConfig",
+    "RecipeConfig",
+    "SampleConfig",
+    "StrategyConfig",
+    "TaskConfig",
+    "TokenDataConfig",
+    "TokenizerConfig",
+    "TokenizerTaskConfig",
+    "TrainConfig",
+    "ViewConfig",
+    "VqConfig",
+    "to_dict",
+]

@@ -1,0 +1,154 @@
+"""Recipe parts: quantizers and networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ifsq_train.config.base import Config
+
+
+class FsqConfig(Config):
+    """Finite scalar quantization with the bound 2 sigmoid(alpha z) - 1 (paper section 3)."""
+
+    kind: Literal["fsq", "ifsq"]
+    levels: tuple[int, ...] = Field(min_length=1)
+    """Levels per latent channel; K bits in the paper are 2**K + 1 levels."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Slope of the bound; 1.6 for ifsq and 2.0 (exactly tanh) for fsq when not given."""
+    bound: Literal["simple", "shifted"] = "simple"
+    """`shifted` is FSQ's original bound, which also allows even level counts."""
+    cells: Literal["paper", "equal_width"] = "paper"
+    """`equal_width` gives the two end levels cells as wide as the others."""
+    digit_order: Literal["little", "big"] = "little"
+    """Which channel is least significant in a token: the first (released code) or the last."""
+    factorized_channels: tuple[int, ...] | None = None
+    """Channels per token group; one group of all channels when not given."""
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_at_least_two(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if min(levels) < 2:
+            raise ValueError(f"every entry must be at least 2, found {list(levels)}")
+        return levels
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FsqConfig:
+        if self.bound == "simple" and any(level % 2 == 0 for level in self.levels):
+            raise ValueError(
+                f"bound 'simple' needs odd levels, found {list(self.levels)};"
+                " use 2**K + 1 levels or bound: shifted"
+            )
+        groups = self.factorized_channels
+        if groups is not None and (sum(groups) != len(self.levels) or min(groups) < 1):
+            raise ValueError(
+                f"factorized_channels {list(groups)} must be positive and sum to the"
+                f" {len(self.levels)} channels of levels"
+            )
+        return self
+
+    @property
+    def slope(self) -> float:
+        """Alpha with the default of the kind filled in."""
+        return self.alpha if self.alpha is not None else (1.6 if self.kind == "ifsq" else 2.0)
+
+    @property
+    def num_channels(self) -> int:
+        """Latent channels the quantizer works on."""
+        return len(self.levels)
+
+
+class VqConfig(Config):
+    """Vector quantization with a learned codebook."""
+
+    kind: Literal["vq"]
+    codebook_size: int = Field(default=16384, ge=2)
+    num_channels: int = Field(default=4, ge=1)
+    beta: float = Field(default=0.5, ge=0)
+    loss_form: Literal["released", "vqvae"] = "released"
+    """`released` weighs the codebook term by beta, `vqvae` the commitment term."""
+
+
+class LfqConfig(Config):
+    """Lookup-free quantization: one bit per channel."""
+
+    kind: Literal["lfq"]
+    num_channels: int = Field(default=14, ge=1, le=62)
+    entropy_weight: float = Field(default=0.1, ge=0)
+    commitment_weight: float = Field(default=0.25, ge=0)
+
+
+class ContinuousConfig(Config):
+    """No quantizer: a deterministic (ae) or Gaussian (vae) bottleneck."""
+
+    kind: Literal["ae", "vae"]
+    num_channels: int = Field(default=4, ge=1)
+    kl_weight: float = Field(default=0.0, ge=0)
+
+
+QuantizerConfig = Annotated[
+    FsqConfig | VqConfig | LfqConfig | ContinuousConfig, Field(discriminator="kind")
+]
+
+
+class TokenizerConfig(Config):
+    """Convolutional autoencoder with a quantizer in the middle."""
+
+    quantizer: QuantizerConfig
+    channel_multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 4, 4), min_length=1)
+    """Width of each level over base_channels; one downsampling between levels (f16: five)."""
+    base_channels: int = Field(default=128, ge=1)
+    num_res_blocks: int = Field(default=2, ge=1)
+    """Residual blocks per encoder level; the decoder has one more."""
+    z_channels: int = Field(default=4, ge=1)
+    """Channels between the encoder and the 1x1 convolution before the quantizer."""
+    norm_groups: int = Field(default=32, ge=1)
+
+    @property
+    def downsample_ratio(self) -> int:
+        """Pixels per latent cell and side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> TokenizerConfig:
+        widths = [self.base_channels * m for m in self.channel_multipliers]
+        if bad := [w for w in widths if w % self.norm_groups]:
+            raise ValueError(
+                f"norm_groups={self.norm_groups} must divide every width, found {bad};"
+                " change base_channels, channel_multipliers or norm_groups"
+            )
+        return self
+
+
+class LlamaGenConfig(Config):
+    """Decoder-only class-conditional transformer over image tokens."""
+
+    size: Literal["S", "B", "L", "XL", "XXL", "XXXL", "custom"] = "custom"
+    num_layers: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
+    dim: int | None = Field(default=None, ge=8)
+    num_classes: int = Field(default=1000, ge=1)
+    class_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Chance of training a sample on the null class, for guidance."""
+    token_dropout: float = Field(default=0.1, ge=0, lt=1)
+    residual_dropout: float = Field(default=0.1, ge=0, lt=1)
+    feed_forward_dropout: float = Field(default=0.1, ge=0, lt=1)
+    factorized_layers: int = Field(default=2, ge=1)
+    """Blocks of the small head that predicts the groups of one position."""
+
+    @model_validator(mode="after")
+    def _custom_is_complete(self) -> LlamaGenConfig:
+        shape = (self.num_layers, self.num_heads, self.dim)
+        if self.size == "custom" and None in shape:
+            raise ValueError("size 'custom' needs num_layers, num_heads and dim; or name a size")
+        if self.size != "custom" and shape != (None, None, None):
+            raise ValueError(
+                f"size '{self.size}' fixes num_layers, num_heads and dim;"
+                " drop them or use size: custom"
+            )
+        if self.dim and self.num_heads and (self.dim // self.num_heads) % 4:
+            raise ValueError(
+                f"dim / num_heads must be a multiple of 4, found {self.dim} / {self.num_heads}"
+            )
+        return self

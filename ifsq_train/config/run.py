@@ -1,0 +1,159 @@
+"""Whole recipes, one per command, and the shape of the machine they get."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ifsq_train.config.base import Config
+from ifsq_train.config.data import DataConfig, ViewConfig
+from ifsq_train.config.tasks import TaskConfig
+
+
+class OptimConfig(Config):
+    """AdamW and its learning-rate schedule for one network."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm; null turns clipping off."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Cosine: learning rate at the last step over `lr`."""
+
+
+class StrategyConfig(Config):
+    """How the networks are spread over the workers."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Which of optimizer state, gradients and parameters ZeRO partitions (deepspeed only)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: activations under autocast; parameters, gradients and optimizer stay fp32."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Largest batch one worker takes at once; gradients of several are accumulated."""
+
+
+class CheckpointConfig(Config):
+    """When the run's state is saved and how much of it is kept."""
+
+    every_steps: int = Field(default=1000, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    """Complete checkpoints kept besides the newest are at most this many minus one."""
+
+
+class TrainConfig(Config):
+    """A training run."""
+
+    kind: Literal["train"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str
+    """Folder of the run: checkpoints, metrics, log, result."""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(ge=1)
+    """Optimizer steps; a resumed run ends at the same number."""
+    data: DataConfig
+    task: TaskConfig
+    optim: dict[str, OptimConfig]
+    """By network: `autoencoder` and `discriminator` for tokenizers, `generator` otherwise."""
+    strategy: StrategyConfig = StrategyConfig()
+    ema_decay: float | None = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the averaged weights; null turns averaging off."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainConfig:
+        if self.task.kind == "tokenizer":
+            adversarial = self.task.adversarial is not None
+            needed = {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}
+            data_kind = "images"
+        else:
+            needed, data_kind = {"generator"}, "tokens"
+        if set(self.optim) != needed:
+            raise ValueError(
+                f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
+                " give exactly one entry for each"
+            )
+        if self.data.kind != data_kind:
+            raise ValueError(
+                f"task '{self.task.kind}' reads data of kind '{data_kind}',"
+                f" found '{self.data.kind}'"
+            )
+        return self
+
+
+class PrecomputeConfig(Config):
+    """Encode a dataset into token shards, once."""
+
+    kind: Literal["precompute"]
+    source: str
+    """Image dataset folder (path or s3://)."""
+    tokenizer: str
+    """Run folder or checkpoint of a tokenizer; its averaged weights are used if it has any."""
+    output: str
+    """Token dataset folder to write (path or s3://)."""
+    view: ViewConfig
+    view_seed: int = Field(default=0, ge=0)
+    samples_per_shard: int = Field(default=4096, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    decoder: Literal["auto", "cpu", "dali"] = "auto"
+    max_bad_samples: int = Field(default=100, ge=0)
+
+
+class SampleConfig(Config):
+    """Draw images from a trained generator."""
+
+    kind: Literal["sample"]
+    generator: str
+    """Run folder or checkpoint of a generator."""
+    tokenizer: str
+    """Run folder or checkpoint of the tokenizer its tokens came from."""
+    output: str
+    samples_per_class: int = Field(default=100, ge=1)
+    classes: tuple[int, ...] | None = None
+    """Class indices to draw; all when not given."""
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=100, ge=1)
+    cfg_scale: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class EvaluateConfig(Config):
+    """Measure a tokenizer's reconstructions, or samples against a reference dataset."""
+
+    kind: Literal["evaluate"]
+    tokenizer: str
+    """Run folder or checkpoint; reconstructs the data, and its encoder is the default feature
+    network of the Frechet distance."""
+    data: str
+    """Held-out image dataset folder."""
+    view: ViewConfig
+    output: str
+    """Result JSON to write."""
+    samples: str | None = None
+    """Folder of `ifsq sample`; adds the Frechet distance of samples against the data."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+RecipeConfig = Annotated[
+    TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig, Field(discriminator="kind")
+]
+
+
+class LaunchConfig(Config):
+    """The shape of the machine a run gets; never part of a recipe."""
+
+    num_workers: int = Field(default=1, ge=1)
+    gpus_per_worker: int = Field(default=0, ge=0)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    address: str | None = None
+    """Ray cluster to join; a local one is started when not given."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts of the worker group before the run is given up."""
