@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,15 +34,24 @@ from launchers.stages import pack_images, precompute_tokens
 
 SHARD_BYTES = 1 << 20
 MAX_BAD_SAMPLES = 20
+MAX_SAMPLES = 1000
+"""Drawn in all, of a folder with many classes."""
 
 
-def run_demo(output: Path, images: Path | None, workers: int) -> dict[str, Any]:
+def run_demo(
+    output: Path,
+    images: Path | None = None,
+    workers: int = 2,
+    changes: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Run all stages and write ``result.json`` and ``report.html`` into `output`.
 
     Args:
         output: folder of everything the demo makes.
         images: folder of class folders with images; None takes scikit-learn's digits.
         workers: Ray Train workers of both trainings, and precompute actors.
+        changes: further ``key=value`` changes by recipe: tokenizer, tokens, generator, samples,
+            evaluation.
 
     Returns:
         What ``result.json`` holds.
@@ -51,7 +60,7 @@ def run_demo(output: Path, images: Path | None, workers: int) -> dict[str, Any]:
         UserError: missing or unusable images, or a folder used for another demo.
         TrainingFailed: a training failed more often than it is restarted.
     """
-    demo = Demo(output.absolute(), images, workers)
+    demo = Demo(output.absolute(), images, workers, changes or {})
     with demo.measured():
         with demo.stage("pack"):
             demo.pack()
@@ -80,6 +89,7 @@ class Demo:
         folder: where everything is written.
         images: the user's folder, or None for the digits.
         workers: of both trainings.
+        changes: see `run_demo`.
         stages: what `result.json` says of each stage, in the order they ran.
         used: time by stage and of the whole, and peak memory, over all starts of this demo:
             an interrupted one that is run again says what it took altogether.
@@ -88,6 +98,7 @@ class Demo:
     folder: Path
     images: Path | None
     workers: int
+    changes: Mapping[str, Sequence[str]]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
 
@@ -235,6 +246,7 @@ class Demo:
         values["output"] = outputs[name]
         overrides = [f"{key}={self.folder / value}" for key, value in values.items()]
         overrides += [f"{key}={value}" for key, value in changes.items()]
+        overrides += self.changes.get(name, [])
         config = load_recipe(f"demo/{name}", overrides)
         assert isinstance(config, kind)
         return config
@@ -256,13 +268,16 @@ class Demo:
         overrides = [f"{key}={value}" for key, value in changes.items()]
         if name == "generator":
             overrides.append(f"task.model.num_classes={len(self._class_names())}")
+        overrides += self.changes.get(name, [])
         own_images = self.images is not None and name == "tokenizer"
         config = load_recipe(f"demo/images-{name}" if own_images else f"demo/{name}", overrides)
         assert isinstance(config, TrainConfig)
         return config
 
     def _sample_config(self) -> SampleConfig:
-        return self._recipe("samples", SampleConfig)
+        per_class = max(1, MAX_SAMPLES // len(self._class_names()))
+        changes = {} if self.images is None else {"samples_per_class": per_class}
+        return self._recipe("samples", SampleConfig, **changes)
 
     def _evaluate_config(self) -> EvaluateConfig:
         return self._recipe("evaluation", EvaluateConfig, **self._view())
