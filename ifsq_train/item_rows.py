@@ -34,7 +34,7 @@ class ItemRows:
     def __init__(self, spec: TokenSpec, item: WorkItem, max_bad_samples: int) -> None:
         self.item = item
         self._spec, self._max_bad = spec, max_bad_samples
-        count = item.num_samples * spec.num_views
+        self.num_rows = count = item.num_samples * spec.num_views
         self._missing = count
         groups, channels = len(spec.codebook_sizes), spec.latent_channels
         self._columns: dict[str, NDArray[Any]] = {
@@ -118,15 +118,18 @@ class ItemRows:
                 " raise max_bad_samples"
             )
 
+    def rows(self) -> TokenRows:
+        """All rows of the item."""
+        assert self.complete
+        return TokenRows(keys=self._keys, extra=self._extra, **self._columns)
+
     def encoded(self) -> EncodedItem:
         """The item's shard file."""
-        assert self.complete
-        rows = TokenRows(keys=self._keys, extra=self._extra, **self._columns)
         cells = self._spec.tokens_per_row
         sums = LatentSums.of_rows(self._sums, self._squares, cells)
         bad = tuple(self._bad[key] for key in sorted(self._bad))
         metadata = ShardMetadata(self._spec, self.item.index, sums, bad)
-        return EncodedItem(self.item, encode_shard(rows, metadata), bad)
+        return EncodedItem(self.item, encode_shard(self.rows(), metadata), bad)
 
 
 def _row_sums(

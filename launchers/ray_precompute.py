@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from ifsq_train.precompute_run import (
     plan_items,
     published_report,
 )
+from launchers.precompute_monitor import PrecomputeMonitor
 from launchers.ray_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
 from launchers.ray_cluster import ray_session
 
@@ -50,6 +52,7 @@ def precompute_on_ray(
     cpus_per_reader: float = 1,
     address: str | None = None,
     on_item: OnItem | None = None,
+    show_progress: bool = False,
 ) -> PrecomputeReport:
     """Encode a dataset with several encoders, or what is left of it.
 
@@ -65,6 +68,7 @@ def precompute_on_ray(
         cpus_per_reader: CPU slots of a reader, also its number of decoding threads.
         address: Ray cluster to join; None starts one on this machine.
         on_item: called in this process after every item.
+        show_progress: one line with views per second, time left, and what encoders wait for.
 
     Raises:
         UserError: something in the recipe or its data, the output folder holds another job, or
@@ -85,9 +89,11 @@ def precompute_on_ray(
         pool = ActorPool(ray, start, num_actors)
         try:
             run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, on_item)
-            for items in run.rounds():
-                for result in pool.make(items):
-                    run.done(result)
+            with closing(PrecomputeMonitor(run, show_progress)) as monitor:
+                for items in run.rounds():
+                    for result in pool.make(items):
+                        run.done(result)
+                        monitor.item(result, pool.retries)
             return run.finish(pool.restarts)
         finally:
             pool.close()

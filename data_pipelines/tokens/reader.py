@@ -29,7 +29,7 @@ from data_pipelines.tokens.format import (
 )
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from data_pipelines.tokens.shard import TokenShard, decode_shard
-from data_pipelines.tokens.writer import TokenShardEntry, read_job
+from data_pipelines.tokens.writer import TokenRows, TokenShardEntry, read_job
 
 MAX_OPEN_SHARDS = 256
 _DOMAIN_CHOOSE_VIEW = 31
@@ -300,6 +300,23 @@ class TokenDataset:
             return latents
         assert self.spec.latent_statistics is not None
         return self.spec.latent_statistics.normalized(latents)
+
+    def rows_of(self, sample_id: int) -> TokenRows:
+        """Everything stored of a sample, all its views; tokens int64 [num_views, T, G]."""
+        _check_bounds(np.array([sample_id]), self.num_samples, "sample ids", self.storage.url)
+        number, offset = divmod(sample_id, self.spec.samples_per_shard)
+        shard = self.shard(number)
+        at = slice(offset * self.num_views, (offset + 1) * self.num_views)
+        tokens = np.empty((self.num_views, self.spec.tokens_per_row, 0), np.int64)
+        if self.spec.has_tokens:
+            packed = np.ascontiguousarray(shard.packed[at])
+            groups = len(self.spec.codebook_sizes)
+            tokens = self.spec.packer.unpack(packed).reshape(*tokens.shape[:2], groups)
+        return TokenRows(
+            shard.sample_ids[at], shard.source_ids[at], shard.keys[at], shard.labels[at],
+            shard.views[at], shard.boxes[at], shard.flips[at], tokens,
+            {name: shard.extra(name)[at] for name in self.spec.extra_columns},
+        )  # fmt: skip
 
     def shard(self, number: int) -> TokenShard:
         """An opened shard. Raises DataError if it is missing or not the one recorded."""

@@ -165,6 +165,13 @@ PRECOMPUTE_RETRIES = MetricSpec(
     "Work items given out again because the process that held them was lost.",
     scope="process",
 )
+PRECOMPUTE_STAGE_SECONDS = MetricSpec(
+    "ifsq_precompute_stage_seconds_total",
+    "counter",
+    "Seconds all encoders spent per stage: waiting for work items, waiting for pixels, encoding,"
+    " waiting for the storage.",
+    ("stage",),
+)
 # ---------------------------------------------------------------- data
 
 QUARANTINED = MetricSpec(
