@@ -41,8 +41,8 @@ class ItemRows:
             "sample_ids": np.empty(count, np.int64),
             "source_ids": np.empty(count, np.int64),
             "labels": np.empty(count, np.int32),
-            "views": np.empty(count, np.int16),
-            "boxes": np.empty((count, 4), np.float32),
+            "views": np.empty(count, np.int64),
+            "windows": np.empty((count, 4), np.uint16),
             "flips": np.empty(count, np.bool_),
             "tokens": np.empty((count, spec.tokens_per_row, groups), np.int64),
         }
@@ -50,7 +50,6 @@ class ItemRows:
             name: np.empty((count, *column.shape), column.dtype)
             for name, column in spec.extra_columns.items()
         }
-        self._keys: list[str] = [""] * count
         self._sums = np.empty((count, channels))
         self._squares = np.empty((count, channels))
         self._bad: dict[tuple[str, str], BadSample] = {}
@@ -73,9 +72,8 @@ class ItemRows:
         """
         at = slice(pixels.rows.first + part.start, pixels.rows.first + part.stop)
         columns = self._columns
-        for name in ("sample_ids", "source_ids", "labels", "views", "boxes", "flips"):
+        for name in ("sample_ids", "source_ids", "labels", "views", "windows", "flips"):
             columns[name][at] = getattr(pixels, name)[part]
-        self._keys[at] = pixels.keys[part]
         rows = part.stop - part.start
         columns["tokens"][at] = encoded.tokens.reshape(rows, self._spec.tokens_per_row, -1)
         mean, logvar = self._add_latents(at, encoded)
@@ -121,7 +119,7 @@ class ItemRows:
     def rows(self) -> TokenRows:
         """All rows of the item."""
         assert self.complete
-        return TokenRows(keys=self._keys, extra=self._extra, **self._columns)
+        return TokenRows(extra=self._extra, **self._columns)
 
     def encoded(self) -> EncodedItem:
         """The item's shard file."""

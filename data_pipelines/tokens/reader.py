@@ -313,8 +313,8 @@ class TokenDataset:
             groups = len(self.spec.codebook_sizes)
             tokens = self.spec.packer.unpack(packed).reshape(*tokens.shape[:2], groups)
         return TokenRows(
-            shard.sample_ids[at], shard.source_ids[at], shard.keys[at], shard.labels[at],
-            shard.views[at], shard.boxes[at], shard.flips[at], tokens,
+            shard.sample_ids[at], shard.source_ids[at], shard.labels[at],
+            shard.views[at], shard.windows[at], shard.flips[at], tokens,
             {name: shard.extra(name)[at] for name in self.spec.extra_columns},
         )  # fmt: skip
 
