@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--data", choices=["cifar", "imagenet"], default="cifar")
     options.add_argument("--images", type=int, default=2000)
     options.add_argument("--base-channels", type=int, default=16)

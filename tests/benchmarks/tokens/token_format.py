@@ -74,7 +74,7 @@ def run_round(
 
 
 def parse() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--images", type=int, default=65_536)
     options.add_argument("--npy-images", type=int, default=8192)
     options.add_argument("--rounds", type=int, default=5)
