@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +24,7 @@ from ifsq_train.config import (
 )
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
+from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.recipe import validate_recipe
 
@@ -53,6 +57,7 @@ class TrainedGenerator:
         num_classes: real classes.
         tokenizer_fingerprint: of the tokenizer that decodes what it makes.
         step: optimizer steps of the run it comes from.
+        fingerprint: sha256 over weights, shape and scaling.
         scaling: `denormalize` turns what a DiT makes into latents; None for LlamaGen.
     """
 
@@ -62,6 +67,7 @@ class TrainedGenerator:
     num_classes: int
     tokenizer_fingerprint: str
     step: int
+    fingerprint: str
     scaling: LatentStatistics | None = None
 
 
@@ -118,8 +124,15 @@ def load_generator(path: str | Path) -> TrainedGenerator:
         task.model.num_classes,
         facts["tokenizer_fingerprint"],
         checkpoint.step,
+        _generator_fingerprint(network, facts),
         scaling,
     )
+
+
+def _generator_fingerprint(network: nn.Module, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    update_with_tensors(digest, dict(network.named_parameters()))
+    return digest.hexdigest()
 
 
 def load_weights(checkpoint: Checkpoint, name: str, network: nn.Module) -> None:
