@@ -99,7 +99,6 @@ def build_llamagen(
         residual_dropout=config.residual_dropout,
         feed_forward_dropout=config.feed_forward_dropout,
         factorized_layers=config.factorized_layers,
-        recompute_blocks=config.recompute_blocks,
     )
 
 
@@ -130,7 +129,6 @@ def build_dit(
         swiglu=config.swiglu,
         rotary=config.rope,
         rms_norm=config.rmsnorm,
-        recompute_blocks=config.recompute_blocks,
     )
 
 

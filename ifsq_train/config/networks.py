@@ -136,9 +136,6 @@ class LlamaGenConfig(Config):
     feed_forward_dropout: float = Field(default=0.1, ge=0, lt=1)
     factorized_layers: int = Field(default=2, ge=1)
     """Blocks of the small head that predicts the groups of one position."""
-    recompute_blocks: bool = False
-    """Keep only the input of each block and compute the rest again in the backward pass: far less
-    memory for about a third more time."""
 
     @model_validator(mode="after")
     def _custom_is_complete(self) -> LlamaGenConfig:
@@ -162,9 +159,6 @@ class DiTConfig(Config):
     swiglu: bool = True
     rope: bool = True
     rmsnorm: bool = True
-    recompute_blocks: bool = False
-    """Keep only the input of each block and compute the rest again in the backward pass: far less
-    memory for about a third more time."""
 
     @model_validator(mode="after")
     def _custom_is_complete(self) -> DiTConfig:

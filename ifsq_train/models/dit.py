@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ifsq_train.models.llamagen import LabelEmbedder, RMSNorm, projector, rope_table
 
@@ -216,7 +215,6 @@ class DiT(nn.Module):
         projection_dims: teacher widths of REPA projectors; none by default.
         projection_depth: block (1-based) after which the projectors read.
         projector_width: hidden width of a projector.
-        recompute_blocks: keep only the input of each block for the backward pass.
 
     Raises:
         ValueError: a grid that does not divide into patches.
@@ -242,7 +240,6 @@ class DiT(nn.Module):
         projection_dims: Sequence[int] = (),
         projection_depth: int = 8,
         projector_width: int = 2048,
-        recompute_blocks: bool = False,
     ) -> None:
         super().__init__()
         if grid[0] % patch_size or grid[1] % patch_size:
@@ -251,7 +248,7 @@ class DiT(nn.Module):
             )
         self.patch_size, self.num_classes = patch_size, num_classes
         self.patches = (grid[0] // patch_size, grid[1] // patch_size)
-        self.projection_depth, self.recompute_blocks = projection_depth, recompute_blocks
+        self.projection_depth = projection_depth
         self.latent_channels, self.grid = latent_channels, grid
         self.x_embedder = PatchEmbedder(latent_channels, patch_size, dim)
         self.t_embedder = TimeEmbedder(dim)
@@ -301,10 +298,7 @@ class DiT(nn.Module):
         condition = self.t_embedder(t) + self.y_embedder(labels, drop_labels)
         projections: tuple[Tensor, ...] = ()
         for depth, block in enumerate(self.blocks, start=1):
-            if self.recompute_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, condition, self.feat_rope, use_reentrant=False)
-            else:
-                tokens = block(tokens, condition, self.feat_rope)
+            tokens = block(tokens, condition, self.feat_rope)
             if depth == self.projection_depth:
                 projections = tuple(projector(tokens) for projector in self.projectors)
         return DiTOutput(self._unpatchify(self.final_layer(tokens, condition)), projections)

@@ -207,7 +207,6 @@ class LlamaGen(nn.Module):
         projection_dims: teacher widths of REPA projectors; none by default.
         projection_depth: block (1-based) after which the projectors read; 0 is the embedding.
         projector_width: hidden width of a projector.
-        recompute_blocks: keep only the input of each block for the backward pass.
     """
 
     rope: Tensor
@@ -229,10 +228,8 @@ class LlamaGen(nn.Module):
         projection_dims: Sequence[int] = (),
         projection_depth: int = 8,
         projector_width: int = 2048,
-        recompute_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.recompute_blocks = recompute_blocks
         self.codebook_sizes, self.grid, self.num_heads = tuple(codebook_sizes), grid, num_heads
         self.num_classes, self.projection_depth = num_classes, projection_depth
         self.num_tokens = grid[0] * grid[1]
@@ -315,11 +312,7 @@ class LlamaGen(nn.Module):
         table = self.rope[: x.shape[1]]
         hidden, projections = [x], self._project(x, 0)
         for depth, layer in enumerate(self.layers, start=1):
-            if self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(layer, x, table, use_reentrant=False)
-                assert isinstance(x, Tensor)
-            else:
-                x = layer(x, table)
+            x = layer(x, table)
             projections = projections or self._project(x, depth)
             if keep_hidden:
                 hidden.append(x)
