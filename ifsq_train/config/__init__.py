@@ -26,6 +26,7 @@ from ifsq_train.config.run import (
     RecipeConfig,
     SampleConfig,
     StrategyConfig,
+    TeacherFeaturesConfig,
     TrainConfig,
 )
 from ifsq_train.config.tasks import (
@@ -66,6 +67,7 @@ __all__ = [
     "SampleConfig",
     "StrategyConfig",
     "TaskConfig",
+    "TeacherFeaturesConfig",
     "TokenDataConfig",
     "TokenizerConfig",
     "TokenizerTaskConfig",
