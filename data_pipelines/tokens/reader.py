@@ -33,6 +33,7 @@ from data_pipelines.tokens.writer import TokenRows, TokenShardEntry, read_job
 
 MAX_OPEN_SHARDS = 256
 _DOMAIN_CHOOSE_VIEW = 31
+_DOMAIN_POSTERIOR = 32
 
 
 def choose_views(
@@ -269,6 +270,23 @@ class TokenDataset:
         """The extra columns that `latents_of` needs."""
         stored = (LATENT_MEAN, LATENT_LOGVAR)
         return tuple(name for name in stored if name in self.spec.extra_columns)
+
+    def posterior_noise(
+        self, seed: int, epoch: int, sample_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32] | None:
+        """Noise for `latents`, float32 [B, C, h, w]; None where rows have no posterior.
+
+        A function of (seed, epoch, sample id), so the same for every rank and after a resume.
+        """
+        if LATENT_LOGVAR not in self.spec.extra_columns:
+            return None
+        keys = hash_u64(seed, _DOMAIN_POSTERIOR, epoch, np.asarray(sample_ids, dtype=np.int64))
+        shape = (self.spec.latent_channels, *self.spec.grid)
+        rows = [
+            np.random.Generator(np.random.Philox(key=int(key))).standard_normal(shape, np.float32)
+            for key in keys
+        ]
+        return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
 
     @cached_property
     def feature_columns(self) -> tuple[str, ...]:
