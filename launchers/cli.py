@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from launchers.cli_tokens import export_codes, import_codes
 
 app = typer.Typer(
     name="ifsq",
@@ -89,16 +90,29 @@ def precompute(
     recipe: RecipeName,
     overrides: Overrides = None,
     actors: Annotated[int, typer.Option(min=1, help="Encoders, one per GPU on a cluster.")] = 1,
-    gpus_per_actor: Annotated[int, typer.Option(min=0)] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="Below 1 they share one.")] = 0,
+    readers: Annotated[int, typer.Option(min=0, help="Decode in so many other actors.")] = 0,
     address: Address = None,
+    verify: Annotated[
+        int, typer.Option(min=0, help="Only encode so many samples again and compare.")
+    ] = 0,
 ) -> None:
     """Encode a dataset into token shards; run again to finish what was interrupted."""
     from ifsq_train.config import PrecomputeConfig
-    from launchers.stages import precompute_tokens
+    from launchers.stages import precompute_tokens, verify_precompute
 
     config = _load(recipe, overrides, PrecomputeConfig, "precompute")
+    if verify:
+        lines, same = verify_precompute(config, verify)
+        for line in lines:
+            _say(line)
+        raise typer.Exit(0 if same else 1)
     report = precompute_tokens(
-        config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address
+        config,
+        num_actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        num_readers=readers,
+        address=address,
     )
     _say(f"{report.rows} rows of {report.expected_rows} in {config.output}")
 
@@ -176,6 +190,10 @@ def config_schema() -> None:
     from ifsq_train.recipe import recipe_schema
 
     _say(json.dumps(recipe_schema(), indent=1))
+
+
+data_app.command("import-codes")(import_codes)
+data_app.command("export-codes")(export_codes)
 
 
 @data_app.command("pack")
