@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.strategy.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,18 @@ class Batch:
         return Batch(inputs, self.labels.to(device, non_blocking=True), self.positions)
 
     def part(self, index: int, count: int) -> Batch:
-        """The index-th of `count` near-equal consecutive parts."""
+        """The index-th of `count` near-equal consecutive parts, empty where they run out."""
         first, last = (i * len(self) // count for i in (index, index + 1))
         part = slice(first, last)
         return Batch(self.inputs[part], self.labels[part], self.positions[part])
+
+
+class Autocast(Protocol):
+    """What a loss may ask of the engine."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of the run, for calls of bare networks and losses."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class StepInfo:
     random: BatchRandom
     share: float
     num_micro_batches: int
-    strategy: Strategy
+    strategy: Autocast
 
 
 @dataclass(frozen=True)
