@@ -300,7 +300,9 @@ class CheckpointWriter:
         if self._fence is not None:
             self._fence.check()
         write_atomically(target / MARKER, seal(marker))
-        self._retention.apply(self._folder, step, header.get("metrics", {}))
+        self._retention.apply(
+            self._folder, step, header.get("train_state", {}).get("last_record", {})
+        )
 
     def _await_sidecar(
         self, path: Path, abandoned: threading.Event

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from data_pipelines.errors import UserError
 from ifsq_train.activation_checkpointing import recompute_activations
@@ -22,6 +24,7 @@ from ifsq_train.data import TrainData
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.sharing import num_micro_batches
 from ifsq_train.strategy.base import frozen
+from ifsq_train.synced_batch_norm import sync_batch_norms
 from ifsq_train.tasks.base import Autocast, Batch, StepInfo, TrainTask
 
 
@@ -48,6 +51,9 @@ def prepare_networks(
     """
     for module in task.auxiliary().values():
         module.to(context.device).requires_grad_(False).eval()
+    if config.strategy.synced_batch_norm:
+        for module in task.modules().values():
+            sync_batch_norms(module)
     if config.strategy.activation_checkpointing:
         recompute_activations(task.modules())
     flops: dict[str, float] = {}
@@ -138,7 +144,7 @@ def _try_update(
     others = [module for key, module in networks.items() if key != name]
     parameters = [p for p in networks[name].parameters() if p.requires_grad]
     try:
-        with FlopCounterMode(display=False) as counter, frozen(others):
+        with FlopCounter() as counter, frozen(others):
             try:
                 task.loss(name, networks, batch, info).loss.backward()
             except (RuntimeError, ValueError, IndexError) as error:
@@ -148,10 +154,30 @@ def _try_update(
                     f"dry run: '{name}' cannot take inputs of shape {tuple(batch.inputs.shape)}:"
                     f" {' '.join(str(error).split())}"
                 ) from error
-        return counter.get_total_flops()
+        return counter.total
     finally:
         for parameter in parameters:
             parameter.grad = None
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up multiplications and additions of matrix products, convolutions and attention.
+
+    torch's own FlopCounterMode uses the same formulas but also hooks modules for its table, which
+    breaks ``autograd.grad`` with respect to a leaf.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,6 @@ class Run:
     guard: NonFiniteGuard
     watchdog: Watchdog
     resumed_from: int | None = None
-    last_record: dict[str, float] = field(default_factory=dict)
 
     def load(self, step: int) -> Batch:
         """This worker's share of a global batch, in host memory."""
@@ -153,10 +152,8 @@ def fit(run: Run) -> None:
     """The loop: one global batch per step until the recipe's number of steps is reached."""
     config, state = run.config, run.state
     steps = range(state.step, config.steps)
-    vote, profiler = (
-        InterruptionVote(run.context),
-        StepProfiler(config.profile, run.context, run.folder),
-    )
+    vote, asked = InterruptionVote(run.context), Interruption.NONE
+    profiler = StepProfiler(config.profile, run.context, run.folder)
     with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
@@ -239,7 +236,8 @@ def log(
     for name, stat in stats.items():
         record[f"grad_norm/{name}"] = as_number(stat.grad_norm)
         record[f"lr/{name}"] = stat.lr
-    run.last_record = record
+    # A step that updates one network of two has no loss of the other: keep its latest.
+    run.state.last_record |= record
     run.metrics.step(run.state, record, step_seconds, data_wait_seconds, run.meter.take())
 
 
@@ -257,7 +255,7 @@ def save(run: Run) -> None:
         pieces, buffers = collect_state(run.strategy, list(run.task.modules()), run.averages)
         run.writer.save(run.state.step, pieces, buffers, checkpoint_header(run))
     run.metrics.checkpoint(run.state.step, time.perf_counter() - began)
-    run.context.report(run.last_record, run.folder)
+    run.context.report(run.state.last_record, run.folder)
 
 
 def checkpoint_header(run: Run) -> dict[str, Any]:
@@ -268,7 +266,6 @@ def checkpoint_header(run: Run) -> dict[str, Any]:
         "recipe": to_dict(run.config),
         "data": run.data.describe(),
         "engine": run.strategy.describe(),
-        "metrics": run.last_record,
         "versions": library_versions(),
     }
 
@@ -282,8 +279,8 @@ def finish(run: Run, failures: FailureLog, seconds: float) -> dict[str, Any]:
         "resumed_from": run.resumed_from,
         "samples_seen": run.state.samples_seen,
         "skipped_updates": run.guard.skipped,
-        "final_loss": run.last_record.get("loss"),
-        "final": run.last_record,
+        "final_loss": run.state.last_record.get("loss"),
+        "final": run.state.last_record,
         "seconds": seconds,
         **run.strategy.describe(),
         "data": run.data.describe(),

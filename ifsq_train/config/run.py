@@ -49,6 +49,8 @@ class StrategyConfig(Config):
     """Keep master weights and moments in host memory (deepspeed, stages 1 to 3)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
+    synced_batch_norm: bool = False
+    """Batch norms see the whole global batch's share of all workers, not each its own."""
     compile: bool = False
     """Run the networks through torch.compile (not at stage 3, whose hooks it cannot trace)."""
 
