@@ -18,7 +18,7 @@ from ifsq_train.checkpoint import write_atomically
 from ifsq_train.checkpoint_writer import CheckpointWriter, Fence, shared_attempt_id
 from ifsq_train.config import TrainConfig, to_dict
 from ifsq_train.context import RunContext, mean_over_ranks
-from ifsq_train.data import TrainData, open_train_data
+from ifsq_train.data import TrainData, extras_for, open_train_data
 from ifsq_train.dry_run import prepare_networks
 from ifsq_train.ema import WeightAverage
 from ifsq_train.failure import FailureLog
@@ -104,9 +104,14 @@ def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: F
     folder.mkdir(parents=True, exist_ok=True)
     check_shares(config, context.world_size)
     data = open_train_data(
-        config.data, seed=config.seed, run_folder=folder, rank=context.rank, device=context.device
+        config.data,
+        seed=config.seed,
+        run_folder=folder,
+        rank=context.rank,
+        device=context.device,
+        extras=extras_for(config.task),
     )
-    task = build_task(config.task, config.seed, data.codebook_sizes, data.grid)
+    task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
     strategy = build_strategy(
         config.strategy, context, skip_nonfinite=config.on_nonfinite == "skip"
@@ -265,6 +270,7 @@ def checkpoint_header(run: Run) -> dict[str, Any]:
         "optimizer_steps": {n: run.strategy.optimizer_steps(n) for n in run.task.modules()},
         "recipe": to_dict(run.config),
         "data": run.data.describe(),
+        "task": run.task.describe(),
         "engine": run.strategy.describe(),
         "versions": library_versions(),
     }

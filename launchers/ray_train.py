@@ -178,7 +178,7 @@ def preflight(config: TrainConfig, launch: LaunchConfig) -> None:
     """
     import torch
 
-    from ifsq_train.data import open_train_data
+    from ifsq_train.data import extras_for, open_train_data
     from ifsq_train.saved_state import check_resumable
     from ifsq_train.sharing import check_even_split, check_shares
 
@@ -186,7 +186,12 @@ def preflight(config: TrainConfig, launch: LaunchConfig) -> None:
     check = check_shares if launch.elastic else check_even_split
     check(config, launch.num_workers)
     data = open_train_data(
-        config.data, seed=config.seed, run_folder=folder, rank=0, device=torch.device("cpu")
+        config.data,
+        seed=config.seed,
+        run_folder=folder,
+        rank=0,
+        device=torch.device("cpu"),
+        extras=extras_for(config.task),
     )
     check_resumable(folder, data.plan.digest, config.steps)
 

@@ -134,23 +134,57 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if self.task.kind == "tokenizer":
-            adversarial = self.task.adversarial is not None
-            needed = {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}
-            data_kind = "images"
-        else:
-            needed, data_kind = {"generator"}, "tokens"
-        if set(self.optim) != needed:
+        if set(self.optim) != (needed := self._networks()):
             raise ValueError(
                 f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
                 " give exactly one entry for each"
             )
-        if self.data.kind != data_kind:
+        if self.task.kind == "tokenizer":
+            if self.data.kind != "images":
+                raise ValueError(
+                    f"task 'tokenizer' reads data of kind 'images', found '{self.data.kind}'"
+                )
+        elif self.data.kind == "images" and self.task.tokenizer is None:
             raise ValueError(
-                f"task '{self.task.kind}' reads data of kind '{data_kind}',"
-                f" found '{self.data.kind}'"
+                f"task '{self.task.kind}' on data of kind 'images' needs task.tokenizer to encode"
+                " them; name one, or use data of kind 'tokens'"
             )
+        else:
+            self._teacher_sees_pixels()
         return self
+
+    def _teacher_sees_pixels(self) -> None:
+        assert self.task.kind != "tokenizer"
+        if self.task.repa is None:
+            return
+        teacher = self.task.repa.teacher
+        if self.data.kind == "images" and teacher is None:
+            raise ValueError(
+                "task.repa on data of kind 'images' needs task.repa.teacher, a DINOv2 weight file;"
+                " only token datasets can have stored features"
+            )
+        if self.data.kind == "tokens" and teacher is not None and self.data.images is None:
+            raise ValueError(
+                "task.repa.teacher needs pixels: name data.images, the dataset the tokens were made"
+                " of, or drop task.repa.teacher to use features stored with the tokens"
+            )
+
+    def _networks(self) -> set[str]:
+        """Names of the networks the task trains."""
+        if self.task.kind != "tokenizer":
+            return {"generator"}
+        adversarial = self.task.adversarial is not None
+        return {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}
+
+
+class TeacherFeaturesConfig(Config):
+    """Features of a frozen DINOv2 teacher, stored beside the tokens of the same view."""
+
+    weights: str
+    """Local file of a published DINOv2 backbone without registers."""
+    size: Literal["S", "B", "L"] = "B"
+    precision: Literal["fp32", "fp16", "int8"] = "fp16"
+    """int8: with one scale per token; a quarter of fp32's bytes."""
 
 
 class PrecomputeConfig(Config):
@@ -167,6 +201,11 @@ class PrecomputeConfig(Config):
     view_seed: int = Field(default=0, ge=0)
     samples_per_shard: int = Field(default=4096, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the encoder's convolutions under autocast; the bound and the rounding stay fp32."""
+    latents: Literal["auto", "fp16", "fp32"] = "auto"
+    """Also store latents; auto does so (in fp32) where there are no tokens to take them from."""
+    teacher: TeacherFeaturesConfig | None = None
     decoder: Literal["auto", "cpu", "dali"] = "auto"
     max_bad_samples: int = Field(default=100, ge=0)
 

@@ -20,7 +20,17 @@ TERMS = {
         "discriminator": "d_loss",
         "grad_norm/autoencoder": "grad_norm_before_clip",
     },
-    "llamagen": {"ce": "ce", "proj": "proj", "grad_norm/generator": "grad_norm"},
+    "llamagen": {
+        "cross_entropy": "ce",
+        "alignment": "proj",
+        "grad_norm/generator": "grad_norm",
+    },
+    "dit": {
+        "velocity": "mse",
+        "direction": "cos",
+        "alignment": "proj",
+        "grad_norm/generator": "grad_norm",
+    },
 }
 
 

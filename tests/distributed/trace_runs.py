@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipelines.plan import SamplePlan
+from data_pipelines.tokens.format import LatentStatistics
 from ifsq_train import train
 from ifsq_train.build import build_task
 from ifsq_train.config import TrainConfig
 from ifsq_train.context import RunContext, TorchrunContext
 from ifsq_train.data import positions
-from ifsq_train.losses.alignment import alignment_loss
-from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.metrics.jsonl import read_jsonl
+from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
-from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
+from ifsq_train.randomness import BatchRandom
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from ifsq_train.tasks.base import Batch
+from ifsq_train.tasks.diffusion import DiffusionTask
+from ifsq_train.tasks.frozen import Alignment, LatentInputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "ifsq_train" / "models"))
 from goldens import Golden
@@ -30,19 +33,17 @@ from goldens import Golden
 class RecordedData:
     """One recorded batch per step."""
 
-    codebook_sizes = None
-    grid = None
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+    def __init__(self, inputs: Tensor, labels: Tensor, features: Tensor | None = None) -> None:
         steps, batch = inputs.shape[:2]
         self.plan = SamplePlan("recorded", [steps * batch], batch, seed=0)
-        self._inputs, self._labels = inputs, labels
+        self._inputs, self._labels, self._features = inputs, labels, features
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """The rank's slice of the step's batch."""
         places = positions(self.plan, rank, world_size)
         part = slice(int(places[0]), int(places[-1]) + 1)
-        return Batch(self._inputs[step, part], self._labels[step, part], places)
+        features = None if self._features is None else self._features[step, part]
+        return Batch(self._inputs[step, part], self._labels[step, part], places, features)
 
     def describe(self) -> dict[str, Any]:
         """For the run's record."""
@@ -55,42 +56,6 @@ class PerImageError(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """[B, 3, H, W] twice -> [B]."""
         return F.mse_loss(images, targets, reduction="none").mean((1, 2, 3))
-
-
-class AlignedLlamaGen:
-    """LlamaGen with the recorded teacher features; class dropout is in the recorded labels."""
-
-    def __init__(self, model: LlamaGen, targets: Tensor, weight: float) -> None:
-        self._model, self._targets, self._weight = model, targets, weight
-
-    def modules(self) -> dict[str, nn.Module]:
-        """See TrainTask."""
-        return {"generator": self._model}
-
-    def auxiliary(self) -> dict[str, nn.Module]:
-        """See TrainTask."""
-        return {}
-
-    def updates(self, step: int) -> tuple[str, ...]:
-        """See TrainTask."""
-        del step
-        return ("generator",)
-
-    def averaged(self) -> tuple[str, ...]:
-        """See TrainTask."""
-        return ("generator",)
-
-    def loss(
-        self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
-    ) -> LossOutput:
-        """See TrainTask."""
-        output = models[update](batch.inputs, batch.labels)
-        entropy = token_cross_entropy(output.logits, batch.inputs)
-        targets = self._targets[info.step][torch.from_numpy(batch.positions)]
-        alignment = alignment_loss(output.projections, [targets])
-        loss = entropy + self._weight * alignment
-        metrics = {"ce": entropy.detach(), "proj": alignment.detach(), "loss": loss.detach()}
-        return LossOutput(loss, metrics)
 
 
 def tokenizer_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tuple:
@@ -122,12 +87,15 @@ def tokenizer_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tu
         },
         ema_decay=settings["ema_decay"],
     )
-    task: Any = build_task(config.task, 0)
+    task: Any = _tokenizer_task(config)
     task.modules()["autoencoder"].load_state_dict(golden.under("sd."))
     task.modules()["discriminator"].load_state_dict(golden.under("disc."))
     task._perceptual = PerImageError()
     labels = torch.zeros(golden["x"].shape[:2], dtype=torch.int64)
     return config, RecordedData(golden["x"], labels), task
+
+
+SHAPE = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 64, "num_classes": 10}
 
 
 def llamagen_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tuple:
@@ -161,21 +129,70 @@ def llamagen_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tup
         steps=settings["steps"],
         data={"kind": "tokens"},
         batch=golden["tokens"].shape[1],
-        task={
-            "kind": "autoregressive",
-            "model": {
-                "size": "custom",
-                "num_layers": 2,
-                "num_heads": 2,
-                "dim": 64,
-                "num_classes": shape["num_classes"],
-            },
-        },
+        # Dropped labels are in the recorded ones.
+        task={"kind": "autoregressive", "model": SHAPE | {"class_dropout": 0.0}},
         optim={"generator": optim},
         ema_decay=settings["ema"],
     )
-    task = AlignedLlamaGen(model, golden["repa_target"], settings["lambda_repa"])
-    return config, RecordedData(golden["tokens"], golden["class_ids"]), task
+    alignment = Alignment(None, settings["lambda_repa"])
+    task: Any = config.task
+    data = RecordedData(golden["tokens"], golden["class_ids"], golden["repa_target"])
+    return config, data, AutoregressiveTask(task, model, None, alignment)
+
+
+class RecordedRandom(BatchRandom):
+    """Draws that give the recorded times and noise, and drop no label."""
+
+    golden: Golden
+
+    def uniform(self, stream: str, shape: Any = ()) -> Tensor:
+        """See BatchRandom."""
+        assert (stream, shape) == ("label_dropout", ())
+        return torch.ones(len(self.positions))
+
+    def normal(self, stream: str, shape: Any = ()) -> Tensor:
+        """See BatchRandom."""
+        step = min(self.step, len(self.golden["t"]) - 1)
+        recorded = {
+            "flow_noise": self.golden["x0"][step],
+            "flow_time": torch.logit(self.golden["t"][step]),
+        }
+        return recorded[stream][torch.from_numpy(self.positions)]
+
+
+def dit_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tuple:
+    """Recipe, data and task of the recorded DiT training."""
+    settings = golden.config["model"]
+    model = DiT(
+        num_layers=settings["depth"],
+        num_heads=settings["num_heads"],
+        dim=settings["hidden_size"],
+        latent_channels=settings["in_channels"],
+        grid=(settings["input_size"],) * 2,
+        num_classes=settings["num_classes"],
+        projection_dims=settings["z_dims"],
+        projection_depth=settings["encoder_depth"],
+        projector_width=settings["projector_dim"],
+    )
+    model.load_state_dict(Golden(golden.folder, "dit").under("sd."))
+    config = recipe(
+        output,
+        strategy,
+        steps=golden.config["steps"],
+        data={"kind": "tokens"},
+        batch=golden["x1"].shape[1],
+        task={"kind": "diffusion", "model": SHAPE},
+        optim={"generator": {"lr": 1e-3, "betas": (0.9, 0.95), "max_grad_norm": None}},
+        ema_decay=0.99,
+    )
+    channels = settings["in_channels"]
+    latents = LatentInputs(LatentStatistics((0.0,) * channels, (1.0,) * channels, 0), model.grid)
+    task: Any = config.task
+    alignment = Alignment(None, golden.config["proj_coef"])
+    replaced: Any = train
+    replaced.BatchRandom = type("Recorded", (RecordedRandom,), {"golden": golden})
+    data = RecordedData(golden["x1"], golden["y"], golden["repa_target"])
+    return config, data, DiffusionTask(task, model, latents, alignment)
 
 
 def recipe(
@@ -193,6 +210,11 @@ def recipe(
             **rest,
         }
     )
+
+
+def _tokenizer_task(config: TrainConfig) -> Any:
+    nothing: Any = None
+    return build_task(config, nothing, nothing)
 
 
 def smooth_trace(output: str, strategy: dict[str, Any]) -> tuple:
@@ -217,7 +239,7 @@ def smooth_trace(output: str, strategy: dict[str, Any]) -> tuple:
     )
     images = torch.rand(8, 6, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
     labels = torch.zeros(8, 6, dtype=torch.int64)
-    return config, RecordedData(images, labels), build_task(config.task, 0)
+    return config, RecordedData(images, labels), _tokenizer_task(config)
 
 
 def run_smooth(output: str, strategy: dict[str, Any]) -> list[dict[str, Any]]:
@@ -225,7 +247,7 @@ def run_smooth(output: str, strategy: dict[str, Any]) -> list[dict[str, Any]]:
     return _run(smooth_trace(output, strategy), TorchrunContext())
 
 
-TRACES = {"tokenizer": tokenizer_trace, "llamagen": llamagen_trace}
+TRACES = {"tokenizer": tokenizer_trace, "llamagen": llamagen_trace, "dit": dit_trace}
 
 
 def run_trace(
@@ -233,6 +255,8 @@ def run_trace(
 ) -> list[dict[str, Any]]:
     """The records of every step, as rank 0 logged them."""
     golden = Golden(Path(golden_folder), f"{trace}_train_trace")
+    replaced: Any = train
+    replaced.BatchRandom = BatchRandom
     return _run(TRACES[trace](golden, output, strategy), TorchrunContext())
 
 
