@@ -1,4 +1,4 @@
-"""What a training will need, from arithmetic: memory, FLOPs, communication, days (docs/planning.md).
+"""What a training will need, from arithmetic: memory, FLOPs, communication, days.
 
 Nothing is allocated and nothing runs on a GPU: networks are built on torch's meta device, which
 knows shapes only, and one sample is pushed through them to count operations and activations.

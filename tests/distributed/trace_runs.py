@@ -152,6 +152,7 @@ class RecordedRandom(BatchRandom):
 
     def normal(self, stream: str, shape: Any = ()) -> Tensor:
         """See BatchRandom."""
+        del shape
         step = min(self.step, len(self.golden["t"]) - 1)
         recorded = {
             "flow_noise": self.golden["x0"][step],

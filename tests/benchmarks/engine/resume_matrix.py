@@ -70,7 +70,13 @@ def measure(folder: str, worlds: list[int], stages: list[int]) -> Report:
     went_on = {}
     for world in worlds:
         results = run_ranks(
-            world, "save_cells", folder=folder, stages=stages, save_at=SAVE_AT, last=LAST
+            world,
+            "save_cells",
+            timeout_seconds=1200,
+            folder=folder,
+            stages=stages,
+            save_at=SAVE_AT,
+            last=LAST,
         )
         for stage in stages:
             went_on[stage, world] = results[0][str(stage)]["after"]
@@ -80,7 +86,7 @@ def measure(folder: str, worlds: list[int], stages: list[int]) -> Report:
         results = run_ranks(
             world,
             "load_cells",
-            timeout_seconds=900,
+            timeout_seconds=1200,
             folder=folder,
             stages=stages,
             cells=cells,
