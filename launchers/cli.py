@@ -12,6 +12,7 @@ import typer
 
 from data_pipelines.errors import UserError
 from ifsq_train.interruption import Interrupted
+from launchers import cli_checkpoint, cli_plan
 
 app = typer.Typer(
     name="ifsq",
@@ -23,10 +24,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Pack, index, inspect and verify datasets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.command("plan")(cli_plan.plan)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[
@@ -236,19 +237,6 @@ def data_verify(dataset: Annotated[str, typer.Argument(help="Image or token data
         _say(line)
     if not intact:
         raise typer.Exit(1)
-
-
-@checkpoint_app.command("info")
-def checkpoint_info(
-    path: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
-) -> None:
-    """Verify a checkpoint and say what it holds."""
-    from ifsq_train.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
-    shown = ("step", "world_size", "train_state", "engine", "data", "versions")
-    _say(json.dumps(facts | {key: checkpoint.header[key] for key in shown}, indent=1))
 
 
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
