@@ -1,7 +1,7 @@
 """What a training will need, from arithmetic: memory, FLOPs, communication, days.
 
-Nothing is allocated and nothing runs on a GPU: networks are built on torch's meta device, which
-knows shapes only, and one sample is pushed through them to count operations and activations.
+Nothing is allocated and nothing runs on a GPU: networks are built of torch's fake tensors, which
+know shapes only, and one sample is pushed through them to count operations.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.errors import UserError
 from ifsq_train.build import build_dit, build_llamagen, build_tokenizer
@@ -95,9 +96,10 @@ def estimate(
         raise UserError(
             f"{workers} workers for a global batch of {batch}; use at most {batch} workers"
         )
-    networks, inputs = build_networks(config, tokens)
-    parameters = {name: count_parameters(module) for name, module in networks.items()}
-    per_sample = step_flops(config, forward_flops(networks, inputs))
+    with FakeTensorMode():
+        networks, inputs = build_networks(config, tokens)
+        parameters = {name: count_parameters(module) for name, module in networks.items()}
+        per_sample = step_flops(config, forward_flops(networks, inputs))
     share = -(-batch // workers)
     micro = min(config.strategy.micro_batch_size or share, share)
     count = -(-share // micro)
@@ -126,36 +128,35 @@ Inputs = tuple[torch.Tensor, ...]
 def build_networks(
     config: TrainConfig, tokens: TokenFacts | None
 ) -> tuple[dict[str, nn.Module], dict[str, Inputs]]:
-    """The trained networks on the meta device, and one sample for each."""
+    """The trained networks, and one sample for each."""
     task = config.task
-    with torch.device("meta"):
-        one = torch.zeros(1, dtype=torch.int64)
-        if isinstance(task, TokenizerTaskConfig):
-            assert config.data.kind == "images"
-            size = config.data.view.image_size
-            image = torch.zeros(1, 3, size, size)
-            networks: dict[str, nn.Module] = {"autoencoder": build_tokenizer(task.model)}
-            if task.adversarial is not None:
-                networks["discriminator"] = PatchDiscriminator(
-                    task.adversarial.base_channels, task.adversarial.num_layers
-                )
-            return networks, dict.fromkeys(networks, (image,))
-        if tokens is None:
-            raise UserError(
-                "a generator's size depends on its tokens: name the dataset in the recipe, or give"
-                " --grid, with --codebook-size or --latent-channels"
+    one = torch.zeros(1, dtype=torch.int64)
+    if isinstance(task, TokenizerTaskConfig):
+        assert config.data.kind == "images"
+        size = config.data.view.image_size
+        image = torch.zeros(1, 3, size, size)
+        networks: dict[str, nn.Module] = {"autoencoder": build_tokenizer(task.model)}
+        if task.adversarial is not None:
+            networks["discriminator"] = PatchDiscriminator(
+                task.adversarial.base_channels, task.adversarial.num_layers
             )
-        height, width = tokens.grid
-        if isinstance(task, AutoregressiveTaskConfig):
-            groups = len(tokens.codebook_sizes)
-            shape = (1, height * width) if groups == 1 else (1, height * width, groups)
-            model = build_llamagen(task.model, tokens.codebook_sizes, tokens.grid, task.repa)
-            return {"generator": model}, {"generator": (torch.zeros(shape, dtype=torch.int64), one)}
-        assert isinstance(task, DiffusionTaskConfig)
-        channels = tokens.latent_channels or 0
-        latents = torch.zeros(1, channels, height, width)
-        dit = build_dit(task.model, channels, tokens.grid, task.repa)
-        return {"generator": dit}, {"generator": (latents, torch.zeros(1), one)}
+        return networks, dict.fromkeys(networks, (image,))
+    if tokens is None:
+        raise UserError(
+            "a generator's size depends on its tokens: name the dataset in the recipe, or give"
+            " --grid, with --codebook-size or --latent-channels"
+        )
+    height, width = tokens.grid
+    if isinstance(task, AutoregressiveTaskConfig):
+        groups = len(tokens.codebook_sizes)
+        shape = (1, height * width) if groups == 1 else (1, height * width, groups)
+        model = build_llamagen(task.model, tokens.codebook_sizes, tokens.grid, task.repa)
+        return {"generator": model}, {"generator": (torch.zeros(shape, dtype=torch.int64), one)}
+    assert isinstance(task, DiffusionTaskConfig)
+    channels = tokens.latent_channels or 0
+    latents = torch.zeros(1, channels, height, width)
+    dit = build_dit(task.model, channels, tokens.grid, task.repa)
+    return {"generator": dit}, {"generator": (latents, torch.zeros(1), one)}
 
 
 def count_parameters(module: nn.Module) -> int:

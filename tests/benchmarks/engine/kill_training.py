@@ -165,11 +165,19 @@ def kill_once(kind: str, cluster: Cluster, driver: Driver, rng: random.Random) -
 
 
 def disturb(
-    cluster: Cluster, driver: Driver, output: Path, kills: int, rng: random.Random, limit: float
+    cluster: Cluster,
+    driver: Driver,
+    output: Path,
+    rng: random.Random,
+    *,
+    kills: int,
+    seconds: float,
+    limit: float,
 ) -> list[tuple[str, float]]:
     """Kill until `kills` have been survived; (what, seconds to the next logged step) of each."""
     survived: list[tuple[str, float]] = []
-    while len(survived) < kills:
+    end = time.monotonic() + seconds
+    while len(survived) < kills and time.monotonic() < end:
         wait_for_step(output, driver, steps_logged(output) + rng.randint(1, 25), limit)
         cluster.bring_back()
         kind = rng.choices(["worker", "node", "driver"], [0.5, 0.3, 0.2])[0]
@@ -177,9 +185,9 @@ def disturb(
         what = kill_once(kind, cluster, driver, rng)
         if what.startswith("nothing"):
             continue
-        seconds = wait_for_start(output, driver, began_at, limit)
-        survived.append((what, seconds))
-        print(f"kill {len(survived):2} {what:7} next step after {seconds:5.1f} s", flush=True)
+        took = wait_for_start(output, driver, began_at, limit)
+        survived.append((what, took))
+        print(f"kill {len(survived):2} {what:7} next step after {took:5.1f} s", flush=True)
     cluster.bring_back()
     return survived
 
@@ -234,6 +242,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="0: as many as the kills need")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after that")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds a recovery may take")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -255,7 +264,15 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
     cluster = Cluster(folder)
     try:
         driver = Driver(recipe, cluster.address, folder / "driver.log")
-        survived = disturb(cluster, driver, folder / "killed", options.kills, rng, options.limit)
+        survived = disturb(
+            cluster,
+            driver,
+            folder / "killed",
+            rng,
+            kills=options.kills,
+            seconds=options.seconds,
+            limit=options.limit,
+        )
         last = steps_logged(folder / "killed") + 30
         wait_for_step(folder / "killed", driver, last, options.limit)
         driver.process.terminate()
