@@ -276,13 +276,30 @@ def _fit(trainer: Any, folder: Path, launch_id: str) -> None:
 def _explain(folder: Path, launch_id: str, error: Exception) -> Exception:
     """What the user sees last: the error of the rank that failed first."""
     failure = FailureLog(folder, launch_id).last()
+    if failure is not None and failure.user_error:
+        return UserError(failure.message)
+    dead = killed_ranks(error)
+    if dead and (failure is None or failure.rank not in dead):
+        # Its neighbours record that the connection closed; the cause left no word.
+        names = ", ".join(map(str, dead))
+        return TrainingFailed(
+            f"the process of rank {names} died without an error of its own: killed from outside,"
+            " out of memory, or its node is gone; the node's system log says which"
+        )
     if failure is None:
         return TrainingFailed(f"training failed: {error}")
-    if failure.user_error:
-        return UserError(failure.message)
     return TrainingFailed(
         f"{failure.detail.rstrip()}\nrank {failure.rank} failed first: {failure.message}"
     )
+
+
+def killed_ranks(error: Exception) -> list[int]:
+    """Ranks whose process ended without raising anything, as Ray saw it."""
+    from ray.exceptions import RayActorError
+
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = {rank: getattr(e, "health_check_failure", e) for rank, e in failures.items()}
+    return sorted(rank for rank, cause in causes.items() if isinstance(cause, RayActorError))
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -262,8 +262,8 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
     steps = options.steps or 10**6
     recipe = write_recipe(parts, folder, folder / "killed", steps)
     cluster = Cluster(folder)
+    driver = Driver(recipe, cluster.address, folder / "driver.log")
     try:
-        driver = Driver(recipe, cluster.address, folder / "driver.log")
         survived = disturb(
             cluster,
             driver,
@@ -278,6 +278,7 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
         driver.process.terminate()
         code = driver.process.wait(120)
     finally:
+        driver.process.kill()
         cluster.close()
     total = steps_logged(folder / "killed")
     plain = load_recipe(str(write_recipe(parts, folder, folder / "undisturbed", total)))
