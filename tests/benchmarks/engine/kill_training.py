@@ -51,7 +51,7 @@ class Cluster:
             head_node_args={"num_cpus": 0, "include_dashboard": False},
         )
         self.nodes = [self._ray.add_node(num_cpus=1) for _ in range(NODES)]
-        self.address = self._ray.address
+        self.address = str(self._ray.address)
         self._folder = folder
 
     def kill_node(self, rng: random.Random) -> None:
