@@ -94,12 +94,16 @@ def steps_logged(folder: Path) -> int:
 
 
 class Driver:
-    """`ifsq train` as a process."""
+    """`ifsq train` as a process; on a local Ray where no address is given."""
 
-    def __init__(self, recipe: Path, address: str, log: Path) -> None:
+    def __init__(
+        self, recipe: Path, address: str | None, log: Path, *, workers: int, min_workers: int
+    ) -> None:
         self._command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
-        self._command += ["--workers", str(NODES), "--min-workers", "1", "--address", address]
+        self._command += ["--workers", str(workers), "--min-workers", str(min_workers)]
         self._command += ["--max-failures", "1000"]
+        if address is not None:
+            self._command += ["--address", address]
         self._log = log
         self.process = self._start()
 
@@ -262,7 +266,7 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
     steps = options.steps or 10**6
     recipe = write_recipe(parts, folder, folder / "killed", steps)
     cluster = Cluster(folder)
-    driver = Driver(recipe, cluster.address, folder / "driver.log")
+    driver = Driver(recipe, cluster.address, folder / "driver.log", workers=NODES, min_workers=1)
     try:
         survived = disturb(
             cluster,
