@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 WORKER = Path(__file__).parent / "workers.py"
 
@@ -25,7 +26,7 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``workers.<function>(**arguments)`` in each rank; their JSON-able results in order."""
     port = str(free_port())
-    processes = []
+    processes, outputs = [], []
     for rank in range(world_size):
         environment = os.environ | {
             "RANK": str(rank),
@@ -36,18 +37,26 @@ def run_ranks(
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, str(WORKER), function, json.dumps(arguments)]
+        # Files, not pipes: a rank that nobody reads yet would stop at a full pipe, and all with it.
+        files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        outputs.append(files)
         processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(command, env=environment, stdout=files[0], stderr=files[1])
         )
     results = []
     try:
         for rank, process in enumerate(processes):
-            output, errors = process.communicate(timeout=timeout_seconds)
-            assert process.returncode == 0, f"rank {rank} failed:\n{errors[-4000:]}"
-            results.append(json.loads(output.strip().splitlines()[-1]))
+            code = process.wait(timeout_seconds)
+            assert code == 0, f"rank {rank} failed:\n{_read(outputs[rank][1])[-4000:]}"
+            results.append(json.loads(_read(outputs[rank][0]).strip().splitlines()[-1]))
     finally:
-        for process in processes:
+        for process, files in zip(processes, outputs, strict=True):
             process.kill()
+            for file in files:
+                file.close()
     return results
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()

@@ -99,7 +99,7 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
     for spec in METRICS:
         record_something(metrics, spec)
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
-    assert labels == {"term", "network", "channel", "rank", "le"}
+    assert labels == {"term", "network", "channel", "rank", "phase", "le"}
 
 
 def test_numbers_of_a_killed_process_are_gone_after_the_next_start(tmp_path: Path) -> None:
