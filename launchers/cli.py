@@ -35,6 +35,13 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster to join; a local 
 MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
 
 
+@app.callback()
+def _before_every_command() -> None:
+    from ifsq_train.log import log_to_terminal
+
+    log_to_terminal()
+
+
 @app.command()
 def train(
     recipe: RecipeName,
@@ -100,10 +107,10 @@ def precompute(
 def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Draw images from a trained generator."""
     from ifsq_train.config import SampleConfig
-    from ifsq_train.generate import draw_samples
+    from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = draw_samples(config)
+    count = sample_images(config)
     _say(f"{count} images in {config.output}")
 
 
@@ -111,10 +118,10 @@ def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
 def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Measure reconstructions, and samples if the recipe names some."""
     from ifsq_train.config import EvaluateConfig
-    from ifsq_train.evaluate import evaluate as run_evaluation
+    from launchers.stages import evaluate_images
 
     config = _load(recipe, overrides, EvaluateConfig, "evaluate")
-    result = run_evaluation(config)
+    result = evaluate_images(config)
     _say(json.dumps(result["metrics"], indent=1))
 
 
@@ -236,10 +243,8 @@ def checkpoint_info(
 
 
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
-    from ifsq_train.log import log_to_terminal
     from ifsq_train.recipe import load_recipe
 
-    log_to_terminal()
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, kind):
         raise UserError(
