@@ -12,9 +12,10 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.images.budget import ErrorBudget
 from data_pipelines.images.decode import DecoderKind, open_decoder
-from data_pipelines.images.source import ImageSource
+from data_pipelines.images.source import ImageSource, MixedSource, PixelBatch
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
+from data_pipelines.mix import MixMember, MixPlan
+from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.reader import TokenDataset, choose_views
 from data_pipelines.views import ViewSpec
@@ -54,7 +55,10 @@ class Extras:
 class TrainData(Protocol):
     """What the loop needs from a dataset."""
 
-    plan: SamplePlan
+    @property
+    def plan(self) -> DataPlan:
+        """The order of the samples."""
+        ...
 
     @property
     def facts(self) -> DataFacts:
@@ -70,18 +74,17 @@ class TrainData(Protocol):
         ...
 
 
-def positions(plan: SamplePlan, rank: int, world_size: int) -> np.ndarray:
+def positions(plan: DataPlan, rank: int, world_size: int) -> np.ndarray:
     """int64 [B], places of a rank's share in the global batch."""
-    first, last = (r * plan.global_batch_size // world_size for r in (rank, rank + 1))
-    return np.arange(first, last, dtype=np.int64)
+    return np.arange(*rank_slots(plan.global_batch_size, rank, world_size), dtype=np.int64)
 
 
 @dataclass
 class ImageTrainData:
     """Decoded images in the view of the sample's epoch."""
 
-    plan: SamplePlan
-    source: ImageSource
+    plan: DataPlan
+    source: ImageSource | MixedSource
     num_views: int
     seed: int
 
@@ -92,20 +95,33 @@ class ImageTrainData:
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
+        return self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+
+    def load_pixels(self, step: int, rank: int, world_size: int) -> PixelBatch:
+        """The rank's share as the decoder makes it; any process can make it for any rank."""
         ids = self.plan.rank_ids(step, rank, world_size)
-        epoch = self.plan.epoch(step)
-        views = choose_views(self.seed, epoch, ids, self.num_views)
-        images = self.source.batch(ids, epoch, views)
+        epochs = self.plan.rank_epochs(step, rank, world_size)
+        views = choose_views(self.seed, epochs, ids, self.num_views)
+        return self.source.pixels(ids, epochs, views)
+
+    def to_batch(self, pixels: PixelBatch, rank: int, world_size: int) -> Batch:
+        """Decoded pixels as the loop wants them."""
+        images = pixels.to_images()
         return Batch(images.images, images.labels, positions(self.plan, rank, world_size))
 
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
-        return {
+        facts = {
             "kind": "images",
             "num_samples": self.plan.num_samples,
-            "digest": self.source.manifest.digest,
             "decoder": self.source.decoder.name,
         }
+        if isinstance(self.source, ImageSource):
+            return facts | {"digest": self.source.manifest.digest}
+        assert isinstance(self.plan, MixPlan)
+        members = zip(self.source.sources, self.plan.weights, strict=True)
+        mix = [{"digest": s.manifest.digest, "weight": weight} for s, weight in members]
+        return facts | {"mix": mix}
 
 
 @dataclass
@@ -242,25 +258,32 @@ def _open_pixels(
 def _open_images(
     config: ImageDataConfig, seed: int, quarantine: Path, device: torch.device
 ) -> ImageTrainData:
-    source = open_image_source(
-        config.url,
-        config.view,
-        decoder=config.decoder,
-        seed=seed,
-        device=device,
-        threads=config.decode_threads,
-        max_bad_samples=config.max_bad_samples,
-        quarantine_path=quarantine,
-    )
-    manifest = source.manifest
-    plan = SamplePlan(
+    view = config.view
+    decoder = open_decoder(config.decoder, view.image_size, device, config.decode_threads)
+    budget = ErrorBudget(config.max_bad_samples, quarantine)
+    manifests = [ShardManifest.open(url) for url in config.urls]
+    sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
+    source = MixedSource(sources) if config.mix else sources[0]
+    return ImageTrainData(_image_plan(config, manifests, seed), source, view.num_views, seed)
+
+
+def _image_plan(
+    config: ImageDataConfig, manifests: list[ShardManifest], seed: int
+) -> SamplePlan | MixPlan:
+    if config.mix:
+        members = [
+            MixMember(manifest.digest, manifest.shard_sizes, part.weight)
+            for manifest, part in zip(manifests, config.mix, strict=True)
+        ]
+        return MixPlan(members, config.global_batch_size, seed, config.shuffle_window)
+    (manifest,) = manifests
+    return SamplePlan(
         manifest.digest,
         manifest.shard_sizes,
         config.global_batch_size,
         seed,
         shuffle_window=config.shuffle_window,
     )
-    return ImageTrainData(plan, source, config.view.num_views, seed)
 
 
 def open_image_source(

@@ -115,18 +115,25 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
 
 
 def check_batch_split(config: TrainConfig, world_size: int) -> None:
-    """Refuse batches that do not split evenly.
+    """Refuse batches that leave a worker, or one of its micro-batches, without samples.
+
+    Shares may differ by one sample; the losses are weighted by true counts.
 
     Raises:
-        UserError: with the nearest sizes that do.
+        UserError: with the smallest batch size that does, or what else to change.
     """
     batch = config.data.global_batch_size
-    if batch % world_size:
-        below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
-        choices = " or ".join(str(size) for size in (below, above) if size)
+    if batch < world_size:
         raise UserError(
-            f"data.global_batch_size={batch} is not divisible by the {world_size}"
-            f" workers; use {choices}"
+            f"data.global_batch_size={batch} is smaller than the {world_size} workers;"
+            f" use {world_size} or more, or fewer workers"
+        )
+    if batch // world_size < num_micro_batches(config, world_size):
+        below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
+        raise UserError(
+            f"strategy.micro_batch_size={config.strategy.micro_batch_size} leaves workers without"
+            f" samples where data.global_batch_size={batch} is split over {world_size};"
+            f" use micro_batch_size 2 or more, or a batch of {below} or {above}"
         )
 
 
