@@ -252,6 +252,20 @@ class ShardManifest:
     def num_shards(self) -> int:
         return self._table.num_rows
 
+    def summary(self) -> dict[str, Any]:
+        """What a user wants to know of the dataset, in words and numbers."""
+        return {
+            "kind": "images",
+            "url": self.storage.url,
+            "digest": self.digest,
+            "samples": self.num_samples,
+            "classes": len(self.classes),
+            "shards": self.num_shards,
+            "bytes": self.facts["num_bytes"],
+            "bad samples": self.facts.get("num_bad_samples", 0),
+            "shards lie in": self.shards_storage.url,
+        }
+
     @functools.cached_property
     def shards_storage(self) -> Storage:
         """Where the tars lie: beside the manifest unless they were indexed in place elsewhere."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from ifsq_train.config import (
     TrainConfig,
 )
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.recipe import validate_recipe
 
@@ -49,6 +53,8 @@ class TrainedGenerator:
     num_classes: int
     tokenizer_fingerprint: str
     step: int
+    fingerprint: str
+    """sha256 over weights and shape."""
 
 
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
@@ -98,7 +104,15 @@ def load_generator(path: str | Path) -> TrainedGenerator:
         task.model.num_classes,
         data["tokenizer_fingerprint"],
         checkpoint.step,
+        _generator_fingerprint(network, data),
     )
+
+
+def _generator_fingerprint(network: nn.Module, data: dict[str, Any]) -> str:
+    spoken = {key: data[key] for key in ("codebook_sizes", "grid", "tokenizer_fingerprint")}
+    digest = hashlib.sha256(json.dumps(spoken, sort_keys=True).encode())
+    update_with_tensors(digest, dict(network.named_parameters()))
+    return digest.hexdigest()
 
 
 def load_weights(checkpoint: Checkpoint, name: str, network: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipelines.errors import UserError
@@ -18,11 +18,13 @@ class TrainState:
         plan_digest: identity of the data order (dataset contents, batch size, seed, window).
         step: optimizer steps done.
         samples_seen: samples of all global batches done.
+        last_record: latest logged value of every number, by name.
     """
 
     plan_digest: str
     step: int = 0
     samples_seen: int = 0
+    last_record: dict[str, float] = field(default_factory=dict)
     version: int = STATE_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,3 +51,4 @@ class TrainState:
             )
         self.step = int(saved["step"])
         self.samples_seen = int(saved["samples_seen"])
+        self.last_record = dict(saved["last_record"])

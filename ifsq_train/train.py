@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ class Run:
     writer: CheckpointWriter
     metrics: TrainingMetrics
     resumed_from: int | None = None
-    last_record: dict[str, float] = field(default_factory=dict)
 
     def load(self, step: int) -> Batch:
         """This worker's share of a global batch, in host memory."""
@@ -144,7 +143,7 @@ def fit(run: Run) -> None:
                 log(run, losses, stats, time.perf_counter() - began, waited)
             if last or state.step % config.checkpoint.every_steps == 0:
                 save(run)
-                run.context.report(run.last_record, run.folder)
+                run.context.report(run.state.last_record, run.folder)
     run.writer.wait()
 
 
@@ -195,7 +194,8 @@ def log(
     for name, stat in stats.items():
         record[f"grad_norm/{name}"] = stat.grad_norm
         record[f"lr/{name}"] = stat.lr
-    run.last_record = record
+    # A step that updates one network of two has no loss of the other: keep its latest.
+    run.state.last_record |= record
     run.metrics.step(run.state, record, step_seconds, data_wait_seconds)
 
 
@@ -227,8 +227,8 @@ def finish(run: Run, seconds: float) -> dict[str, Any]:
         "steps": run.state.step,
         "resumed_from": run.resumed_from,
         "samples_seen": run.state.samples_seen,
-        "final_loss": run.last_record.get("loss"),
-        "final": run.last_record,
+        "final_loss": run.state.last_record.get("loss"),
+        "final": run.state.last_record,
         "seconds": seconds,
         **run.strategy.describe(),
         "data": run.data.describe(),

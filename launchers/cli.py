@@ -37,6 +37,13 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster to join; a local 
 MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
 
 
+@app.callback()
+def _before_every_command() -> None:
+    from ifsq_train.log import log_to_terminal
+
+    log_to_terminal()
+
+
 @app.command()
 def train(
     recipe: RecipeName,
@@ -238,10 +245,8 @@ def checkpoint_info(
 
 
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
-    from ifsq_train.log import log_to_terminal
     from ifsq_train.recipe import load_recipe
 
-    log_to_terminal()
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, kind):
         raise UserError(

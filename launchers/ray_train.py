@@ -67,6 +67,9 @@ def train_on_ray(
     folder = Path(config.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     preflight(config, launch)
+    finished = finished_result(config)
+    if finished is not None:
+        return finished
     launch_id = secrets.token_hex(8)
     slots = int(-(-launch.num_workers * launch.cpus_per_worker // 1))
     with ray_session(launch.address, min_cpus=slots):
@@ -96,6 +99,23 @@ def preflight(config: TrainConfig, launch: LaunchConfig) -> None:
         config.data, seed=config.seed, run_folder=folder, rank=0, device=torch.device("cpu")
     )
     check_resumable(folder, data.plan.digest, config.steps)
+
+
+def finished_result(config: TrainConfig) -> dict[str, Any] | None:
+    """The result of this very recipe, if its run is complete; nothing needs to be started then."""
+    from ifsq_train.checkpoint import newest_checkpoint
+
+    folder = Path(config.output).absolute()
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None or checkpoint.step != config.steps:
+        return None
+    if checkpoint.header["recipe"] != to_dict(config):
+        return None
+    try:
+        result = json.loads((folder / "result.json").read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result if result.get("steps") == config.steps else None
 
 
 def _trainer(config: TrainConfig, launch: LaunchConfig, launch_id: str) -> Any:

@@ -98,6 +98,7 @@ def pack_folder(
     max_bad_samples: int = DEFAULT_MAX_BAD_SAMPLES,
     max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
+    keep: Callable[[str], bool] | None = None,
     on_progress: Progress | None = None,
 ) -> ShardManifest:
     """Pack a folder of class folders (labels are the sorted folders' numbers) or of images.
@@ -109,6 +110,8 @@ def pack_folder(
         seed: shuffles all images once; None keeps the sorted order (classes then come in blocks).
         max_bad_samples: images that may fail to decode; they are left out and listed.
         max_pixels: larger images count as bad.
+        keep: which images to take, by their path below `source`; all if left out. Labels are
+            those of the whole folder, so that parts of it agree.
 
     Returns:
         The finished dataset; an identical one that exists is returned untouched.
@@ -118,6 +121,8 @@ def pack_folder(
         DataError: more bad images than allowed.
     """
     files, classes = list_images(source)
+    if keep is not None:
+        files = [file for file in files if keep(file.relative)]
     if seed is not None:
         order = np.argsort(hash_u64(seed, np.arange(len(files))), kind="stable")
         files = [files[i] for i in order]

@@ -1,0 +1,124 @@
+"""The data commands: thin calls with a progress line, shared by the command line and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipelines.errors import UserError
+from data_pipelines.manifest import MANIFEST_JSON, ShardManifest
+from data_pipelines.storage import open_storage
+from data_pipelines.tokens.format import JOB_JSON, TOKENS_JSON
+from data_pipelines.tokens.reader import TokenDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ifsq_train.config import PrecomputeConfig
+    from ifsq_train.precompute_run import PrecomputeReport
+
+
+def pack_images(
+    source: Path,
+    dataset: str,
+    shard_bytes: int,
+    seed: int,
+    *,
+    max_bad_samples: int,
+    keep: Callable[[str], bool] | None = None,
+) -> ShardManifest:
+    """Image folder to tar shards with a manifest; see `data_pipelines.images.pack.pack_folder`."""
+    from data_pipelines.images.pack import pack_folder
+
+    with _progress("images", "pack") as show:
+        return pack_folder(
+            source,
+            dataset,
+            shard_bytes=shard_bytes,
+            seed=seed,
+            max_bad_samples=max_bad_samples,
+            keep=keep,
+            on_progress=lambda done, total: show(done, total or done),
+        )
+
+
+def index_images(tars: str, dataset: str | None, *, max_bad_samples: int) -> ShardManifest:
+    """Existing tars to a manifest; see `data_pipelines.images.index.index_tars`."""
+    from data_pipelines.images.index import index_tars
+
+    return index_tars(tars, dataset, max_bad_samples=max_bad_samples)
+
+
+def open_any_dataset(url: str) -> ShardManifest | TokenDataset:
+    """The image or token dataset at `url`.
+
+    Raises:
+        DataError: there is none, or it is damaged or unfinished.
+    """
+    if holds_tokens(url):
+        return TokenDataset.open(url)
+    return ShardManifest.open(url)
+
+
+def verify_any_dataset(url: str) -> tuple[list[str], bool]:
+    """Check every byte of a dataset; lines for the user, and whether it is intact."""
+    from data_pipelines.tokens.verify import verify_tokens
+    from data_pipelines.verify import verify_dataset
+
+    report = verify_tokens(url) if holds_tokens(url) else verify_dataset(url)
+    return str(report).splitlines(), report.ok
+
+
+def holds_tokens(url: str) -> bool:
+    """Whether the folder is a token dataset, finished or not.
+
+    Raises:
+        UserError: nothing is there at all.
+    """
+    storage = open_storage(url)
+    if storage.exists(TOKENS_JSON) or storage.exists(JOB_JSON):
+        return True
+    if not storage.exists(MANIFEST_JSON) and not storage.list():
+        raise UserError(
+            f"{storage.url} holds no dataset; make one with `ifsq data pack`, `ifsq data index`"
+            " or `ifsq precompute`"
+        )
+    return False
+
+
+def precompute_tokens(
+    config: PrecomputeConfig, *, num_actors: int, gpus_per_actor: float, address: str | None
+) -> PrecomputeReport:
+    """Encode a dataset on Ray with a progress line; see `launchers.ray_precompute`."""
+    from launchers.ray_precompute import precompute_on_ray
+
+    # The number of rows is known once the source is open; items come with both counts.
+    with _progress("shards", "precompute") as show:
+        return precompute_on_ray(
+            config,
+            num_actors=num_actors,
+            gpus_per_actor=gpus_per_actor,
+            address=address,
+            on_item=lambda done, total, rows: show(done, total, rows=float(rows)),
+        )
+
+
+@contextmanager
+def _progress(unit: str, label: str) -> Iterator[Callable[..., None]]:
+    """A function (done, total, **shown) that shows a progress line."""
+    from ifsq_train.metrics.progress import ProgressLine
+
+    lines: list[ProgressLine] = []
+
+    def show(done: int, total: int, **shown: float) -> None:
+        if not lines:
+            lines.append(ProgressLine(total, unit, label))
+        lines[0].update(done, **shown)
+
+    try:
+        yield show
+    finally:
+        for line in lines:
+            line.close()
