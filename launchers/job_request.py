@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 
 import yaml
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import LaunchConfig, PrecomputeConfig, TrainConfig, to_dict
+from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 from ifsq_train.recipe import Recipe
 
 ENTRYPOINT = "ifsq run-job"
@@ -29,6 +31,7 @@ _RESERVED = {
     RECIPE_VARIABLE,
     LAUNCH_VARIABLE,
     WORKDIR_VARIABLE,
+    SUBMITTED_VARIABLE,
     "IFSQ_METRICS_HOST",
     "IFSQ_METRICS_PORT",
     "RAY_ADDRESS",
@@ -101,7 +104,11 @@ class JobRequest:
         """
         recipe = recipe_text(self.recipe)
         launch = json.dumps(to_dict(self.launch(cpus_per_node)))
-        return {RECIPE_VARIABLE: recipe, LAUNCH_VARIABLE: launch}
+        return {
+            RECIPE_VARIABLE: recipe,
+            LAUNCH_VARIABLE: launch,
+            SUBMITTED_VARIABLE: str(int(time.time())),
+        }
 
 
 def recipe_text(recipe: Recipe) -> str:

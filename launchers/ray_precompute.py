@@ -16,6 +16,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig, to_dict
+from ifsq_train.metrics.precompute import PrecomputeMetrics
 from ifsq_train.precompute import ItemEncoder, preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
     ItemResult,
@@ -81,11 +82,15 @@ def precompute_on_ray(
         recipe = to_dict(config)
         pool = ActorPool(ray, lambda: actor_class.remote(recipe, device, threads), num_actors)
         try:
-            run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, on_item)
-            for items in run.rounds():
-                for result in pool.make(items):
-                    run.done(result)
-            return run.finish(pool.restarts)
+            with PrecomputeMetrics(config.output, num_actors) as metrics:
+                counting = metrics.counting(on_item)
+                run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, counting)
+                metrics.expect(run.spec.num_rows)
+                for items in run.rounds():
+                    for result in pool.make(items):
+                        run.done(result)
+                        metrics.item(result, pool.restarts)
+                return run.finish(pool.restarts)
         finally:
             pool.close()
 

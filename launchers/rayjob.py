@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 from launchers.cluster_profile import ClusterProfile, TopologyConfig
 from launchers.job_request import (
     ENTRYPOINT,
@@ -106,7 +108,7 @@ def _job_labels(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
 
 
 def _head(request: JobRequest, profile: ClusterProfile) -> HeadGroup:
-    env = {**_common_env(request, profile)}
+    env = _common_env(request, profile)
     env |= request.job_environment(float(parse_quantity(profile.cpus_per_node)))
     ports = [ContainerPort(name="ray-metrics", container_port=RAY_METRICS_PORT)]
     if isinstance(request.recipe, PrecomputeConfig):
@@ -142,7 +144,7 @@ def _workers(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
         "ray-worker",
         request,
         profile,
-        _common_env(request, profile),
+        _common_env(request, profile) | {SUBMITTED_VARIABLE: str(int(time.time()))},
         _resources(profile.cpus_per_node, profile.memory_per_node, extended),
     )
     shm = EmptyDir(medium="Memory", size_limit=profile.shm_size)
