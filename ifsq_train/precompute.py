@@ -11,35 +11,32 @@ further run ends with the same bytes as one that was never disturbed.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from data_pipelines.images.budget import BadSample, ErrorBudget
-from data_pipelines.images.decode import open_decoder
-from data_pipelines.images.source import BatchRequest, ImageBatch, ImageSource
+from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.storage import Storage, open_storage
-from data_pipelines.tokens.format import LatentSums, ShardMetadata, TokenSpec
-from data_pipelines.tokens.writer import TokenRows, encode_shard, publish_shard
-from data_pipelines.views import view_geometry
+from data_pipelines.tokens.features import feature_columns
+from data_pipelines.tokens.format import ExtraColumn, TokenSpec
+from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.encode_stream import DecodePixels, EncodeStream, ItemFeed, ListedItems
 from ifsq_train.precompute_run import (
     ItemResult,
     OnItem,
     PrecomputeReport,
     PrecomputeRun,
-    WorkItem,
     published_report,
 )
-from ifsq_train.token_encoder import TokenEncoder, open_encoder
+from ifsq_train.token_encoder import TokenEncoder, open_encoder, token_grid
+from ifsq_train.view_pixels import ViewPixels
 
-_EPOCH = 0
+MAX_SHARD_BYTES = 4 << 30
+"""A shard is held in memory twice while it is made."""
 
 
 def run_precompute_local(
@@ -66,8 +63,8 @@ def run_precompute_local(
             return report
         run = PrecomputeRun(storage, encoder.spec, config.max_bad_samples, on_item)
         for items in run.rounds():
-            for item in items:
-                run.done(encoder.make(item, storage))
+            for result in encoder.make(ListedItems(items), storage):
+                run.done(result)
         return run.finish()
     finally:
         encoder.close()
@@ -76,12 +73,15 @@ def run_precompute_local(
 def with_absolute_paths(config: PrecomputeConfig) -> PrecomputeConfig:
     """The same job for processes that run in another folder."""
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "output")}
-    return config.model_copy(
-        update={
-            name: value if "://" in value else str(Path(value).expanduser().absolute())
-            for name, value in named.items()
-        }
-    )
+    changes: dict[str, object] = {name: _absolute(value) for name, value in named.items()}
+    if config.teacher is not None:
+        weights = _absolute(config.teacher.weights)
+        changes["teacher"] = config.teacher.model_copy(update={"weights": weights})
+    return config.model_copy(update=changes)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def preflight(config: PrecomputeConfig) -> TokenSpec:
@@ -91,30 +91,26 @@ def preflight(config: PrecomputeConfig) -> TokenSpec:
         The job, with the recipe's word for the decoder and as if on a CPU.
 
     Raises:
-        UserError: missing dataset or tokenizer, or parts that do not fit together.
+        UserError: missing dataset, tokenizer or teacher, or parts that do not fit together.
     """
-    encoder = open_encoder(config.tokenizer, "cpu", config.batch_size)
+    encoder = open_encoder(config, "cpu")
     manifest = ShardManifest.open(config.source)
-    return describe_job(config, manifest, encoder, config.decoder, encoder.numerics)
+    return describe_job(config, manifest, encoder, config.decoder)
 
 
 def describe_job(
-    config: PrecomputeConfig,
-    manifest: ShardManifest,
-    encoder: TokenEncoder,
-    decoder: str,
-    numerics: str,
+    config: PrecomputeConfig, manifest: ShardManifest, encoder: TokenEncoder, decoder: str
 ) -> TokenSpec:
     """Everything that decides the bytes of a job's shards.
 
     Raises:
-        UserError: the view does not fit the tokenizer.
+        UserError: the view does not fit the tokenizer, or shards would be too large.
     """
-    return TokenSpec(
+    spec = TokenSpec(
         tokenizer_fingerprint=encoder.fingerprint,
         quantizer=encoder.quantizer,
         codebook_sizes=encoder.codebook_sizes,
-        grid=encoder.grid_of(config.view.image_size),
+        grid=token_grid(config.view.image_size, encoder.downsample_ratio),
         digit_order=encoder.digit_order,
         view=config.view.to_dict(),
         num_views=config.view.num_views,
@@ -122,162 +118,117 @@ def describe_job(
         source_digest=manifest.digest,
         num_samples=manifest.num_samples,
         samples_per_shard=config.samples_per_shard,
+        latent_channels=encoder.latent_channels,
         batch_size=config.batch_size,
         decoder=decoder,
-        numerics=numerics,
+        numerics=encoder.numerics,
+        extra_columns=_extra_columns(config, encoder),
+        digits=encoder.digits,
+        teacher=_teacher(config, encoder),
     )
+    _check_shard_bytes(spec)
+    return spec
+
+
+def _extra_columns(config: PrecomputeConfig, encoder: TokenEncoder) -> dict[str, ExtraColumn]:
+    height, width = token_grid(config.view.image_size, encoder.downsample_ratio)
+    columns: dict[str, ExtraColumn] = {}
+    if config.latents != "auto" or not encoder.codebook_sizes:
+        dtype = "float16" if config.latents == "fp16" else "float32"
+        column = ExtraColumn(dtype, (encoder.latent_channels, height, width))
+        columns[LATENT_MEAN] = column
+        if encoder.has_posterior:
+            columns[LATENT_LOGVAR] = column
+    if config.teacher is not None and encoder.teacher is not None:
+        _, dim = encoder.teacher
+        columns |= feature_columns(config.teacher.precision, height * width, dim)
+    return columns
+
+
+def _teacher(config: PrecomputeConfig, encoder: TokenEncoder) -> dict[str, str | int] | None:
+    if config.teacher is None or encoder.teacher is None:
+        return None
+    fingerprint, dim = encoder.teacher
+    return {
+        "kind": "dinov2",
+        "size": config.teacher.size,
+        "fingerprint": fingerprint,
+        "dim": dim,
+        "precision": config.teacher.precision,
+    }
+
+
+def _check_shard_bytes(spec: TokenSpec) -> None:
+    row = sum(column.row_bytes for column in spec.extra_columns.values())
+    per_sample = row * spec.num_views
+    samples = min(spec.samples_per_shard, spec.num_samples)
+    if per_sample * samples > MAX_SHARD_BYTES:
+        raise UserError(
+            f"samples_per_shard={spec.samples_per_shard} makes shards of"
+            f" {per_sample * samples / 2**30:.1f} GiB with these columns; use at most"
+            f" {max(1, MAX_SHARD_BYTES // per_sample)}"
+        )
 
 
 class ItemEncoder:
-    """Source and tokenizer of a job, opened once; makes items one after the other.
+    """Source, tokenizer and teacher of a job, opened once; makes items.
 
     Attributes:
         spec: what the items are made to, as of this machine.
     """
 
     def __init__(
-        self, config: PrecomputeConfig, device: str = "cpu", decode_threads: int | None = None
+        self,
+        config: PrecomputeConfig,
+        device: str = "cpu",
+        decode_threads: int | None = None,
+        pixels_on: str | None = None,
     ) -> None:
         """Open everything.
 
+        Args:
+            device: of the encoder.
+            decode_threads: None takes the CPUs this process may use.
+            pixels_on: where images are decoded; `device` if not given.
+
         Raises:
-            UserError: missing dataset or tokenizer, or parts that do not fit together.
+            UserError: missing dataset, tokenizer or teacher, or parts that do not fit together.
         """
-        manifest = ShardManifest.open(config.source)
-        self._encoder = open_encoder(config.tokenizer, device, config.batch_size)
-        decoder = open_decoder(config.decoder, config.view.image_size, device, decode_threads)
-        self._source = ImageSource(
-            manifest,
-            config.view,
-            decoder,
-            ErrorBudget(config.max_bad_samples),
-            seed=config.view_seed,
-            verify=True,
-        )
+        self._config = config
+        self._encoder = open_encoder(config, device)
+        self._pixels = ViewPixels(config, pixels_on or device, decode_threads)
+        self._readers = ThreadPoolExecutor(self._pixels.num_readers, "read")
         self.spec = describe_job(
-            config, manifest, self._encoder, decoder.name, self._encoder.numerics
+            config, self._pixels.manifest, self._encoder, self._pixels.decoder_name
         )
+        rows_per_item = config.samples_per_shard * config.view.num_views
+        # Where every item fills its batches, nothing rests on where in a batch an image lies.
+        self._batches_cross_items = bool(
+            rows_per_item % config.batch_size
+        ) and not self._encoder.position_matters(config.view.image_size)
 
-    def make(self, item: WorkItem, storage: Storage) -> ItemResult:
-        """Encode and publish an item.
+    def make(
+        self, feed: ItemFeed, storage: Storage, decode: DecodePixels | None = None
+    ) -> Iterator[ItemResult]:
+        """Encode and publish items until the feed ends.
 
-        Raises:
-            DataError: see `encode` and `publish_shard`.
-        """
-        encoded = self.encode(item)
-        publish_shard(storage, item.index, encoded.data)
-        return ItemResult(item, item.num_samples * self.spec.num_views, encoded.bad_samples)
-
-    def encode(self, item: WorkItem) -> EncodedItem:
-        """The item's shard file; a function of job and item alone.
-
-        Batches never reach over the item's ends, and bad samples are counted per item.
+        Args:
+            decode: begins reading a range of rows; None does it in threads of this process.
 
         Raises:
-            DataError: unreadable source, or more bad samples in this item than allowed.
+            DataError: see `EncodeStream.run`.
         """
-        spec, size = self.spec, self.spec.batch_size
-        self._source.budget = ErrorBudget(self._source.budget.max_bad_samples)
-        first, count = item.first_sample, item.num_samples
-        ids = np.repeat(np.arange(first, first + count, dtype=np.int64), spec.num_views)
-        views = np.tile(np.arange(spec.num_views, dtype=np.int64), count)
-        requests = [
-            BatchRequest(ids[at : at + size], _EPOCH, views[at : at + size])
-            for at in range(0, len(ids), size)
-        ]
-        rows = _ItemRows(spec, self._source)
-        with self._source.prefetch(requests) as batches:
-            for batch in batches:
-                rows.add(batch, *self._encoder.encode(batch.images))
-        bad = tuple(sorted(map(_portable, self._source.budget.bad_samples), key=_bad_order))
-        metadata = ShardMetadata(spec, item.index, rows.latent_sums, bad)
-        return EncodedItem(encode_shard(rows.collected(), metadata), bad)
+        stream = EncodeStream(
+            self.spec,
+            self._encoder,
+            decode or (lambda rows: self._readers.submit(self._pixels.decode, rows)),
+            storage,
+            self._config.max_bad_samples,
+            self._batches_cross_items,
+        )
+        return stream.run(feed)
 
     def close(self) -> None:
-        """Stop the decoder."""
-        self._source.close()
-
-
-@dataclass(frozen=True)
-class EncodedItem:
-    """A shard file, and the samples that had to be replaced in it."""
-
-    data: bytes
-    bad_samples: tuple[BadSample, ...]
-
-
-class _ItemRows:
-    """Rows and latent sums of an item, batch by batch."""
-
-    def __init__(self, spec: TokenSpec, source: ImageSource) -> None:
-        self._spec, self._source = spec, source
-        self._parts: list[TokenRows] = []
-        self.latent_sums = LatentSums(0, (), ())
-
-    def add(
-        self, batch: ImageBatch, indices: NDArray[np.int64], latents: NDArray[np.float32]
-    ) -> None:
-        used = batch.sample_ids.copy()
-        for replacement in batch.replacements:
-            used[replacement.position] = replacement.used_id
-        heights, widths = _image_sizes(self._source.manifest, used)
-        geometry = view_geometry(
-            self._source.spec,
-            seed=self._source.seed,
-            epoch=_EPOCH,
-            sample_ids=used,
-            views=batch.views,
-            heights=heights,
-            widths=widths,
-        )
-        tokens = indices.reshape(len(indices), self._spec.tokens_per_row, -1)
-        self._parts.append(
-            TokenRows(
-                batch.sample_ids, used, batch.keys, batch.labels.cpu().numpy().astype(np.int32),
-                batch.views.astype(np.int16), geometry.boxes.astype(np.float32), geometry.flips,
-                tokens,
-            )
-        )  # fmt: skip
-        self._add_latents(latents)
-
-    def _add_latents(self, latents: NDArray[np.float32]) -> None:
-        """numpy on one thread adds in an order that depends on the shape alone."""
-        values = latents.astype(np.float64)
-        sums = values.sum(axis=(0, 2, 3))
-        squares = np.square(values).sum(axis=(0, 2, 3))
-        so_far = self.latent_sums
-        if so_far.count:
-            sums, squares = np.array(so_far.sums) + sums, np.array(so_far.squares) + squares
-        count = so_far.count + values.shape[0] * values.shape[2] * values.shape[3]
-        self.latent_sums = LatentSums(count, tuple(sums.tolist()), tuple(squares.tolist()))
-
-    def collected(self) -> TokenRows:
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(part, name) for part in self._parts])
-
-        return TokenRows(
-            joined("sample_ids"), joined("source_ids"),
-            [key for part in self._parts for key in part.keys], joined("labels"),
-            joined("views"), joined("boxes"), joined("flips"), joined("tokens"),
-        )  # fmt: skip
-
-
-def _image_sizes(
-    manifest: ShardManifest, ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    shards, rows = manifest.locate(ids)
-    heights, widths = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)
-    for shard in np.unique(shards).tolist():
-        at = shards == shard
-        heights[at] = manifest.rows(shard).height[rows[at]]
-        widths[at] = manifest.rows(shard).width[rows[at]]
-    return heights, widths
-
-
-def _portable(bad: BadSample) -> BadSample:
-    """Without memory addresses, which some libraries put into their messages."""
-    return replace(bad, reason=re.sub(r"0x[0-9a-fA-F]+", "0x", bad.reason))
-
-
-def _bad_order(bad: BadSample) -> tuple[str, str]:
-    return bad.shard, bad.key
+        """Stop reading and decoding."""
+        self._readers.shutdown(cancel_futures=True)
+        self._pixels.close()

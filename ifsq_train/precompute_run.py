@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
@@ -20,11 +20,11 @@ from data_pipelines.storage import Storage
 from data_pipelines.tokens.format import (
     SHARD_FOLDER,
     TOKENS_JSON,
-    LatentSums,
     ShardMetadata,
     TokenSpec,
     shard_name,
 )
+from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.shard import TokenShard, decode_shard
 from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
 _MAX_ROUNDS = 4
 _CHECK_THREADS = 8
+
+STAGES: tuple[str, ...] = ("items", "pixels", "encode", "publish")
+"""What an encoder does: wait for work, for pixels, for the device, for the storage."""
 
 OnItem = Callable[[int, int, int], None]
 """Called after every item with (items done, items of the job, rows done), earlier runs counted."""
@@ -56,6 +59,8 @@ class ItemResult:
     item: WorkItem
     rows: int
     bad_samples: tuple[BadSample, ...]
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds its encoder spent per stage since the item before; see `STAGES`."""
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def list_recipes() -> list[tuple[str, str]]:
-    """Name and first comment line of every shipped recipe, sorted by name."""
+    """Name and first comment line of every shipped recipe, sorted by name.
+
+    Files whose name starts with an underscore are bases for others to extend, no recipes.
+    """
     found = []
     for path in sorted(RECIPE_FOLDER.rglob("*.yaml")):
+        if path.name.startswith("_"):
+            continue
         first = path.read_text().splitlines()[0]
         name = path.relative_to(RECIPE_FOLDER).with_suffix("").as_posix()
         found.append((name, first.lstrip("# ")))

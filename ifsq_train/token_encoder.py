@@ -2,16 +2,20 @@
 
 Convolutions round differently for another batch size and, on CPUs, another number of threads
 (measured: differences of 1e-6 in the latents, enough to flip a token at a cell's border). What an
-image's neighbours in the batch are, and where in it the image lies, changes nothing. So every
-call here has exactly `batch_size` images, filled up with zeros, on one CPU thread or with fixed
-cuDNN algorithms; more speed comes from more encoders. Bits are then equal between machines of one
-kind; another kind of CPU or GPU may flip a token at a border once in a while.
+image's neighbours in the batch are, and where in it the image lies, changes nothing; this is
+checked on the device at hand (`position_matters`), not taken for granted. So every call here has
+exactly `batch_size` images, filled up with zeros, on one CPU thread or with fixed cuDNN
+algorithms; more speed comes from more encoders. Bits are then equal between machines of one kind;
+another kind of CPU or GPU may flip a token at a border once in a while.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,83 +24,219 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.errors import UserError
+from data_pipelines.tokens.latents import DigitTable
 from ifsq_train.artifacts import load_tokenizer
+from ifsq_train.config import PrecomputeConfig, TeacherFeaturesConfig
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.fingerprint import update_with_tensors
+from ifsq_train.models.quantizers.base import Quantizer
+from ifsq_train.models.quantizers.continuous import Continuous, split_moments
+from ifsq_train.models.quantizers.fsq import FSQ
+from ifsq_train.models.quantizers.lfq import LFQ
+from ifsq_train.models.repa import DinoTeacher, load_dino
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class EncodedViews:
+    """What a tokenizer, and a teacher if there is one, make of B images.
+
+    tokens: int64 [B, h, w, G]; G is 0 for a continuous bottleneck.
+    latents: float32 [B, C, h, w]: what the tokens stand for, or the posterior's mean.
+    logvar: float32 of that shape, the posterior's log-variance; None without a posterior.
+    features: float32 [B, T, D] of the teacher; None without.
+    """
+
+    tokens: Tensor
+    latents: Tensor
+    logvar: Tensor | None = None
+    features: Tensor | None = None
+
+    def arrays(self) -> EncodedArrays:
+        """The same on the host; waits for the device."""
+
+        def array(values: Tensor | None) -> NDArray[np.float32] | None:
+            return None if values is None else values.float().cpu().numpy()
+
+        latents = array(self.latents)
+        assert latents is not None
+        tokens = self.tokens.cpu().numpy()
+        return EncodedArrays(tokens, latents, array(self.logvar), array(self.features))
+
+
+@dataclass(frozen=True)
+class EncodedArrays:
+    """`EncodedViews` as numpy arrays."""
+
+    tokens: NDArray[np.int64]
+    latents: NDArray[np.float32]
+    logvar: NDArray[np.float32] | None
+    features: NDArray[np.float32] | None
+
+    def rows(self, part: slice) -> EncodedArrays:
+        """Those rows, without copying."""
+        logvar, features = self.logvar, self.features
+        return EncodedArrays(
+            self.tokens[part],
+            self.latents[part],
+            None if logvar is None else logvar[part],
+            None if features is None else features[part],
+        )
 
 
 class TokenEncoder:
-    """A tokenizer in eval mode on one device, encoding in fp32.
+    """A tokenizer in eval mode on one device, and a teacher beside it if there is one.
 
     Attributes:
-        fingerprint: sha256 over weights and configuration.
+        fingerprint: sha256 over weights and configuration of the tokenizer.
         quantizer: JSON-able description of the bottleneck.
-        codebook_sizes: entries of each token group.
+        codebook_sizes: entries of each token group; empty for a continuous bottleneck.
+        digits: how its tokens become latents without it, where they do.
         digit_order: of the indices within a group.
+        latent_channels: C.
+        has_posterior: whether latents have a variance (vae).
         downsample_ratio: pixels per token and side.
         numerics: device kind and precision, such as cpu/fp32.
+        batch_size: images per call.
+        teacher: fingerprint and width of the teacher; None without one.
     """
 
-    def __init__(self, network: Tokenizer, device: str, batch_size: int) -> None:
-        """Move the network to the device.
-
-        Raises:
-            UserError: its bottleneck is continuous and has no tokens.
-        """
+    def __init__(
+        self,
+        network: Tokenizer,
+        device: str,
+        batch_size: int,
+        precision: Precision = "fp32",
+        teacher: DinoTeacher | None = None,
+    ) -> None:
+        """Move the networks to the device."""
+        quantizer = network.quantize
         self.fingerprint = network.fingerprint()
-        self.quantizer: Mapping[str, Any] = network.quantize.spec()
-        self.codebook_sizes = tuple(network.quantize.codebook_sizes)
-        if not self.codebook_sizes:
-            raise UserError(
-                f"a bottleneck of kind '{self.quantizer.get('kind')}' is continuous and has no"
-                " tokens to precompute; use a tokenizer with fsq, ifsq, vq or lfq"
-            )
+        self.quantizer: Mapping[str, Any] = quantizer.spec()
+        self.codebook_sizes = tuple(quantizer.codebook_sizes)
+        self.digits = digit_table(quantizer)
         self.digit_order: Literal["little", "big"] = self.quantizer.get("digit_order", "little")
+        self.latent_channels = quantizer.num_channels
+        self.has_posterior = isinstance(quantizer, Continuous) and not quantizer.deterministic
         self.downsample_ratio = network.downsample_ratio
-        self.numerics = f"{device}/fp32"
+        self.numerics = f"{device}/{precision}"
+        self.batch_size = batch_size
         self._network = network.eval().to(device)
-        self._device, self._batch_size = device, batch_size
+        self.teacher = None if teacher is None else (teacher_fingerprint(teacher), teacher.dim)
+        self._teacher = teacher.eval().to(device) if teacher is not None else None
+        self._device, self._precision = device, precision
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Tokens and what they stand for.
+    def encode(self, images: Tensor) -> EncodedViews:
+        """What the networks make of images; on a GPU this returns before it is computed.
 
         Args:
             images: float32 [B, 3, S, S] in [-1, 1], 1 to `batch_size` of them.
-
-        Returns:
-            Indices int64 [B, h, w, G], dequantized latents float32 [B, C, h, w].
         """
         count = len(images)
-        assert 0 < count <= self._batch_size
-        filler = images.new_zeros(self._batch_size - count, *images.shape[1:])
+        assert 0 < count <= self.batch_size
+        if count < self.batch_size:
+            filler = images.new_zeros(self.batch_size - count, *images.shape[1:])
+            images = torch.cat([images, filler])
+        images = images.to(self._device, non_blocking=True)
         with reproducible_kernels():
-            indices = self._network.encode(torch.cat([images, filler]).to(self._device)).indices
-            latents = self._network.quantize.indices_to_latents(indices)
-        return indices[:count].cpu().numpy(), latents[:count].float().cpu().numpy()
+            with torch.autocast(self._device, torch.bfloat16, enabled=self._precision == "bf16"):
+                moments = self._network.quant_conv(self._network.encoder(images))
+            tokens = self._network.quantize(moments).indices
+            latents, logvar = self._latents(moments, tokens)
+            # The teacher never runs in bf16: what it gives is stored as it is.
+            features = None if self._teacher is None else self._teacher(images)[:count]
+        return EncodedViews(
+            tokens[:count], latents[:count], None if logvar is None else logvar[:count], features
+        )
 
-    def grid_of(self, image_size: int) -> tuple[int, int]:
-        """Height and width in tokens of a square image.
+    def _latents(self, moments: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.codebook_sizes:
+            return self._network.quantize.indices_to_latents(tokens), None
+        mean, logvar = split_moments(moments)
+        return mean, logvar if self.has_posterior else None
 
-        Raises:
-            UserError: the side is not a whole number of tokens.
-        """
-        cells, rest = divmod(image_size, self.downsample_ratio)
-        if rest or not cells:
-            raise UserError(
-                f"view.image_size={image_size} is not a multiple of the tokenizer's"
-                f" {self.downsample_ratio} pixels per token; use"
-                f" {max(cells, 1) * self.downsample_ratio}"
-            )
-        return cells, cells
+    def position_matters(self, image_size: int) -> bool:
+        """Whether an image's place in the batch changes any bit of what becomes of it here."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.batch_size, 3, image_size, image_size)
+        images = torch.rand(shape, generator=generator) * 2 - 1
+        shift = max(1, self.batch_size // 3)
+        usual = vars(self.encode(images).arrays())
+        shifted = vars(self.encode(images.roll(shift, 0)).arrays())
+        return any(
+            values is not None and not np.array_equal(np.roll(values, shift, 0), shifted[name])
+            for name, values in usual.items()
+        )
 
 
-def open_encoder(path: str, device: str, batch_size: int) -> TokenEncoder:
-    """The tokenizer of a run folder or checkpoint, with averaged weights if it has any.
+def token_grid(image_size: int, downsample_ratio: int) -> tuple[int, int]:
+    """Height and width in tokens of a square image.
 
     Raises:
-        UserError: no complete checkpoint at `path`, or not one of a tokenizer with tokens.
+        UserError: the side is not a whole number of tokens.
     """
-    return TokenEncoder(load_tokenizer(path).network, device, batch_size)
+    cells, rest = divmod(image_size, downsample_ratio)
+    if rest or not cells:
+        raise UserError(
+            f"view.image_size={image_size} is not a multiple of the tokenizer's"
+            f" {downsample_ratio} pixels per token; use {max(cells, 1) * downsample_ratio}"
+        )
+    return cells, cells
+
+
+def digit_table(quantizer: Quantizer) -> DigitTable | None:
+    """How tokens become latents channel by channel; None where they do not (vq, continuous)."""
+    if isinstance(quantizer, FSQ):
+        levels = quantizer.levels.tolist()
+        half = [level // 2 for level in levels]
+        values = tuple(
+            tuple((torch.arange(count) - middle).div(middle).tolist())
+            for count, middle in zip(levels, half, strict=True)
+        )
+        return DigitTable(quantizer.groups, tuple(quantizer.radix.tolist()), values)
+    if isinstance(quantizer, LFQ):
+        places = tuple(2**bit for size in quantizer.groups for bit in range(size))
+        return DigitTable(quantizer.groups, places, ((-1.0, 1.0),) * len(places))
+    return None
+
+
+def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:
+    """Tokenizer (with averaged weights if it has any) and teacher of a recipe.
+
+    Raises:
+        UserError: no complete checkpoint of a tokenizer, no teacher file, or parts that do not
+            fit together.
+    """
+    network = load_tokenizer(config.tokenizer).network
+    grid = token_grid(config.view.image_size, network.downsample_ratio)
+    teacher = open_teacher(config.teacher, grid) if config.teacher is not None else None
+    return TokenEncoder(network, device, config.batch_size, config.precision, teacher)
+
+
+def open_teacher(config: TeacherFeaturesConfig, grid: tuple[int, int]) -> DinoTeacher:
+    """The teacher of a recipe, giving a feature per token of `grid`.
+
+    Raises:
+        UserError: no such file, or not such a network.
+    """
+    if not Path(config.weights).is_file():
+        raise UserError(
+            f"teacher.weights: no file '{config.weights}'; give a local DINOv2 backbone, or null to"
+            " store no features"
+        )
+    try:
+        return load_dino(Path(config.weights), size=config.size, grid=grid)
+    except ValueError as error:
+        raise UserError(f"teacher.weights: {error}") from None
+
+
+def teacher_fingerprint(teacher: DinoTeacher) -> str:
+    """sha256 (hex) over the teacher's weights and the grid it gives features for."""
+    digest = hashlib.sha256(f"dinov2 {teacher.grid}".encode())
+    update_with_tensors(digest, teacher.state_dict())
+    return digest.hexdigest()
 
 
 @contextmanager

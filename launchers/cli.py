@@ -109,10 +109,10 @@ def precompute(
 def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Draw images from a trained generator."""
     from ifsq_train.config import SampleConfig
-    from ifsq_train.generate import draw_samples
+    from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = draw_samples(config)
+    count = sample_images(config)
     _say(f"{count} images in {config.output}")
 
 
@@ -120,10 +120,10 @@ def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
 def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Measure reconstructions, and samples if the recipe names some."""
     from ifsq_train.config import EvaluateConfig
-    from ifsq_train.evaluate import evaluate as run_evaluation
+    from launchers.stages import evaluate_images
 
     config = _load(recipe, overrides, EvaluateConfig, "evaluate")
-    result = run_evaluation(config)
+    result = evaluate_images(config)
     _say(json.dumps(result["metrics"], indent=1))
 
 

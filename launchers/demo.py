@@ -30,7 +30,7 @@ from ifsq_train.versions import library_versions
 from launchers.demo_data import held_out, write_digits
 from launchers.memory import PeakMemory
 from launchers.ray_cluster import ray_session
-from launchers.stages import pack_images, precompute_tokens
+from launchers.stages import evaluate_images, pack_images, precompute_tokens, sample_images
 
 SHARD_BYTES = 1 << 20
 MAX_BAD_SAMPLES = 20
@@ -185,16 +185,13 @@ class Demo:
 
     def sample(self) -> None:
         """Images of every class."""
-        from ifsq_train.generate import draw_samples
-
-        self.stages["sample"]["num_samples"] = draw_samples(self._sample_config())
+        self.stages["sample"]["num_samples"] = sample_images(self._sample_config())
 
     def evaluate(self) -> None:
         """Reconstructions, code usage, samples; and what an independent classifier says."""
-        from ifsq_train.evaluate import evaluate
         from launchers.demo_classifier import judge_samples
 
-        metrics = evaluate(self._evaluate_config())["metrics"]
+        metrics = evaluate_images(self._evaluate_config())["metrics"]
         self.stages["tokenizer"] |= {
             key: metrics[key] for key in ("psnr_db", "ssim", "code_entropy_bits")
         }

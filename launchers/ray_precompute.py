@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.errors import UserError
@@ -17,7 +18,7 @@ from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig, to_dict
 from ifsq_train.metrics.precompute import PrecomputeMetrics
-from ifsq_train.precompute import ItemEncoder, preflight, with_absolute_paths
+from ifsq_train.precompute import preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
     ItemResult,
     OnItem,
@@ -28,6 +29,7 @@ from ifsq_train.precompute_run import (
     plan_items,
     published_report,
 )
+from launchers.ray_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
 from launchers.ray_cluster import ray_session
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ def precompute_on_ray(
     num_actors: int,
     cpus_per_actor: float = 1,
     gpus_per_actor: float = 0,
+    num_readers: int = 0,
+    cpus_per_reader: float = 1,
     address: str | None = None,
     on_item: OnItem | None = None,
 ) -> PrecomputeReport:
@@ -57,6 +61,9 @@ def precompute_on_ray(
         num_actors: encoders; fewer are started where fewer items are left.
         cpus_per_actor: CPU slots of an actor, which also is its number of decoding threads.
         gpus_per_actor: 0 encodes on the CPU; a fraction lets actors share a GPU.
+        num_readers: actors that read and decode for the encoders, for clusters with CPU nodes
+            beside the GPU nodes; 0 leaves that to the encoders.
+        cpus_per_reader: CPU slots of a reader, also its number of decoding threads.
         address: Ray cluster to join; None starts one on this machine.
         on_item: called in this process after every item.
 
@@ -72,15 +79,11 @@ def precompute_on_ray(
     if report is not None:
         return report
     num_actors = _useful_actors(storage, requested, num_actors)
-    slots = math.ceil(num_actors * cpus_per_actor)
+    slots = math.ceil(num_actors * cpus_per_actor + num_readers * cpus_per_reader)
     with ray_session(address, min_cpus=slots) as ray:
-        # Restarting is the pool's business: an actor must open its tokenizer before it works.
-        actor_class = ray.remote(EncoderActor).options(
-            num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
-        )
-        device, threads = "cuda" if gpus_per_actor else "cpu", max(1, int(cpus_per_actor))
-        recipe = to_dict(config)
-        pool = ActorPool(ray, lambda: actor_class.remote(recipe, device, threads), num_actors)
+        readers = _start_readers(ray, config, num_readers, cpus_per_reader)
+        start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
+        pool = ActorPool(ray, start, num_actors)
         try:
             with PrecomputeMetrics(config.output, num_actors) as metrics:
                 counting = metrics.counting(on_item)
@@ -89,10 +92,37 @@ def precompute_on_ray(
                 for items in run.rounds():
                     for result in pool.make(items):
                         run.done(result)
-                        metrics.item(result, pool.restarts)
+                        metrics.item(result, pool.retries)
                 return run.finish(pool.restarts)
         finally:
             pool.close()
+            for reader in readers:
+                ray.kill(reader)
+
+
+def _actor_starter(
+    ray: Any, config: PrecomputeConfig, cpus: float, gpus: float, readers: list[Any]
+) -> Callable[[], Any]:
+    # Restarting is the pool's business: an actor must open its tokenizer before it works.
+    actor_class = ray.remote(EncoderActor).options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=ITEMS_PER_ENCODER + 1,
+    )
+    device, threads = "cuda" if gpus else "cpu", max(1, int(cpus))
+    recipe = to_dict(config)
+    return lambda: actor_class.remote(recipe, device, threads, readers)
+
+
+def _start_readers(ray: Any, config: PrecomputeConfig, count: int, cpus: float) -> list[Any]:
+    # Stateless: Ray may start a lost one again anywhere and repeat what it was asked.
+    actor_class = ray.remote(ReaderActor).options(
+        num_cpus=cpus, max_restarts=-1, max_task_retries=-1, max_concurrency=2
+    )
+    recipe, threads = to_dict(config), max(1, int(cpus))
+    return [actor_class.remote(recipe, threads) for _ in range(count)]
 
 
 def _useful_actors(storage: Storage, spec: TokenSpec, num_actors: int) -> int:
@@ -100,41 +130,37 @@ def _useful_actors(storage: Storage, spec: TokenSpec, num_actors: int) -> int:
     return max(1, min(num_actors, len(pending)))
 
 
-class EncoderActor:
-    """What runs in an actor: one encoder, opened by the first call so that its errors arrive."""
+@dataclass
+class _Actor:
+    """An actor of the pool and the items it has been given."""
 
-    def __init__(self, recipe: dict[str, Any], device: str, decode_threads: int) -> None:
-        self._config = PrecomputeConfig.model_validate(recipe)
-        self._device, self._decode_threads = device, decode_threads
-        self._encoder: ItemEncoder | None = None
-
-    def open(self) -> TokenSpec:
-        """Load source and tokenizer; what this machine would make."""
-        self._encoder = ItemEncoder(self._config, self._device, self._decode_threads)
-        self._storage = open_storage(self._config.output)
-        return self._encoder.spec
-
-    def make(self, item: WorkItem) -> ItemResult:
-        """Encode and publish."""
-        assert self._encoder is not None
-        return self._encoder.make(item, self._storage)
+    handle: Any
+    items: dict[int, WorkItem] = field(default_factory=dict)
+    opened: bool = False
+    lost: bool = False
 
 
 class ActorPool:
     """Actors with `open() -> TokenSpec` and `make(item)`; the lost are replaced.
 
+    Each actor has up to `ITEMS_PER_ENCODER` items at a time. What an actor had when it was lost is
+    given to others, from then on one at a time, so that an item which ends its actor is known.
+
     Attributes:
         restarts: actors replaced so far.
+        retries: items given out again.
     """
 
     def __init__(self, ray: Any, start_actor: Callable[[], Any], size: int) -> None:
         self.restarts = 0
+        self.retries = 0
         self._ray, self._start_actor, self._size = ray, start_actor, size
-        self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, WorkItem | None]] = {}
+        self._actors: list[_Actor] = []
+        self._calls: dict[Any, tuple[_Actor, WorkItem | None]] = {}
         """Actor and item of every call; no item while the actor opens."""
         self._spec: TokenSpec | None = None
-        self._deaths = Counter[int]()
+        self._suspects: Counter[int] = Counter()
+        """Deaths of actors by item: that had it among others, then that had it alone."""
         self._deaths_while_opening = 0
         for _ in range(size):
             self._open_actor()
@@ -158,11 +184,10 @@ class ActorPool:
         """
         waiting, left = deque(items), len(items)
         while left:
-            while waiting and self._idle:
-                actor, item = self._idle.pop(), waiting.popleft()
-                self._running[actor.make.remote(item)] = (actor, item)
+            self._hand_out(waiting)
             for outcome in self._wait():
                 if isinstance(outcome, WorkItem):
+                    self.retries += 1
                     waiting.appendleft(outcome)
                 else:
                     left -= 1
@@ -170,16 +195,34 @@ class ActorPool:
 
     def close(self) -> None:
         """End all actors."""
-        for actor in [*self._idle, *(actor for actor, _ in self._running.values())]:
-            self._ray.kill(actor)
+        for actor in self._actors:
+            self._ray.kill(actor.handle)
+
+    def _hand_out(self, waiting: deque[WorkItem]) -> None:
+        """To the least busy first."""
+        for depth in range(ITEMS_PER_ENCODER):
+            for actor in self._actors:
+                if not waiting:
+                    return
+                if actor.opened and len(actor.items) == depth and self._may_join(actor, waiting[0]):
+                    item = waiting.popleft()
+                    actor.items[item.index] = item
+                    self._calls[actor.handle.make.remote(item)] = (actor, item)
+
+    def _may_join(self, actor: _Actor, item: WorkItem) -> bool:
+        """A suspect works alone."""
+        return not actor.items or not (
+            self._suspects[item.index] or any(self._suspects[index] for index in actor.items)
+        )
 
     def _open_actor(self) -> None:
-        actor = self._start_actor()
-        self._running[actor.open.remote()] = (actor, None)
+        actor = _Actor(self._start_actor())
+        self._actors.append(actor)
+        self._calls[actor.handle.open.remote()] = (actor, None)
 
     def _wait(self) -> Iterator[ItemResult | WorkItem]:
         """Results, and items whose actor was lost; possibly none after a while."""
-        ready, _ = self._ray.wait(list(self._running), timeout=_REMIND_SECONDS)
+        ready, _ = self._ray.wait(list(self._calls), timeout=_REMIND_SECONDS)
         if not ready and self._spec is None:
             logger.warning(
                 "no actor could start for %.0f s; does the cluster have their CPUs and GPUs free?",
@@ -194,25 +237,27 @@ class ActorPool:
         """What came of a finished call; None of one that opened or lost an idle actor."""
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-        actor, item = self._running[call]
+        actor, item = self._calls[call]
         try:
             value = self._ray.get(call)
         except (RayActorError, OutOfMemoryError) as error:
-            del self._running[call]
-            self._replace(actor, item, error)
+            del self._calls[call]
+            self._lose(actor, error)
             return item
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
-        del self._running[call]
-        self._idle.append(actor)
+        del self._calls[call]
         if item is None:
-            self._opened(value)
+            self._opened(actor, value)
             return None
+        del actor.items[item.index]
+        self._suspects.pop(item.index, None)
         return value
 
-    def _opened(self, spec: TokenSpec) -> None:
+    def _opened(self, actor: _Actor, spec: TokenSpec) -> None:
+        actor.opened = True
         self._deaths_while_opening = 0
         if self._spec is None:
             self._spec = spec
@@ -222,25 +267,34 @@ class ActorPool:
                 f" ({'; '.join(differences)}); use machines of one kind"
             )
 
-    def _replace(self, actor: Any, item: WorkItem | None, error: Exception) -> None:
+    def _lose(self, actor: _Actor, error: Exception) -> None:
+        """Once per lost actor, whichever of its calls tells first: replace it."""
+        if actor.lost:
+            return
+        actor.lost = True
+        self._actors.remove(actor)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("an encoder was lost (%s) and is replaced", reason)
-        self._ray.kill(actor)  # it may only be unreachable
-        if item is None:
+        self._ray.kill(actor.handle)  # it may only be unreachable
+        self._blame(actor, reason)
+        self.restarts += 1
+        self._open_actor()
+
+    def _blame(self, actor: _Actor, reason: str) -> None:
+        if not actor.opened:
             self._deaths_while_opening += 1
             if self._deaths_while_opening >= MAX_DEATHS_WHILE_OPENING * self._size:
                 raise UserError(
                     f"{self._deaths_while_opening} encoders in a row died while opening"
                     f" (the last: {reason}); give them more memory or look into Ray's logs"
                 )
-        else:
-            self._deaths[item.index] += 1
-            if self._deaths[item.index] >= MAX_DEATHS_PER_ITEM:
+        alone = len(actor.items) == 1
+        for item in actor.items.values():
+            deaths = self._suspects[item.index] = self._suspects[item.index] + 1
+            if alone and deaths >= MAX_DEATHS_PER_ITEM:
                 last = item.first_sample + item.num_samples - 1
                 raise UserError(
                     f"images {item.first_sample} to {last} ended their encoder"
-                    f" {MAX_DEATHS_PER_ITEM} times (the last: {reason}); give actors more memory,"
+                    f" {deaths} times (the last: {reason}); give actors more memory,"
                     " lower batch_size or look into Ray's logs"
                 )
-        self.restarts += 1
-        self._open_actor()

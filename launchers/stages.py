@@ -1,11 +1,11 @@
-"""The data commands: thin calls with a progress line, shared by the command line and the demo."""
+"""The stages around training: thin calls with a progress line, for the commands and the demo."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import MANIFEST_JSON, ShardManifest
@@ -16,7 +16,7 @@ from data_pipelines.tokens.reader import TokenDataset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ifsq_train.config import PrecomputeConfig
+    from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig
     from ifsq_train.precompute_run import PrecomputeReport
 
 
@@ -101,8 +101,24 @@ def precompute_tokens(
             num_actors=num_actors,
             gpus_per_actor=gpus_per_actor,
             address=address,
-            on_item=lambda done, total, rows: show(done, total, rows=float(rows)),
+            on_item=lambda done, total, rows: show(done, total, rows=rows),
         )
+
+
+def sample_images(config: SampleConfig) -> int:
+    """Draw images with a progress line; see `ifsq_train.generate.draw_samples`."""
+    from ifsq_train.generate import draw_samples
+
+    with _progress("images", "sample") as show:
+        return draw_samples(config, on_batch=show)
+
+
+def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure with a progress line; see `ifsq_train.evaluate.evaluate`."""
+    from ifsq_train.evaluate import evaluate
+
+    with _progress("images", "evaluate") as show:
+        return evaluate(config, on_batch=show)
 
 
 @contextmanager

@@ -12,19 +12,17 @@ samples met, and a hash over its contents, so that damage shows even before ther
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.budget import BadSample
+from data_pipelines.tokens.latents import DigitTable, LatentStatistics, LatentSums
 from data_pipelines.tokens.packing import TokenPacker
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT_NAME = "ifsq-tokens"
 FORMAT_VERSION = 1
@@ -58,58 +56,6 @@ class ExtraColumn:
 
 
 @dataclass(frozen=True)
-class LatentStatistics:
-    """Of the dequantized latents of all rows, per channel; `std` is the population's.
-
-    A generator of latents trains on `normalize(latents)` and decodes `denormalize` of what it made.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    count: int
-    """Values per channel: rows times grid cells."""
-
-    def normalize(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """Float [B, C, H, W] to mean 0 and standard deviation 1 per channel."""
-        return (latents - self._per_channel(self.mean, latents)) / self._scale(latents)
-
-    def denormalize(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """Inverse of `normalize`."""
-        return latents * self._scale(latents) + self._per_channel(self.mean, latents)
-
-    def _scale(self, latents: "torch.Tensor") -> "torch.Tensor":
-        # A channel that never varies has nothing to scale.
-        return self._per_channel([std if std > 0 else 1.0 for std in self.std], latents)
-
-    @staticmethod
-    def _per_channel(values: Sequence[float], like: "torch.Tensor") -> "torch.Tensor":
-        return like.new_tensor(values).view(1, -1, 1, 1)
-
-
-@dataclass(frozen=True)
-class LatentSums:
-    """Sums and sums of squares per channel, float64; how statistics are collected."""
-
-    count: int
-    sums: tuple[float, ...]
-    squares: tuple[float, ...]
-
-    @staticmethod
-    def combine(parts: Sequence["LatentSums"]) -> LatentStatistics | None:
-        """Statistics of all parts, added in the given order; None where there are no channels."""
-        if not parts or not parts[0].sums:
-            return None
-        count = sum(part.count for part in parts)
-        sums, squares = np.zeros(len(parts[0].sums)), np.zeros(len(parts[0].sums))
-        for part in parts:
-            sums += np.array(part.sums)
-            squares += np.array(part.squares)
-        mean = sums / count
-        variance = np.maximum(squares / count - mean * mean, 0.0)
-        return LatentStatistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
-
-
-@dataclass(frozen=True)
 class TokenSpec:
     """Everything that decides a row's bytes, apart from the source image itself."""
 
@@ -118,7 +64,7 @@ class TokenSpec:
     quantizer: Mapping[str, Any]
     """Description of the quantizer, JSON-able."""
     codebook_sizes: tuple[int, ...]
-    """Tokens of group g run from 0 to codebook_sizes[g] - 1."""
+    """Tokens of group g run from 0 to codebook_sizes[g] - 1; empty where latents are continuous."""
     grid: tuple[int, int]
     """Height and width in tokens; tokens are stored row by row."""
     digit_order: Literal["little", "big"]
@@ -132,6 +78,8 @@ class TokenSpec:
     """Digest of the image manifest; sample ids are those of that manifest."""
     num_samples: int
     samples_per_shard: int
+    latent_channels: int
+    """C of the latents [C, h, w] that a row's tokens or latent columns stand for."""
     batch_size: int
     """Images per encoder call. Part of the spec: convolutions round differently per batch size."""
     decoder: str
@@ -139,6 +87,10 @@ class TokenSpec:
     numerics: str
     """Device kind and precision of the encoder, such as cpu/fp32 or cuda/bf16."""
     extra_columns: Mapping[str, ExtraColumn] = field(default_factory=dict)
+    digits: DigitTable | None = None
+    """How tokens become latents; None where that takes the tokenizer (vq) or there are none."""
+    teacher: Mapping[str, Any] | None = None
+    """Which network made the teacher features, JSON-able; None without such columns."""
     latent_statistics: LatentStatistics | None = None
     """Known once all shards are there; not stored in shards and not part of the digest."""
     format_version: int = FORMAT_VERSION
@@ -150,8 +102,14 @@ class TokenSpec:
                 f"{self.samples_per_shard}, batch_size={self.batch_size}: use 1 or more of each"
             )
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether rows have tokens; without, they have latent columns."""
+        return bool(self.codebook_sizes)
+
     @cached_property
     def packer(self) -> TokenPacker:
+        """Of the tokens column; there must be one."""
         return TokenPacker(self.codebook_sizes, self.tokens_per_row)
 
     @property
@@ -213,7 +171,7 @@ class TokenSpec:
                 f"{FORMAT_VERSION}; use the version that wrote it or precompute again"
             )
         known = {f.name for f in fields(TokenSpec)}
-        optional = {"extra_columns", "latent_statistics"}
+        optional = {"extra_columns", "digits", "teacher", "latent_statistics"}
         if wrong := (set(values) - known) | (known - optional - set(values)):
             raise DataError(
                 f"token spec has unknown or missing fields {', '.join(sorted(wrong))}; "
@@ -234,6 +192,7 @@ class TokenSpec:
                 "codebook_sizes": tuple(values["codebook_sizes"]),
                 "grid": (height, width),
                 "extra_columns": extra,
+                "digits": DigitTable.from_dict(values["digits"]) if values.get("digits") else None,
                 "latent_statistics": statistics or None,
             }
         )

@@ -18,6 +18,7 @@ from data_pipelines.errors import DataError, UserError
 from data_pipelines.hashing import hash_u64, uniform_int
 from data_pipelines.lru import Lru
 from data_pipelines.storage import LocalStorage, Storage, open_storage
+from data_pipelines.tokens.features import FEATURE_SCALES, FEATURES
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -26,6 +27,7 @@ from data_pipelines.tokens.format import (
     TOKENS_TABLE,
     TokenSpec,
 )
+from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from data_pipelines.tokens.shard import TokenShard, decode_shard
 from data_pipelines.tokens.writer import TokenShardEntry, read_job
 
@@ -48,7 +50,8 @@ def choose_views(
 class TokenBatch:
     """B rows, in the order they were asked for.
 
-    tokens: int64 [B, T] for one group, else [B, T, G]; row by row over the grid.
+    tokens: int64 [B, T] for one group, else [B, T, G]; row by row over the grid. G is 0 where the
+        dataset has latents only.
     labels: int64 [B], -1 where there is none.
     sample_ids: int64 [B].
     extra: the extra columns asked for, [B, ...] each.
@@ -182,12 +185,17 @@ class TokenDataset:
             "bad samples": self.facts["num_bad_samples"],
             "grid": f"{spec.grid[0]} x {spec.grid[1]}",
             "codebook sizes": list(spec.codebook_sizes),
-            "bits per token": list(spec.packer.bits),
+            "bits per token": list(spec.packer.bits) if spec.has_tokens else [],
+            "extra columns": {
+                name: f"{column.dtype} {list(column.shape)}"
+                for name, column in spec.extra_columns.items()
+            },
             "tokenizer": spec.tokenizer_fingerprint,
             "quantizer": dict(spec.quantizer),
             "view": dict(spec.view),
             "decoder": spec.decoder,
             "numerics": spec.numerics,
+            "teacher": dict(spec.teacher) if spec.teacher else None,
             "source": spec.source_digest,
             "latent mean": list(spec.latent_statistics.mean) if spec.latent_statistics else None,
             "latent std": list(spec.latent_statistics.std) if spec.latent_statistics else None,
@@ -215,7 +223,8 @@ class TokenDataset:
         _check_bounds(chosen, self.num_views, "views", self.storage.url)
         shards, offsets = np.divmod(ids, self.spec.samples_per_shard)
         rows = offsets * self.num_views + chosen
-        packed = np.empty((len(ids), self.spec.packer.row_bytes), dtype=np.uint8)
+        width = self.spec.packer.row_bytes if self.spec.has_tokens else 0
+        packed = np.empty((len(ids), width), dtype=np.uint8)
         labels = np.empty(len(ids), dtype=np.int64)
         extra = self._empty_extra(columns, len(ids))
         for number in np.unique(shards).tolist():
@@ -224,7 +233,73 @@ class TokenDataset:
             labels[at] = shard.labels[rows[at]]
             for name, values in extra.items():
                 values[at] = shard.extra(name)[rows[at]]
-        return TokenBatch(self.spec.packer.unpack(packed), labels, ids, extra)
+        tokens = (
+            self.spec.packer.unpack(packed)
+            if self.spec.has_tokens
+            else np.empty((len(ids), self.spec.tokens_per_row, 0), np.int64)
+        )
+        return TokenBatch(tokens, labels, ids, extra)
+
+    def latents(
+        self,
+        sample_ids: NDArray[np.int64],
+        views: NDArray[np.integer] | None = None,
+        *,
+        noise: NDArray[np.float32] | None = None,
+        normalized: bool = True,
+    ) -> NDArray[np.float32]:
+        """Latents of the given samples, float32 [B, C, h, w].
+
+        What the tokens stand for, or the stored latents where there are such columns.
+
+        Args:
+            sample_ids, views: as for `read`.
+            noise: standard normal [B, C, h, w]; where rows have a posterior (vae), a sample of it
+                is made with this. None gives the mean; without a posterior it changes nothing.
+            normalized: to mean 0 and standard deviation 1 per channel over the dataset
+                (`LatentStatistics.denormalize` is the way back).
+
+        Raises:
+            DataError: as for `read`, or the rows hold no latents.
+        """
+        return self.latents_of(self.read(sample_ids, views, self.latent_columns), noise, normalized)
+
+    @cached_property
+    def latent_columns(self) -> tuple[str, ...]:
+        """The extra columns that `latents_of` needs."""
+        stored = (LATENT_MEAN, LATENT_LOGVAR)
+        return tuple(name for name in stored if name in self.spec.extra_columns)
+
+    @cached_property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The extra columns that `decode_features` turns into teacher features; none if not stored.
+
+        With them, `decode_features(dataset.read(ids, views, dataset.feature_columns).extra)` is
+        float32 [B, T, D], patch t of the view beside its token t.
+        """
+        stored = (FEATURES, FEATURE_SCALES)
+        return tuple(name for name in stored if name in self.spec.extra_columns)
+
+    def latents_of(
+        self, batch: TokenBatch, noise: NDArray[np.float32] | None = None, normalized: bool = True
+    ) -> NDArray[np.float32]:
+        """`latents` of a batch that was read with `latent_columns`."""
+        if LATENT_MEAN in batch.extra:
+            latents = batch.extra[LATENT_MEAN].astype(np.float32)
+        elif self.spec.digits is not None:
+            tokens = batch.tokens.reshape(len(batch.tokens), *self.spec.grid, -1)
+            latents = self.spec.digits.latents(tokens)
+        else:
+            raise DataError(
+                f"{self.storage.url} has tokens of kind {self.spec.quantizer.get('kind')!r} and no "
+                "latents; precompute with latents=fp16 or fp32"
+            )
+        if noise is not None and LATENT_LOGVAR in batch.extra:
+            latents += np.exp(0.5 * batch.extra[LATENT_LOGVAR].astype(np.float32)) * noise
+        if not normalized:
+            return latents
+        assert self.spec.latent_statistics is not None
+        return self.spec.latent_statistics.normalized(latents)
 
     def shard(self, number: int) -> TokenShard:
         """An opened shard. Raises DataError if it is missing or not the one recorded."""

@@ -11,7 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokens.format import METADATA_KEY, ShardMetadata
 from data_pipelines.tokens.writer import content_hash
 
-_COLUMNS = ("sample_id", "source_id", "key", "label", "view", "box", "flip", "tokens")
+_COLUMNS = ("sample_id", "source_id", "key", "label", "view", "box", "flip")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TokenShard:
     """Columns of N rows; arrays are read-only views where Arrow's layout allows.
 
     sample_ids, views, labels: as in `TokenRows`.
-    packed: uint8 [N, row_bytes], see `TokenPacker`.
+    packed: uint8 [N, row_bytes], see `TokenPacker`; [N, 0] where there are no tokens.
     """
 
     batch: pa.RecordBatch
@@ -51,8 +51,11 @@ class TokenShard:
         return self.batch.column("flip").to_numpy(zero_copy_only=False)
 
     def tokens(self) -> NDArray[np.int64]:
-        """int64 [N, T] or [N, T, G]."""
-        return self.metadata.spec.packer.unpack(self.packed)
+        """int64 [N, T] or [N, T, G]; G is 0 where there are none."""
+        spec = self.metadata.spec
+        if not spec.has_tokens:
+            return np.empty((self.num_rows, spec.tokens_per_row, 0), np.int64)
+        return spec.packer.unpack(self.packed)
 
     def extra(self, name: str) -> NDArray[Any]:
         """An extra column [N, ...] as the spec describes it.
@@ -83,7 +86,9 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
     try:
         reader = pa.ipc.open_file(pa.BufferReader(data))
         metadata = ShardMetadata.from_bytes((reader.schema.metadata or {})[METADATA_KEY])
-        names = [*_COLUMNS, *metadata.spec.extra_columns]
+        spec = metadata.spec
+        tokens = ["tokens"] if spec.has_tokens else []
+        names = [*_COLUMNS, *tokens, *spec.extra_columns]
         if reader.num_record_batches != 1 or reader.schema.names != names:
             raise DataError(f"columns {reader.schema.names} are not {names}")
         batch = reader.get_batch(0)
@@ -94,7 +99,9 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
             batch.column("sample_id").to_numpy(),
             batch.column("view").to_numpy(),
             batch.column("label").to_numpy(),
-            _binary_rows(batch.column("tokens"), metadata.spec.packer.row_bytes),
+            _binary_rows(batch.column("tokens"), spec.packer.row_bytes)
+            if spec.has_tokens
+            else np.empty((batch.num_rows, 0), np.uint8),
         )
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

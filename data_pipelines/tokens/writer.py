@@ -19,12 +19,12 @@ from data_pipelines.tokens.format import (
     METADATA_KEY,
     TOKENS_JSON,
     TOKENS_TABLE,
-    LatentStatistics,
     ShardMetadata,
     TokenSpec,
     canonical_json,
     shard_name,
 )
+from data_pipelines.tokens.latents import LatentStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TokenRows:
     views: int16 [N].
     boxes: float32 [N, 4], region of the source image, x0 y0 x1 y1 in pixels.
     flips: bool [N].
-    tokens: int64 [N, T] or [N, T, G].
+    tokens: int64 [N, T] or [N, T, G]; G is 0 where there are none.
     extra: further arrays [N, ...] as the spec's `extra_columns` say.
     """
 
@@ -126,9 +126,10 @@ def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
             pa.array(rows.boxes.astype(np.float32).reshape(-1), pa.float32()), 4
         ),
         "flip": pa.array(rows.flips, pa.bool_()),
-        "tokens": _fixed_size_binary(spec.packer.pack(rows.tokens)),
-        **_extra_columns(rows, spec),
     }
+    if spec.has_tokens:
+        columns["tokens"] = _fixed_size_binary(spec.packer.pack(rows.tokens))
+    columns |= _extra_columns(rows, spec)
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     metadata = replace(metadata, content_sha256=content_hash(batch, metadata))
     return _ipc_file(batch.replace_schema_metadata({METADATA_KEY: metadata.to_bytes()}))

@@ -25,6 +25,7 @@ from ifsq_train.config.run import (
     RecipeConfig,
     SampleConfig,
     StrategyConfig,
+    TeacherFeaturesConfig,
     TrainConfig,
 )
 from ifsq_train.config.tasks import (
@@ -56,6 +57,7 @@ __all__ = [
     "SampleConfig",
     "StrategyConfig",
     "TaskConfig",
+    "TeacherFeaturesConfig",
     "TokenDataConfig",
     "TokenizerConfig",
     "TokenizerTaskConfig",

@@ -38,7 +38,7 @@ class PrecomputeMetrics:
             port=endpoint_port(),
             host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
         )
-        self._restarts = 0
+        self._retries = 0
         self._metrics.set(names.PRECOMPUTE_ENCODERS, encoders)
         self._metrics.set(names.PRECOMPUTE_LAST_TIMESTAMP, time.time())
         self._metrics.observe_storage(self._folder)
@@ -64,18 +64,18 @@ class PrecomputeMetrics:
 
         return count
 
-    def item(self, result: ItemResult, restarts: int) -> None:
+    def item(self, result: ItemResult, retries: int) -> None:
         """Count a published item.
 
         Args:
             result: what was published.
-            restarts: items given out again so far, because their encoder was lost.
+            retries: items given out again so far, because their encoder was lost.
         """
         self._metrics.inc(names.PRECOMPUTE_ITEMS)
         self._metrics.inc(names.PRECOMPUTE_ROWS, result.rows)
         self._metrics.inc(names.QUARANTINED, len(result.bad_samples))
-        self._metrics.inc(names.PRECOMPUTE_RETRIES, restarts - self._restarts)
-        self._restarts = restarts
+        self._metrics.inc(names.PRECOMPUTE_RETRIES, retries - self._retries)
+        self._retries = retries
         self._metrics.set(names.PRECOMPUTE_LAST_TIMESTAMP, time.time())
         self._metrics.observe_process()
         self._metrics.observe_storage(self._folder)

@@ -84,7 +84,10 @@ class ProgressLine:
             parts.append(f"{rate:.3g} {self._unit}/s")
             if done < self._total:
                 parts.append(f"eta {format_duration((self._total - done) / rate)}")
-        parts += [f"{name} {value:.3g}" for name, value in shown.items()]
+        parts += [
+            f"{name} {value if isinstance(value, int) else format(value, '.3g')}"
+            for name, value in shown.items()
+        ]
         return "  ".join(parts)
 
     def _show(self, now: float) -> None:

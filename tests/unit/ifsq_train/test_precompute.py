@@ -34,6 +34,7 @@ from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
 from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.encode_stream import ListedItems
 from ifsq_train.precompute import ItemEncoder, run_precompute_local, with_absolute_paths
 from ifsq_train.precompute_run import PrecomputeRun, WorkItem, pending_items, plan_items
 
@@ -217,14 +218,18 @@ def test_shards_of_another_job_are_not_deleted(parts: dict[str, Any], finished: 
     assert shard(finished, 0).read_bytes() == before
 
 
-def test_item_does_not_depend_on_what_was_made_before(
-    parts: dict[str, Any], undisturbed: Path
+def test_item_does_not_depend_on_what_shared_its_batches(
+    parts: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     config = configure(parts, undisturbed)
-    encoder = ItemEncoder(config)
-    items = plan_items(NUM_IMAGES, 4)
-    for index in (5, 0, 2):
-        assert encoder.encode(items[index]).data == shard(undisturbed, index).read_bytes()
+    encoder, items = ItemEncoder(config), plan_items(NUM_IMAGES, 4)
+    for order in ([5, 0, 2], [2]):
+        output = open_storage(tmp_path / f"{len(order)}")
+        feed = ListedItems([items[index] for index in order])
+        assert {result.item.index for result in encoder.make(feed, output)} == set(order)
+        for index in order:
+            made = output.read(f"shards/tokens-{index:08}.arrow")
+            assert made == shard(undisturbed, index).read_bytes()
     encoder.close()
 
 
@@ -233,7 +238,7 @@ def test_half_there_folder_is_no_dataset(parts: dict[str, Any], tmp_path: Path) 
     encoder = ItemEncoder(config)
     job = PrecomputeRun(storage, encoder.spec, 0)
     items = next(job.rounds())
-    encoder.make(items[0], storage)
+    list(encoder.make(ListedItems(items[:1]), storage))
     assert [item.index for item in pending_items(storage, items)] == [1, 2, 3, 4, 5]
     with pytest.raises(DataError, match=r"1 of 6 shards.*run ifsq precompute again"):
         TokenDataset.open(tmp_path)
@@ -275,12 +280,6 @@ def test_image_size_that_is_no_whole_number_of_tokens_is_refused(
     view = {"kind": "adm_center", "image_size": 17}
     with pytest.raises(UserError, match=r"image_size=17 .* 2 pixels per token; use 16"):
         run(configure(parts, tmp_path, view=view))
-
-
-def test_continuous_tokenizer_is_refused(parts: dict[str, Any], tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "ae", kind="ae")
-    with pytest.raises(UserError, match="no tokens to precompute"):
-        run(configure(parts, tmp_path / "tokens", tokenizer=str(tmp_path / "ae")))
 
 
 def test_paths_become_absolute_but_urls_stay(parts: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.storage import open_storage
-from data_pipelines.tokens.format import LatentSums, ShardMetadata, TokenSpec, shard_name
+from data_pipelines.tokens.format import ShardMetadata, TokenSpec, shard_name
+from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.shard import decode_shard
 from data_pipelines.tokens.writer import (
     TokenRows,
@@ -29,6 +30,7 @@ SPEC = TokenSpec(
     source_digest="d" * 64,
     num_samples=10,
     samples_per_shard=4,
+    latent_channels=4,
     batch_size=8,
     decoder="cpu",
     numerics="cpu/fp32",

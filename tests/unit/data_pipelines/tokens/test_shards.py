@@ -12,7 +12,8 @@ from known_tokens import SPEC, SUMS, make_rows, make_shard
 from data_pipelines.errors import DataError
 from data_pipelines.images.budget import BadSample
 from data_pipelines.storage import open_storage
-from data_pipelines.tokens.format import ExtraColumn, LatentSums, ShardMetadata, TokenSpec
+from data_pipelines.tokens.format import ExtraColumn, ShardMetadata, TokenSpec
+from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.shard import decode_shard
 from data_pipelines.tokens.writer import encode_shard, pin_job, publish_shard
 
