@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from launchers.cli_jobs import register as register_job_commands
 
 app = typer.Typer(
     name="ifsq",
@@ -26,6 +27,7 @@ checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
+register_job_commands(app)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[

@@ -17,6 +17,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig, to_dict
+from ifsq_train.metrics.precompute import PrecomputeMetrics
 from ifsq_train.precompute import preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
     ItemResult,
@@ -84,11 +85,15 @@ def precompute_on_ray(
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
         pool = ActorPool(ray, start, num_actors)
         try:
-            run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, on_item)
-            for items in run.rounds():
-                for result in pool.make(items):
-                    run.done(result)
-            return run.finish(pool.restarts)
+            with PrecomputeMetrics(config.output, num_actors) as metrics:
+                counting = metrics.counting(on_item)
+                run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, counting)
+                metrics.expect(run.spec.num_rows)
+                for items in run.rounds():
+                    for result in pool.make(items):
+                        run.done(result)
+                        metrics.item(result, pool.retries)
+                return run.finish(pool.restarts)
         finally:
             pool.close()
             for reader in readers:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +24,14 @@ import psutil
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage import LocalStorage
-from ifsq_train.metrics.names import METRICS, RESIDENT_MEMORY, MetricSpec
+from ifsq_train.metrics.names import (
+    DEVICE_MEMORY,
+    METRICS,
+    RESIDENT_MEMORY,
+    STORAGE_FREE,
+    STORAGE_SIZE,
+    MetricSpec,
+)
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
@@ -121,8 +130,17 @@ class Metrics:
             child.observe(value)
 
     def observe_process(self) -> None:
-        """Bring this process's resident memory up to date."""
+        """Bring this process's memory, on the host and on its GPU, up to date."""
         self.set(RESIDENT_MEMORY, self._process.memory_info().rss)
+        torch = sys.modules.get("torch")  # a process without torch has no GPU memory
+        if torch is not None and torch.cuda.is_initialized():
+            self.set(DEVICE_MEMORY, torch.cuda.memory_reserved())
+
+    def observe_storage(self, folder: Path) -> None:
+        """Bring free and total space of the folder's file system up to date."""
+        usage = shutil.disk_usage(folder)
+        self.set(STORAGE_FREE, usage.free)
+        self.set(STORAGE_SIZE, usage.total)
 
     def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
         # A zero from every other node would stand beside the run's one true value.
