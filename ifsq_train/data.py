@@ -16,14 +16,14 @@ from data_pipelines.images.source import ImageSource, MixedSource, PixelBatch
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.mix import MixMember, MixPlan
 from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
+from data_pipelines.tokens.features import FEATURES
 from data_pipelines.tokens.format import TokenSpec
-from data_pipelines.tokens.reader import TokenDataset, choose_views
+from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
+from data_pipelines.tokens.reader import TokenBatch, TokenDataset, choose_views
 from data_pipelines.views import ViewSpec
 from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig
+from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.base import Batch
-
-FEATURES = "features"
-"""Column of a token dataset with a teacher's patch features, [T, Z]."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Extras:
     Attributes:
         columns: extra columns by name.
         pixels: the images of the same views.
+        latents: latents in place of tokens, where the dataset stores them.
     """
 
     columns: tuple[str, ...] = ()
     pixels: bool = False
+    latents: bool = False
 
 
 class TrainData(Protocol):
@@ -131,6 +133,7 @@ class TokenTrainData:
     Attributes:
         columns: extra columns to read along.
         pixels: gives the pixels of the same views, for a teacher.
+        latents: read the stored latents in place of tokens.
     """
 
     plan: SamplePlan
@@ -138,6 +141,7 @@ class TokenTrainData:
     seed: int
     columns: tuple[str, ...] = ()
     pixels: ImageSource | None = None
+    latents: bool = False
 
     @property
     def facts(self) -> DataFacts:
@@ -148,17 +152,27 @@ class TokenTrainData:
         """See TrainData.load."""
         ids = self.plan.rank_ids(step, rank, world_size)
         views = choose_views(self.seed, self.plan.epoch(step), ids, self.dataset.num_views)
-        batch = self.dataset.read(ids, views, self.columns)
+        latents = self.dataset.latent_columns if self.latents else ()
+        batch = self.dataset.read(ids, views, (*self.columns, *latents))
         features = batch.extra.get(FEATURES)
         # Precompute takes all its views in epoch 0, so their pixels are asked for there too.
         images = self.pixels.batch(ids, 0, views).images if self.pixels else None
+        places = positions(self.plan, rank, world_size)
         return Batch(
-            torch.as_tensor(batch.tokens),
+            self._latents(batch, step, places) if latents else torch.as_tensor(batch.tokens),
             torch.as_tensor(batch.labels, dtype=torch.int64),
-            positions(self.plan, rank, world_size),
+            places,
             features=None if features is None else torch.as_tensor(features),
             images=images,
         )
+
+    def _latents(self, batch: TokenBatch, step: int, places: np.ndarray) -> torch.Tensor:
+        """Stored latents, float32 [B, C, h, w]; of a posterior (vae) a new sample in each step."""
+        shape = (self.dataset.spec.latent_channels, *self.dataset.spec.grid)
+        noise = None
+        if LATENT_LOGVAR in batch.extra:
+            noise = BatchRandom(self.seed, step, places).normal("posterior", shape).numpy()
+        return torch.as_tensor(self.dataset.latents_of(batch, noise, normalized=False))
 
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
@@ -204,10 +218,14 @@ def open_train_data(
 
 def extras_for(task: TaskConfig) -> Extras:
     """What a task reads besides tokens and labels."""
-    if task.kind == "tokenizer" or task.repa is None:
+    if task.kind == "tokenizer":
         return Extras()
-    stored = task.repa.teacher is None
-    return Extras((FEATURES,) if stored else (), pixels=not stored)
+    stored = task.repa is not None and task.repa.teacher is None
+    return Extras(
+        (FEATURES,) if stored else (),
+        pixels=task.repa is not None and not stored,
+        latents=task.kind == "diffusion",
+    )
 
 
 def _open_tokens(
@@ -219,7 +237,7 @@ def _open_tokens(
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
     if missing := [name for name in extras.columns if name not in dataset.spec.extra_columns]:
         raise UserError(
-            f"{config.url} has no stored {', '.join(missing)}, which the task reads; precompute"
+            f"{config.url} stores no {', '.join(missing)}, which the task reads; precompute"
             " with a teacher, or name task.repa.teacher"
         )
     plan = SamplePlan(
@@ -230,7 +248,13 @@ def _open_tokens(
         shuffle_window=config.shuffle_window,
     )
     pixels = _open_pixels(config, dataset, device) if extras.pixels else None
-    return TokenTrainData(plan, dataset, seed, extras.columns, pixels)
+    latents = extras.latents and stores_latents(dataset.spec)
+    return TokenTrainData(plan, dataset, seed, extras.columns, pixels, latents)
+
+
+def stores_latents(spec: TokenSpec) -> bool:
+    """Whether latents must and can be read, because no table makes them from tokens."""
+    return spec.digits is None and LATENT_MEAN in spec.extra_columns
 
 
 def _open_pixels(

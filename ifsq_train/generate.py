@@ -30,6 +30,7 @@ from ifsq_train.artifacts import (
 from ifsq_train.checkpoint import write_atomically
 from ifsq_train.config import SampleConfig, to_dict
 from ifsq_train.context import default_device
+from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sampling import SamplingConfig, sample_tokens
 
@@ -150,8 +151,10 @@ def _draw(
     on_batch: OnBatch | None,
 ) -> NDArray[np.uint8]:
     device = default_device(0)
+    network = generator.network
+    assert isinstance(network, LlamaGen)
     tokenizer.network.to(device)
-    generator.network.to(device)
+    network.to(device)
     how = SamplingConfig(
         cfg_scale=config.cfg_scale,
         temperature=config.temperature,
@@ -162,7 +165,7 @@ def _draw(
     for first in range(0, len(labels), config.batch_size):
         part = torch.as_tensor(labels[first : first + config.batch_size])
         seeds = [derive_seed(config.seed, "sample", first + i) for i in range(len(part))]
-        tokens = sample_tokens(generator.network, part.to(device), seeds, how)
+        tokens = sample_tokens(network, part.to(device), seeds, how)
         pixels = decode_tokens(tokenizer, tokens, generator.grid)
         images.append(to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy())
         if on_batch is not None:

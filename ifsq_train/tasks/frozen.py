@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.tokens.format import LatentStatistics
+from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
