@@ -19,12 +19,19 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.storage import Storage, open_storage
+from data_pipelines.storage import open_storage
 from data_pipelines.tokens.features import feature_columns
 from data_pipelines.tokens.format import ExtraColumn, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import DecodePixels, EncodeStream, ItemFeed, ListedItems
+from ifsq_train.encode_stream import (
+    DecodePixels,
+    EncodeStream,
+    FinishItem,
+    ItemFeed,
+    ListedItems,
+    publishing,
+)
 from ifsq_train.precompute_run import (
     ItemResult,
     OnItem,
@@ -63,7 +70,7 @@ def run_precompute_local(
             return report
         run = PrecomputeRun(storage, encoder.spec, config.max_bad_samples, on_item)
         for items in run.rounds():
-            for result in encoder.make(ListedItems(items), storage):
+            for result in encoder.make(ListedItems(items), publishing(storage)):
                 run.done(result)
         return run.finish()
     finally:
@@ -208,11 +215,12 @@ class ItemEncoder:
         ) and not self._encoder.position_matters(config.view.image_size)
 
     def make(
-        self, feed: ItemFeed, storage: Storage, decode: DecodePixels | None = None
+        self, feed: ItemFeed, finish: FinishItem, decode: DecodePixels | None = None
     ) -> Iterator[ItemResult]:
-        """Encode and publish items until the feed ends.
+        """Encode and finish items until the feed ends.
 
         Args:
+            finish: what is done with an item's rows, such as `publishing(storage)`.
             decode: begins reading a range of rows; None does it in threads of this process.
 
         Raises:
@@ -222,7 +230,7 @@ class ItemEncoder:
             self.spec,
             self._encoder,
             decode or (lambda rows: self._readers.submit(self._pixels.decode, rows)),
-            storage,
+            finish,
             self._config.max_bad_samples,
             self._batches_cross_items,
         )

@@ -119,7 +119,9 @@ def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> Precomp
     pinned = read_job(storage)
     if pinned is None:
         return None
-    accepted = replace(spec, numerics=pinned.numerics)
+    accepted = spec
+    if pinned.numerics.partition("/")[2] == spec.numerics.partition("/")[2]:
+        accepted = replace(spec, numerics=pinned.numerics)
     if decoder == "auto" or pinned.decoder.startswith(decoder):
         accepted = replace(accepted, decoder=pinned.decoder)
     pin_job(storage, accepted)
@@ -177,6 +179,11 @@ class PrecomputeRun:
         self.storage.delete_stale_temporaries()
         self._items = plan_items(self.spec.num_samples, self.spec.samples_per_shard)
 
+    @property
+    def rows_done(self) -> int:
+        """Rows that are there, those of earlier runs counted."""
+        return self.spec.num_rows - self._rows_left
+
     def rounds(self) -> Iterator[list[WorkItem]]:
         """Lists of items to make, until every shard is there and was read back.
 
@@ -214,7 +221,7 @@ class PrecomputeRun:
         self._count_bad(result.bad_samples)
         if self.on_item is not None:
             total = len(self._items)
-            self.on_item(total - self._items_left, total, self.spec.num_rows - self._rows_left)
+            self.on_item(total - self._items_left, total, self.rows_done)
 
     def finish(self, actor_restarts: int = 0) -> PrecomputeReport:
         """Publish the manifest, after `rounds` has come to its end.

@@ -29,6 +29,7 @@ from ifsq_train.precompute_run import (
     plan_items,
     published_report,
 )
+from launchers.precompute_line import PrecomputeLine
 from launchers.ray_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
 from launchers.ray_cluster import ray_session
 
@@ -51,6 +52,7 @@ def precompute_on_ray(
     cpus_per_reader: float = 1,
     address: str | None = None,
     on_item: OnItem | None = None,
+    show_progress: bool = False,
 ) -> PrecomputeReport:
     """Encode a dataset with several encoders, or what is left of it.
 
@@ -66,6 +68,7 @@ def precompute_on_ray(
         cpus_per_reader: CPU slots of a reader, also its number of decoding threads.
         address: Ray cluster to join; None starts one on this machine.
         on_item: called in this process after every item.
+        show_progress: one line with views per second, time left, and what encoders wait for.
 
     Raises:
         UserError: something in the recipe or its data, the output folder holds another job, or
@@ -85,7 +88,10 @@ def precompute_on_ray(
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
         pool = ActorPool(ray, start, num_actors)
         try:
-            with PrecomputeMetrics(config.output, num_actors) as metrics:
+            with (
+                PrecomputeMetrics(config.output, num_actors) as metrics,
+                PrecomputeLine(pool.spec().num_rows, show_progress) as line,
+            ):
                 counting = metrics.counting(on_item)
                 run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, counting)
                 metrics.expect(run.spec.num_rows)
@@ -93,6 +99,7 @@ def precompute_on_ray(
                     for result in pool.make(items):
                         run.done(result)
                         metrics.item(result, pool.retries)
+                        line.item(run.rows_done, result)
                 return run.finish(pool.restarts)
         finally:
             pool.close()

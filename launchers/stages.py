@@ -89,20 +89,24 @@ def holds_tokens(url: str) -> bool:
 
 
 def precompute_tokens(
-    config: PrecomputeConfig, *, num_actors: int, gpus_per_actor: float, address: str | None
+    config: PrecomputeConfig,
+    *,
+    num_actors: int,
+    gpus_per_actor: float,
+    address: str | None,
+    num_readers: int = 0,
 ) -> PrecomputeReport:
     """Encode a dataset on Ray with a progress line; see `launchers.ray_precompute`."""
     from launchers.ray_precompute import precompute_on_ray
 
-    # The number of rows is known once the source is open; items come with both counts.
-    with _progress("shards", "precompute") as show:
-        return precompute_on_ray(
-            config,
-            num_actors=num_actors,
-            gpus_per_actor=gpus_per_actor,
-            address=address,
-            on_item=lambda done, total, rows: show(done, total, rows=rows),
-        )
+    return precompute_on_ray(
+        config,
+        num_actors=num_actors,
+        gpus_per_actor=gpus_per_actor,
+        num_readers=num_readers,
+        address=address,
+        show_progress=True,
+    )
 
 
 def sample_images(config: SampleConfig) -> int:

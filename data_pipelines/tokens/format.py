@@ -5,9 +5,10 @@
     tokens.arrow                 one row per shard (Arrow IPC file)
     tokens.json                  published last: a dataset without it is not finished
 
-A shard has one row per (sample, view), a sample's views one after the other. Its schema metadata
-holds, as JSON, the spec, which samples it covers, its share of the latent statistics, the bad
-samples met, and a hash over its contents, so that damage shows even before there is a manifest.
+A shard has one row per (sample, view), a sample's views one after the other, so a row's place says
+which it is; names of samples are in the source's manifest. Its schema metadata holds, as JSON, the
+spec, which samples it covers, its share of the latent statistics, the bad samples met, and a hash
+over its contents, so that damage shows even before there is a manifest.
 """
 
 import hashlib
@@ -207,6 +208,8 @@ class ShardMetadata:
     latent_sums: LatentSums
     bad_samples: tuple[BadSample, ...]
     """Samples that could not be decoded and were replaced, sorted; of this or of other shards."""
+    replaced: tuple[tuple[int, int], ...] = ()
+    """(row, sample id whose pixels were encoded instead) for the views of those samples."""
     content_sha256: str = ""
     """Hash over rows and metadata values, whatever way Arrow laid them out."""
 
@@ -215,6 +218,7 @@ class ShardMetadata:
             "index": self.index,
             "latent_sums": asdict(self.latent_sums),
             "bad_samples": [asdict(bad) for bad in self.bad_samples],
+            "replaced": self.replaced,
             "content_sha256": self.content_sha256,
             "spec": self.spec.with_statistics(None).to_dict(),
         }
@@ -230,5 +234,6 @@ class ShardMetadata:
             values["index"],
             LatentSums(sums["count"], tuple(sums["sums"]), tuple(sums["squares"])),
             tuple(BadSample(**bad) for bad in values["bad_samples"]),
+            tuple((row, used) for row, used in values["replaced"]),
             values["content_sha256"],
         )

@@ -29,10 +29,11 @@ from data_pipelines.tokens.format import (
 )
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from data_pipelines.tokens.shard import TokenShard, decode_shard
-from data_pipelines.tokens.writer import TokenShardEntry, read_job
+from data_pipelines.tokens.writer import TokenRows, TokenShardEntry, read_job
 
 MAX_OPEN_SHARDS = 256
 _DOMAIN_CHOOSE_VIEW = 31
+_DOMAIN_POSTERIOR = 32
 
 
 def choose_views(
@@ -270,6 +271,23 @@ class TokenDataset:
         stored = (LATENT_MEAN, LATENT_LOGVAR)
         return tuple(name for name in stored if name in self.spec.extra_columns)
 
+    def posterior_noise(
+        self, seed: int, epoch: int, sample_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32] | None:
+        """Noise for `latents`, float32 [B, C, h, w]; None where rows have no posterior.
+
+        A function of (seed, epoch, sample id), so the same for every rank and after a resume.
+        """
+        if LATENT_LOGVAR not in self.spec.extra_columns:
+            return None
+        keys = hash_u64(seed, _DOMAIN_POSTERIOR, epoch, np.asarray(sample_ids, dtype=np.int64))
+        shape = (self.spec.latent_channels, *self.spec.grid)
+        rows = [
+            np.random.Generator(np.random.Philox(key=int(key))).standard_normal(shape, np.float32)
+            for key in keys
+        ]
+        return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
+
     @cached_property
     def feature_columns(self) -> tuple[str, ...]:
         """The extra columns that `decode_features` turns into teacher features; none if not stored.
@@ -300,6 +318,23 @@ class TokenDataset:
             return latents
         assert self.spec.latent_statistics is not None
         return self.spec.latent_statistics.normalized(latents)
+
+    def rows_of(self, sample_id: int) -> TokenRows:
+        """Everything stored of a sample, all its views; tokens int64 [num_views, T, G]."""
+        _check_bounds(np.array([sample_id]), self.num_samples, "sample ids", self.storage.url)
+        number, offset = divmod(sample_id, self.spec.samples_per_shard)
+        shard = self.shard(number)
+        at = slice(offset * self.num_views, (offset + 1) * self.num_views)
+        tokens = np.empty((self.num_views, self.spec.tokens_per_row, 0), np.int64)
+        if self.spec.has_tokens:
+            packed = np.ascontiguousarray(shard.packed[at])
+            groups = len(self.spec.codebook_sizes)
+            tokens = self.spec.packer.unpack(packed).reshape(*tokens.shape[:2], groups)
+        return TokenRows(
+            shard.sample_ids[at], shard.source_ids[at], shard.labels[at],
+            shard.views[at], shard.windows[at], shard.flips[at], tokens,
+            {name: shard.extra(name)[at] for name in self.spec.extra_columns},
+        )  # fmt: skip
 
     def shard(self, number: int) -> TokenShard:
         """An opened shard. Raises DataError if it is missing or not the one recorded."""

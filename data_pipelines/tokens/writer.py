@@ -60,20 +60,20 @@ class TokenRows:
 
     sample_ids: int64 [N], ids in the source manifest.
     source_ids: int64 [N], whose pixels were encoded: the same, but for replaced bad samples.
-    keys, labels: of the image encoded; labels int32 [N], -1 where there is none.
-    views: int16 [N].
-    boxes: float32 [N, 4], region of the source image, x0 y0 x1 y1 in pixels.
-    flips: bool [N].
+    labels: int32 [N], of the image encoded, -1 where there is none.
+    views: int64 [N].
+    windows: uint16 [N, 4], height and width the image was resized to, top and left of the crop in
+        it, in pixels (65,535 stands for that or more).
+    flips: bool [N], whether the crop was then mirrored.
     tokens: int64 [N, T] or [N, T, G]; G is 0 where there are none.
     extra: further arrays [N, ...] as the spec's `extra_columns` say.
     """
 
     sample_ids: NDArray[np.int64]
     source_ids: NDArray[np.int64]
-    keys: Sequence[str]
     labels: NDArray[np.int32]
-    views: NDArray[np.int16]
-    boxes: NDArray[np.float32]
+    views: NDArray[np.int64]
+    windows: NDArray[np.uint16]
     flips: NDArray[np.bool_]
     tokens: NDArray[np.int64]
     extra: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -87,9 +87,6 @@ def content_hash(batch: pa.RecordBatch, metadata: ShardMetadata) -> str:
     digest = hashlib.sha256(replace(metadata, content_sha256="").to_bytes())
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         digest.update(f"\n{name} {column.type} {len(column)}\n".encode())
-        if pa.types.is_string(column.type):
-            digest.update(json.dumps(column.to_pylist()).encode())
-            continue
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.uint8())
         while pa.types.is_fixed_size_list(column.type):
@@ -103,7 +100,7 @@ def content_hash(batch: pa.RecordBatch, metadata: ShardMetadata) -> str:
 def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
     """A shard as an Arrow IPC file; the same bytes for the same arguments.
 
-    `metadata.content_sha256` is filled in here.
+    `metadata.content_sha256` and `metadata.replaced` are filled in here.
 
     Raises:
         DataError: tokens or rows that do not fit the spec.
@@ -117,13 +114,9 @@ def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
             f"{first} to {first + count - 1} in order; this is a fault of the encoding program"
         )
     columns = {
-        "sample_id": pa.array(rows.sample_ids, pa.int64()),
-        "source_id": pa.array(rows.source_ids, pa.int64()),
-        "key": pa.array(rows.keys, pa.string()),
         "label": pa.array(rows.labels, pa.int32()),
-        "view": pa.array(rows.views, pa.int16()),
-        "box": pa.FixedSizeListArray.from_arrays(
-            pa.array(rows.boxes.astype(np.float32).reshape(-1), pa.float32()), 4
+        "window": pa.FixedSizeListArray.from_arrays(
+            pa.array(rows.windows.reshape(-1), pa.uint16()), 4
         ),
         "flip": pa.array(rows.flips, pa.bool_()),
     }
@@ -131,6 +124,9 @@ def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
         columns["tokens"] = _fixed_size_binary(spec.packer.pack(rows.tokens))
     columns |= _extra_columns(rows, spec)
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    others = np.flatnonzero(rows.source_ids != rows.sample_ids)
+    replaced = tuple(zip(others.tolist(), rows.source_ids[others].tolist(), strict=True))
+    metadata = replace(metadata, replaced=replaced)
     metadata = replace(metadata, content_sha256=content_hash(batch, metadata))
     return _ipc_file(batch.replace_schema_metadata({METADATA_KEY: metadata.to_bytes()}))
 
@@ -234,7 +230,7 @@ def _extra_columns(rows: TokenRows, spec: TokenSpec) -> dict[str, pa.Array]:
             f"{sorted(spec.extra_columns)}; give exactly those"
         )
     columns = {}
-    for name, column in spec.extra_columns.items():
+    for name, column in sorted(spec.extra_columns.items()):
         values = rows.extra[name]
         if values.dtype != np.dtype(column.dtype) or values.shape != (len(rows), *column.shape):
             raise DataError(
