@@ -241,7 +241,7 @@ def _open_tokens(
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
     if extras.features and FEATURES not in dataset.spec.extra_columns:
         raise UserError(
-            f"{config.url} has no stored features, which the task reads; precompute"
+            f"{config.url} stores no {FEATURES}, which the task reads; precompute"
             " with a teacher, or name task.repa.teacher"
         )
     plan = SamplePlan(
