@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from ifsq_train.interruption import Interrupted
+from launchers import cli_checkpoint, cli_plan
 from launchers.cli_jobs import register as register_job_commands
 
 app = typer.Typer(
@@ -23,10 +25,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Pack, index, inspect and verify datasets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.command("plan")(cli_plan.plan)
 register_job_commands(app)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
@@ -49,6 +51,9 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
+    ] = None,
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
@@ -59,8 +64,13 @@ def train(
     from ifsq_train.config import LaunchConfig, TrainConfig
 
     config = _load(recipe, overrides, TrainConfig, "train")
+    if min_workers is not None and min_workers > workers:
+        raise UserError(
+            f"--min-workers {min_workers} is more than --workers {workers}; use at most {workers}"
+        )
     launch = LaunchConfig(
         num_workers=workers,
+        min_workers=min_workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
         address=address,
@@ -231,19 +241,6 @@ def data_verify(dataset: Annotated[str, typer.Argument(help="Image or token data
         raise typer.Exit(1)
 
 
-@checkpoint_app.command("info")
-def checkpoint_info(
-    path: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
-) -> None:
-    """Verify a checkpoint and say what it holds."""
-    from ifsq_train.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
-    shown = ("step", "world_size", "train_state", "engine", "data", "versions")
-    _say(json.dumps(facts | {key: checkpoint.header[key] for key in shown}, indent=1))
-
-
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
     from ifsq_train.recipe import load_recipe
 
@@ -273,6 +270,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.stderr.write(f"stopped: {interrupted}\n")
+        sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
