@@ -139,12 +139,17 @@ def fit(run: Run) -> None:
             state.step += 1
             state.samples_seen += run.data.plan.global_batch_size
             last = state.step == config.steps
-            if last or state.step % config.log_every_steps == 0:
+            if is_logged(config, state.step - 1):
                 log(run, losses, stats, time.perf_counter() - began, waited)
             if last or state.step % config.checkpoint.every_steps == 0:
                 save(run)
                 run.context.report(run.state.last_record, run.folder)
     run.writer.wait()
+
+
+def is_logged(config: TrainConfig, step: int) -> bool:
+    """Whether metrics of step `step` (from 0) are recorded."""
+    return step + 1 == config.steps or (step + 1) % config.log_every_steps == 0
 
 
 def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, StepStats]]:
@@ -162,7 +167,7 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
             part = batch.part(index, count)
             share = len(part) * context.world_size / config.data.global_batch_size
             random = BatchRandom(config.seed, step, part.positions, context.rank, index)
-            info = StepInfo(step, random, share, count, run.strategy)
+            info = StepInfo(step, random, share, count, run.strategy, is_logged(config, step))
             with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
                 output = run.task.loss(name, models, part, info)
                 run.strategy.backward(name, output.loss * share)

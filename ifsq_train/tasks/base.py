@@ -59,6 +59,7 @@ class StepInfo:
             there is one micro-batch.
         num_micro_batches: micro-batches this update is split into.
         strategy: for its autocast.
+        logged: this step's metrics are looked at; in others a task may leave out dear ones.
     """
 
     step: int
@@ -66,6 +67,7 @@ class StepInfo:
     share: float
     num_micro_batches: int
     strategy: Strategy
+    logged: bool = True
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class TokenizerTask:
         gradients with respect to the reconstruction and that layer's input.
         """
         self._autoencoder.train()
+        self._autoencoder.quantize.measure_use = info.logged
         last_layer = self._autoencoder.decoder.conv_out
         with _captured_input(last_layer) as captured, info.strategy.autocast():
             reconstruction, quantized = models[AUTOENCODER](images)
