@@ -91,8 +91,10 @@ class FSQ(Quantizer, RunningMoments):
             raise ValueError("cells='equal_width' needs bound='simple'")
         if sum(self.groups) != self.num_channels:
             raise ValueError(f"groups={self.groups} must sum to {self.num_channels} channels")
-        if math.prod(self.level_counts) >= 2**63:
-            raise ValueError(f"levels={self.level_counts}: more than 2**63 codes")
+        if max(math.prod(part) for part in self._split(self.level_counts)) >= 2**63:
+            raise ValueError(
+                f"levels={self.level_counts}: more than 2**63 codes in a group; use more groups"
+            )
 
     def _split(self, values: Sequence[int]) -> list[tuple[int, ...]]:
         ends = list(accumulate(self.groups))
