@@ -13,7 +13,7 @@ from ifsq_train.config import TrainConfig
 
 
 def check_shares(config: TrainConfig, world_size: int) -> None:
-    """Every worker must get at least one sample of each batch and micro-batch.
+    """Every worker must get at least one sample of each batch.
 
     Raises:
         UserError: some would get none.
@@ -23,12 +23,6 @@ def check_shares(config: TrainConfig, world_size: int) -> None:
         raise UserError(
             f"data.global_batch_size={batch} is less than the {world_size} workers;"
             f" use at most {batch} workers"
-        )
-    if batch // world_size < num_micro_batches(config, world_size):
-        raise UserError(
-            f"strategy.micro_batch_size={config.strategy.micro_batch_size} leaves workers without"
-            f" samples where data.global_batch_size={batch} is split over {world_size};"
-            " use micro_batch_size 2 or more"
         )
 
 

@@ -77,6 +77,7 @@ class StepInfo:
             there is one micro-batch.
         num_micro_batches: micro-batches this update is split into.
         strategy: for its autocast.
+        logged: this step's metrics are looked at; in others a task may leave out dear ones.
     """
 
     step: int
@@ -84,6 +85,7 @@ class StepInfo:
     share: float
     num_micro_batches: int
     strategy: Autocast
+    logged: bool = True
 
 
 @dataclass(frozen=True)
