@@ -27,6 +27,7 @@ class SamplingConfig:
         top_k: keep logits at least as large as the k-th largest; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose mass exceeds p.
         greedy: take the most likely token.
+        compiled: compile the decoding step with CUDA graphs; ignored on the CPU.
     """
 
     cfg_scale: float = 1.0
@@ -35,6 +36,7 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    compiled: bool = False
 
 
 def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:

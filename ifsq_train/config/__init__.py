@@ -20,6 +20,7 @@ from ifsq_train.config.networks import (
 from ifsq_train.config.run import (
     CheckpointConfig,
     EvaluateConfig,
+    FlowDrawConfig,
     LaunchConfig,
     OptimConfig,
     PrecomputeConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "DiffusionTaskConfig",
     "EvaluateConfig",
     "FlowConfig",
+    "FlowDrawConfig",
     "FsqConfig",
     "ImageDataConfig",
     "LatentConfig",

@@ -20,7 +20,7 @@ from ifsq_train.train import run
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("generators")
-    parts = make_parts(folder)
+    parts = make_parts(folder, levels=5)
     run_precompute_local(configure(parts, folder / "tokens"), device="cpu")
     return {**parts, "tokens": str(folder / "tokens")}
 
