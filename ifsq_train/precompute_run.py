@@ -119,7 +119,9 @@ def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> Precomp
     pinned = read_job(storage)
     if pinned is None:
         return None
-    accepted = replace(spec, numerics=pinned.numerics)
+    accepted = spec
+    if pinned.numerics.partition("/")[2] == spec.numerics.partition("/")[2]:
+        accepted = replace(spec, numerics=pinned.numerics)
     if decoder == "auto" or pinned.decoder.startswith(decoder):
         accepted = replace(accepted, decoder=pinned.decoder)
     pin_job(storage, accepted)

@@ -88,7 +88,7 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
         metadata = ShardMetadata.from_bytes((reader.schema.metadata or {})[METADATA_KEY])
         spec = metadata.spec
         tokens = ["tokens"] if spec.has_tokens else []
-        names = [*_COLUMNS, *tokens, *spec.extra_columns]
+        names = [*_COLUMNS, *tokens, *sorted(spec.extra_columns)]
         if reader.num_record_batches != 1 or reader.schema.names != names:
             raise DataError(f"columns {reader.schema.names} are not {names}")
         batch = reader.get_batch(0)

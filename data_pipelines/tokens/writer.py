@@ -234,7 +234,7 @@ def _extra_columns(rows: TokenRows, spec: TokenSpec) -> dict[str, pa.Array]:
             f"{sorted(spec.extra_columns)}; give exactly those"
         )
     columns = {}
-    for name, column in spec.extra_columns.items():
+    for name, column in sorted(spec.extra_columns.items()):
         values = rows.extra[name]
         if values.dtype != np.dtype(column.dtype) or values.shape != (len(rows), *column.shape):
             raise DataError(
