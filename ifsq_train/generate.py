@@ -120,6 +120,10 @@ class Sampler:
         self.spec = _spec(config, self._tokenizer, self._generator, device)
         self._tokenizer.network.to(device)
         self._generator.network.to(device)
+        if config.precision == "bf16" and not isinstance(self._generator.network, DiT):
+            # Autocast would convert every weight again for each of the tokens.
+            for parameter in self._generator.network.parameters():
+                parameter.data = parameter.data.bfloat16()
 
     def draw(self, item: WorkItem) -> SamplePart:
         """The samples of an item."""
