@@ -116,13 +116,21 @@ def precompute(
 
 
 @app.command()
-def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Draw images from a trained generator."""
+def sample(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Samplers on Ray, one per GPU; 0 draws in this process.")
+    ] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0)] = 0,
+    address: Address = None,
+) -> None:
+    """Draw images from a trained generator; run again to finish what was interrupted."""
     from ifsq_train.config import SampleConfig
     from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = sample_images(config)
+    count = sample_images(config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address)
     _say(f"{count} images in {config.output}")
 
 

@@ -109,12 +109,28 @@ def precompute_tokens(
     )
 
 
-def sample_images(config: SampleConfig) -> int:
-    """Draw images with a progress line; see `ifsq_train.generate.draw_samples`."""
-    from ifsq_train.generate import draw_samples
-
+def sample_images(
+    config: SampleConfig,
+    *,
+    num_actors: int = 0,
+    gpus_per_actor: float = 0,
+    address: str | None = None,
+) -> int:
+    """Draw images with a progress line, in this process or on actors; returns their number."""
     with _progress("images", "sample") as show:
-        return draw_samples(config, on_batch=show)
+        if not num_actors:
+            from ifsq_train.generate import draw_samples
+
+            return draw_samples(config, on_batch=show)
+        from launchers.ray_sample import sample_on_ray
+
+        return sample_on_ray(
+            config,
+            num_actors=num_actors,
+            gpus_per_actor=gpus_per_actor,
+            address=address,
+            on_batch=show,
+        )
 
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
