@@ -148,6 +148,11 @@ class ImageSource:
         """Batches of `requests` in order, made ahead in one background thread."""
         return Prefetcher(lambda r: self.batch(r.ids, r.epoch, r.views), requests, depth)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels; empty where there are none."""
+        return self.manifest.classes
+
     def close(self) -> None:
         self.decoder.close()
 
@@ -252,6 +257,11 @@ class MixedSource:
             self._fill(whole, at.tolist(), part, first)
         whole.replacements.sort(key=lambda replacement: replacement.position)
         return whole
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels; empty where the datasets have different ones."""
+        return self.sources[0].manifest.classes if self.keeps_labels else []
 
     def close(self) -> None:
         self.decoder.close()
