@@ -222,8 +222,14 @@ class ObjectStorage:
     def list(self, prefix: str = "") -> list[str]:
         folder = prefix.rpartition("/")[0]
         found: list[str] = []
-        for batch in self._obstore.list(self._ranges, prefix=folder or None):
-            found.extend(entry["path"] for entry in batch)
+        try:
+            with _naming(self.url, prefix):
+                for batch in self._obstore.list(self._ranges, prefix=folder or None):
+                    found.extend(entry["path"] for entry in batch)
+        except DataError as error:
+            # Some servers create a bucket with its first object; until then it holds nothing.
+            if "NoSuchBucket" not in str(error.__cause__):
+                raise
         return sorted(path for path in found if path.startswith(prefix))
 
     def write(self, path: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from ifsq_train.checkpoint import write_atomically
 from ifsq_train.checkpoint_writer import CheckpointWriter, shared_attempt_id
 from ifsq_train.config import TrainConfig, to_dict
 from ifsq_train.context import RunContext, mean_over_ranks
-from ifsq_train.data import TrainData, open_train_data
+from ifsq_train.data import TrainData, extras_for, open_train_data
 from ifsq_train.ema import WeightAverage
 from ifsq_train.metrics.training import TrainingMetrics
 from ifsq_train.randomness import BatchRandom
@@ -81,10 +81,15 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
     folder = Path(config.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     data = open_train_data(
-        config.data, seed=config.seed, run_folder=folder, rank=context.rank, device=context.device
+        config.data,
+        seed=config.seed,
+        run_folder=folder,
+        rank=context.rank,
+        device=context.device,
+        extras=extras_for(config.task),
     )
     check_batch_split(config, context.world_size)
-    task = build_task(config.task, config.seed, data.codebook_sizes, data.grid)
+    task = build_task(config, data, context)
     for module in task.auxiliary().values():
         module.to(context.device).requires_grad_(False).eval()
     strategy = build_strategy(config.strategy, context)
@@ -110,25 +115,18 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
 
 
 def check_batch_split(config: TrainConfig, world_size: int) -> None:
-    """Refuse batches that leave a worker, or one of its micro-batches, without samples.
-
-    Shares may differ by one sample; the losses are weighted by true counts.
+    """Refuse batches that do not split evenly.
 
     Raises:
-        UserError: with the smallest batch size that does, or what else to change.
+        UserError: with the nearest sizes that do.
     """
     batch = config.data.global_batch_size
-    if batch < world_size:
-        raise UserError(
-            f"data.global_batch_size={batch} is smaller than the {world_size} workers;"
-            f" use {world_size} or more, or fewer workers"
-        )
-    if batch // world_size < num_micro_batches(config, world_size):
+    if batch % world_size:
         below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
+        choices = " or ".join(str(size) for size in (below, above) if size)
         raise UserError(
-            f"strategy.micro_batch_size={config.strategy.micro_batch_size} leaves workers without"
-            f" samples where data.global_batch_size={batch} is split over {world_size};"
-            f" use micro_batch_size 2 or more, or a batch of {below} or {above}"
+            f"data.global_batch_size={batch} is not divisible by the {world_size}"
+            f" workers; use {choices}"
         )
 
 
@@ -221,6 +219,7 @@ def checkpoint_header(run: Run) -> dict[str, Any]:
         "optimizer_steps": {n: run.strategy.optimizer_steps(n) for n in run.task.modules()},
         "recipe": to_dict(run.config),
         "data": run.data.describe(),
+        "task": run.task.describe(),
         "engine": run.strategy.describe(),
         "versions": library_versions(),
     }
