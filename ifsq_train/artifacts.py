@@ -12,15 +12,18 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
-from ifsq_train.build import build_llamagen, build_tokenizer
+from data_pipelines.tokens.format import LatentStatistics
+from ifsq_train.build import build_dit, build_llamagen, build_tokenizer
 from ifsq_train.checkpoint import Checkpoint, open_checkpoint
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
+    DiffusionTaskConfig,
     TokenizerConfig,
     TokenizerTaskConfig,
     TrainConfig,
 )
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.dit import DiT
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.recipe import validate_recipe
@@ -45,16 +48,27 @@ class TrainedTokenizer:
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A LlamaGen in eval mode, and which tokens it speaks."""
+    """A LlamaGen or DiT in eval mode, and which tokens or latents it speaks.
 
-    network: LlamaGen
+    Attributes:
+        network: float32, on the CPU.
+        codebook_sizes: of the token groups; empty for a DiT.
+        grid: height and width in tokens or latent cells.
+        num_classes: real classes.
+        tokenizer_fingerprint: of the tokenizer that decodes what it makes.
+        step: optimizer steps of the run it comes from.
+        fingerprint: sha256 over weights, shape and scaling.
+        scaling: `denormalize` turns what a DiT makes into latents; None for LlamaGen.
+    """
+
+    network: LlamaGen | DiT
     codebook_sizes: tuple[int, ...]
     grid: tuple[int, int]
     num_classes: int
     tokenizer_fingerprint: str
     step: int
     fingerprint: str
-    """sha256 over weights and shape."""
+    scaling: LatentStatistics | None = None
 
 
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
@@ -88,29 +102,35 @@ def load_generator(path: str | Path) -> TrainedGenerator:
     """
     checkpoint = open_checkpoint(path)
     task = _recipe(checkpoint).task
-    if not isinstance(task, AutoregressiveTaskConfig):
+    if not isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig):
         raise UserError(
             f"{checkpoint.folder}: a checkpoint of a '{task.kind}' run; a generator's is needed"
         )
-    data = checkpoint.header["data"]
-    codebook_sizes, grid = tuple(data["codebook_sizes"]), tuple(data["grid"])
-    network = build_llamagen(task.model, codebook_sizes, grid)
-    assert isinstance(network, LlamaGen)
+    facts = checkpoint.header["task"]
+    grid = (int(facts["grid"][0]), int(facts["grid"][1]))
+    codebook_sizes: tuple[int, ...] = ()
+    scaling = None
+    if isinstance(task, AutoregressiveTaskConfig):
+        codebook_sizes = tuple(facts["codebook_sizes"])
+        network = build_llamagen(task.model, codebook_sizes, grid, task.repa)
+    else:
+        network = build_dit(task.model, facts["latent_channels"], grid, task.repa)
+        scaling = LatentStatistics(tuple(facts["latent_mean"]), tuple(facts["latent_std"]), 0)
     load_weights(checkpoint, "generator", network)
     return TrainedGenerator(
         network,
         codebook_sizes,
         grid,
         task.model.num_classes,
-        data["tokenizer_fingerprint"],
+        facts["tokenizer_fingerprint"],
         checkpoint.step,
-        _generator_fingerprint(network, data),
+        _generator_fingerprint(network, facts),
+        scaling,
     )
 
 
-def _generator_fingerprint(network: nn.Module, data: dict[str, Any]) -> str:
-    spoken = {key: data[key] for key in ("codebook_sizes", "grid", "tokenizer_fingerprint")}
-    digest = hashlib.sha256(json.dumps(spoken, sort_keys=True).encode())
+def _generator_fingerprint(network: nn.Module, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     update_with_tensors(digest, dict(network.named_parameters()))
     return digest.hexdigest()
 

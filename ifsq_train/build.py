@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import (
-    AutoregressiveTaskConfig,
+    DiTConfig,
     FsqConfig,
     LfqConfig,
     LlamaGenConfig,
     QuantizerConfig,
+    RepaConfig,
     StrategyConfig,
-    TaskConfig,
     TokenizerConfig,
     TokenizerTaskConfig,
+    TrainConfig,
     VqConfig,
 )
 from ifsq_train.context import RunContext
+from ifsq_train.models import dit, llamagen
 from ifsq_train.models.autoencoder import Tokenizer
-from ifsq_train.models.llamagen import SIZES, LlamaGen, Shape
+from ifsq_train.models.dit import DiT
+from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.quantizers.base import Quantizer
+from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.randomness import derive_seed
 from ifsq_train.strategy.base import Strategy
-from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.base import TrainTask
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
+
+if TYPE_CHECKING:
+    from ifsq_train.data import TrainData
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +83,15 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 def build_llamagen(
-    config: LlamaGenConfig, codebook_sizes: tuple[int, ...], grid: tuple[int, int]
+    config: LlamaGenConfig,
+    codebook_sizes: tuple[int, ...],
+    grid: tuple[int, int],
+    repa: RepaConfig | None = None,
 ) -> LlamaGen:
     """LlamaGen for tokens of the given codebooks on a grid of the given height and width."""
-    shape = _llamagen_shape(config)
     return LlamaGen(
-        **shape,
+        **_shape(config, llamagen.SIZES),
+        **_projectors(config, repa),
         codebook_sizes=codebook_sizes,
         grid=grid,
         num_classes=config.num_classes,
@@ -91,35 +102,73 @@ def build_llamagen(
     )
 
 
-def _llamagen_shape(config: LlamaGenConfig) -> Shape:
+def build_dit(
+    config: DiTConfig,
+    latent_channels: int,
+    grid: tuple[int, int],
+    repa: RepaConfig | None = None,
+) -> DiT:
+    """DiT for latents of the given channels, height and width.
+
+    Raises:
+        UserError: the latents do not divide into patches.
+    """
+    if any(side % config.patch_size for side in grid):
+        raise UserError(
+            f"task.model.patch_size={config.patch_size} does not divide the {grid[0]} x {grid[1]}"
+            " latents; use a divisor of both sides"
+        )
+    return DiT(
+        **_shape(config, dit.SIZES),
+        **_projectors(config, repa),
+        latent_channels=latent_channels,
+        grid=grid,
+        patch_size=config.patch_size,
+        num_classes=config.num_classes,
+        qk_norm=config.qk_norm,
+        swiglu=config.swiglu,
+        rotary=config.rope,
+        rms_norm=config.rmsnorm,
+    )
+
+
+def _shape(config: LlamaGenConfig | DiTConfig, sizes: Mapping[str, Any]) -> Any:
+    """Layers, heads and width of a named or custom size."""
     if config.size != "custom":
-        return SIZES[config.size]
-    assert config.num_layers is not None
-    assert config.num_heads is not None
-    assert config.dim is not None
-    return Shape(num_layers=config.num_layers, num_heads=config.num_heads, dim=config.dim)
+        return sizes[config.size]
+    return {name: getattr(config, name) for name in ("num_layers", "num_heads", "dim")}
 
 
-def build_task(
-    config: TaskConfig,
-    seed: int,
-    codebook_sizes: tuple[int, ...] | None = None,
-    grid: tuple[int, int] | None = None,
-) -> TrainTask:
+def _projectors(config: LlamaGenConfig | DiTConfig, repa: RepaConfig | None) -> dict[str, Any]:
+    if repa is None:
+        return {}
+    layers = _shape(config, llamagen.SIZES if isinstance(config, LlamaGenConfig) else dit.SIZES)
+    if repa.depth > layers["num_layers"]:
+        raise UserError(
+            f"task.repa.depth={repa.depth} is beyond the model's {layers['num_layers']} blocks;"
+            " the paper aligns a third of the way in"
+        )
+    return {
+        "projection_dims": (TEACHERS[repa.size]["dim"],),
+        "projection_depth": repa.depth,
+        "projector_width": repa.projector_width,
+    }
+
+
+def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> TrainTask:
     """The task with freshly initialised networks, equal on every rank.
 
-    Args:
-        config: the recipe's task.
-        seed: seeds the initialisation.
-        codebook_sizes, grid: of the token dataset; generators need them.
+    Raises:
+        UserError: a file that is missing or of another kind, or parts that do not fit together.
     """
-    torch.manual_seed(derive_seed(seed, "initialisation"))
-    if isinstance(config, TokenizerTaskConfig):
-        return _build_tokenizer_task(config)
-    assert isinstance(config, AutoregressiveTaskConfig)
-    assert codebook_sizes is not None
-    assert grid is not None
-    return AutoregressiveTask(config, build_llamagen(config.model, codebook_sizes, grid))
+    task = config.task
+    seed = derive_seed(config.seed, "initialisation")
+    if isinstance(task, TokenizerTaskConfig):
+        torch.manual_seed(seed)
+        return _build_tokenizer_task(task)
+    from ifsq_train.build_generators import build_generator_task
+
+    return build_generator_task(config, data, context, seed)
 
 
 def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:

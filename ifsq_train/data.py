@@ -9,16 +9,47 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from data_pipelines.errors import UserError
 from data_pipelines.images.budget import ErrorBudget
 from data_pipelines.images.decode import DecoderKind, open_decoder
 from data_pipelines.images.source import ImageSource, MixedSource, PixelBatch
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.mix import MixMember, MixPlan
 from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
+from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.reader import TokenDataset, choose_views
 from data_pipelines.views import ViewSpec
-from ifsq_train.config import DataConfig, ImageDataConfig, TokenDataConfig
+from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig
 from ifsq_train.tasks.base import Batch
+
+FEATURES = "features"
+"""Column of a token dataset with a teacher's patch features, [T, Z]."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the networks trained on a dataset must know of it.
+
+    Attributes:
+        image_size: side of the views in pixels.
+        tokens: the spec of a token dataset; None for images.
+    """
+
+    image_size: int
+    tokens: TokenSpec | None = None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What batches of a token dataset have besides tokens and labels.
+
+    Attributes:
+        columns: extra columns by name.
+        pixels: the images of the same views.
+    """
+
+    columns: tuple[str, ...] = ()
+    pixels: bool = False
 
 
 class TrainData(Protocol):
@@ -30,13 +61,8 @@ class TrainData(Protocol):
         ...
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...] | None:
-        """Tokens of each group run from 0 to its size minus one; None for images."""
-        ...
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Height and width of the token grid; None for images."""
+    def facts(self) -> DataFacts:
+        """What networks must know of it."""
         ...
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
@@ -61,8 +87,11 @@ class ImageTrainData:
     source: ImageSource | MixedSource
     num_views: int
     seed: int
-    codebook_sizes: None = None
-    grid: None = None
+
+    @property
+    def facts(self) -> DataFacts:
+        """See TrainData.facts."""
+        return DataFacts(self.source.spec.image_size)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
@@ -100,56 +129,78 @@ class ImageTrainData:
 
 @dataclass
 class TokenTrainData:
-    """Precomputed tokens; one of the stored views per sample and epoch."""
+    """Precomputed tokens; one of the stored views per sample and epoch.
+
+    Attributes:
+        columns: extra columns to read along.
+        pixels: gives the pixels of the same views, for a teacher.
+    """
 
     plan: SamplePlan
     dataset: TokenDataset
     seed: int
+    columns: tuple[str, ...] = ()
+    pixels: ImageSource | None = None
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """See TrainData.codebook_sizes."""
-        return tuple(self.dataset.spec.codebook_sizes)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """See TrainData.grid."""
-        height, width = self.dataset.spec.grid
-        return height, width
+    def facts(self) -> DataFacts:
+        """See TrainData.facts."""
+        return DataFacts(int(self.dataset.spec.view["image_size"]), self.dataset.spec)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
         ids = self.plan.rank_ids(step, rank, world_size)
         views = choose_views(self.seed, self.plan.epoch(step), ids, self.dataset.num_views)
-        batch = self.dataset.read(ids, views)
+        batch = self.dataset.read(ids, views, self.columns)
+        features = batch.extra.get(FEATURES)
+        # Precompute takes all its views in epoch 0, so their pixels are asked for there too.
+        images = self.pixels.batch(ids, 0, views).images if self.pixels else None
         return Batch(
             torch.as_tensor(batch.tokens),
             torch.as_tensor(batch.labels, dtype=torch.int64),
             positions(self.plan, rank, world_size),
+            features=None if features is None else torch.as_tensor(features),
+            images=images,
         )
 
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
+        spec = self.dataset.spec
         return {
             "kind": "tokens",
             "num_samples": self.plan.num_samples,
             "digest": self.dataset.digest,
-            "tokenizer_fingerprint": self.dataset.spec.tokenizer_fingerprint,
-            "codebook_sizes": list(self.codebook_sizes),
-            "grid": list(self.grid),
+            "tokenizer_fingerprint": spec.tokenizer_fingerprint,
+            "codebook_sizes": list(spec.codebook_sizes),
+            "grid": list(spec.grid),
         }
 
 
 def open_train_data(
-    config: DataConfig, *, seed: int, run_folder: Path, rank: int, device: torch.device
+    config: DataConfig,
+    *,
+    seed: int,
+    run_folder: Path,
+    rank: int,
+    device: torch.device,
+    extras: Extras = Extras(),
 ) -> TrainData:
     """Open what a recipe names.
 
+    Args:
+        config: the data part of a recipe.
+        seed: the run's.
+        run_folder: where bad samples are recorded.
+        rank: this worker's.
+        device: where images are decoded to.
+        extras: what batches of a token dataset shall have besides tokens and labels.
+
     Raises:
-        UserError: missing or damaged dataset, tokens of another tokenizer, too few samples.
+        UserError: missing or damaged dataset, tokens of another tokenizer, too few samples, or a
+            column the dataset has not.
     """
     if isinstance(config, TokenDataConfig):
-        return _open_tokens(config, seed)
+        return _open_tokens(config, seed, extras, device)
     assert isinstance(config, ImageDataConfig)
     budget = image_budget(config, run_folder, rank)
     return open_images(config, seed=seed, budget=budget, device=device)
@@ -160,11 +211,26 @@ def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorB
     return ErrorBudget(config.max_bad_samples, run_folder / f"quarantine-rank{rank:05d}.jsonl")
 
 
-def _open_tokens(config: TokenDataConfig, seed: int) -> TokenTrainData:
+def extras_for(task: TaskConfig) -> Extras:
+    """What a task reads besides tokens and labels."""
+    if task.kind == "tokenizer" or task.repa is None:
+        return Extras()
+    stored = task.repa.teacher is None
+    return Extras((FEATURES,) if stored else (), pixels=not stored)
+
+
+def _open_tokens(
+    config: TokenDataConfig, seed: int, extras: Extras, device: torch.device
+) -> TokenTrainData:
     from ifsq_train.artifacts import tokenizer_fingerprint
 
     expected = tokenizer_fingerprint(config.tokenizer) if config.tokenizer else None
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
+    if missing := [name for name in extras.columns if name not in dataset.spec.extra_columns]:
+        raise UserError(
+            f"{config.url} has no stored {', '.join(missing)}, which the task reads; precompute"
+            " with a teacher, or name task.repa.teacher"
+        )
     plan = SamplePlan(
         dataset.digest,
         dataset.shard_sizes,
@@ -172,7 +238,30 @@ def _open_tokens(config: TokenDataConfig, seed: int) -> TokenTrainData:
         seed,
         shuffle_window=config.shuffle_window,
     )
-    return TokenTrainData(plan, dataset, seed)
+    pixels = _open_pixels(config, dataset, device) if extras.pixels else None
+    return TokenTrainData(plan, dataset, seed, extras.columns, pixels)
+
+
+def _open_pixels(
+    config: TokenDataConfig, dataset: TokenDataset, device: torch.device
+) -> ImageSource:
+    """The images a token dataset was made of, in the views it was made of."""
+    assert config.images is not None
+    spec = dataset.spec
+    source = open_image_source(
+        config.images,
+        ViewSpec.from_dict(spec.view),
+        decoder="auto",
+        seed=spec.view_seed,
+        device=device,
+        max_bad_samples=int(dataset.facts["num_bad_samples"]),
+    )
+    if source.manifest.digest != spec.source_digest:
+        raise UserError(
+            f"data.images: {config.images} has digest {source.manifest.digest[:12]}, the tokens of"
+            f" {config.url} were made of {spec.source_digest[:12]}; name that dataset"
+        )
+    return source
 
 
 def open_images(

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ifsq_train.losses.flow_matching import shift_times
 from ifsq_train.models.dit import DiT
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -33,8 +34,7 @@ _STAGES: dict[Method, tuple[list[tuple[float, tuple[float, ...]]], tuple[float, 
 
 def time_grid(num_steps: int, shift: float = 0.0) -> Tensor:
     """Times fp32 [num_steps + 1] from 0 to 1; a shift s > 0 maps t to s t / (1 + (s - 1) t)."""
-    times = torch.linspace(0.0, 1.0, num_steps + 1)
-    return shift * times / (1.0 + (shift - 1.0) * times) if shift > 0 else times
+    return shift_times(torch.linspace(0.0, 1.0, num_steps + 1), shift)
 
 
 def integrate(

@@ -23,8 +23,9 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.images.budget import ErrorBudget
 from data_pipelines.images.source import PixelBatch
+from data_pipelines.plan import DataPlan
 from ifsq_train.config import ImageDataConfig, to_dict
-from ifsq_train.data import ImageTrainData, open_images
+from ifsq_train.data import DataFacts, ImageTrainData, open_images
 from ifsq_train.tasks.base import Batch
 
 logger = logging.getLogger(__name__)
@@ -155,13 +156,16 @@ class PooledImages:
     """Opened here for its order and its description; decodes nothing."""
     pool: DecodePool
     budget: ErrorBudget
-    codebook_sizes: None = None
-    grid: None = None
 
     @property
-    def plan(self) -> Any:
+    def plan(self) -> DataPlan:
         """See TrainData.plan."""
         return self.data.plan
+
+    @property
+    def facts(self) -> DataFacts:
+        """See TrainData.facts."""
+        return self.data.facts
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load. Raises DataError when the budget of bad samples is exhausted."""

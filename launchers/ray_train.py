@@ -89,14 +89,19 @@ def preflight(config: TrainConfig, launch: LaunchConfig) -> None:
     """
     import torch
 
-    from ifsq_train.data import open_train_data
+    from ifsq_train.data import extras_for, open_train_data
     from ifsq_train.saved_state import check_resumable
     from ifsq_train.train import check_batch_split
 
     folder = Path(config.output).absolute()
     check_batch_split(config, launch.num_workers)
     data = open_train_data(
-        config.data, seed=config.seed, run_folder=folder, rank=0, device=torch.device("cpu")
+        config.data,
+        seed=config.seed,
+        run_folder=folder,
+        rank=0,
+        device=torch.device("cpu"),
+        extras=extras_for(config.task),
     )
     check_resumable(folder, data.plan.digest, config.steps)
 

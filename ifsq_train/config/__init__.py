@@ -9,6 +9,7 @@ from ifsq_train.config.base import Config, to_dict
 from ifsq_train.config.data import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
 from ifsq_train.config.networks import (
     ContinuousConfig,
+    DiTConfig,
     FsqConfig,
     LfqConfig,
     LlamaGenConfig,
@@ -31,7 +32,11 @@ from ifsq_train.config.run import (
 from ifsq_train.config.tasks import (
     AdversarialConfig,
     AutoregressiveTaskConfig,
+    DiffusionTaskConfig,
+    FlowConfig,
+    LatentConfig,
     PerceptualConfig,
+    RepaConfig,
     TaskConfig,
     TokenizerTaskConfig,
 )
@@ -43,9 +48,13 @@ __all__ = [
     "Config",
     "ContinuousConfig",
     "DataConfig",
+    "DiTConfig",
+    "DiffusionTaskConfig",
     "EvaluateConfig",
+    "FlowConfig",
     "FsqConfig",
     "ImageDataConfig",
+    "LatentConfig",
     "LaunchConfig",
     "LfqConfig",
     "LlamaGenConfig",
@@ -54,6 +63,7 @@ __all__ = [
     "PrecomputeConfig",
     "QuantizerConfig",
     "RecipeConfig",
+    "RepaConfig",
     "SampleConfig",
     "StrategyConfig",
     "TaskConfig",

@@ -66,6 +66,9 @@ class TokenDataConfig(Config):
     """Token dataset folder (path or s3://)."""
     tokenizer: str | None = None
     """Checkpoint the tokens must come from; when given, tokens of another are refused."""
+    images: str | None = None
+    """Image dataset the tokens were made of; read only where a REPA teacher is named, which then
+    sees the pixels of the very views the tokens show."""
     global_batch_size: int = Field(ge=1)
     """Images per optimizer step over all workers."""
     shuffle_window: int = Field(default=16384, ge=1)

@@ -139,16 +139,41 @@ class LlamaGenConfig(Config):
 
     @model_validator(mode="after")
     def _custom_is_complete(self) -> LlamaGenConfig:
-        shape = (self.num_layers, self.num_heads, self.dim)
-        if self.size == "custom" and None in shape:
-            raise ValueError("size 'custom' needs num_layers, num_heads and dim; or name a size")
-        if self.size != "custom" and shape != (None, None, None):
-            raise ValueError(
-                f"size '{self.size}' fixes num_layers, num_heads and dim;"
-                " drop them or use size: custom"
-            )
-        if self.dim and self.num_heads and (self.dim // self.num_heads) % 4:
-            raise ValueError(
-                f"dim / num_heads must be a multiple of 4, found {self.dim} / {self.num_heads}"
-            )
+        _check_shape(self.size, self.num_layers, self.num_heads, self.dim)
         return self
+
+
+class DiTConfig(Config):
+    """Class-conditional diffusion transformer over latents."""
+
+    size: Literal["S", "B", "L", "XL", "1p0B", "1p6B", "custom"] = "custom"
+    num_layers: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
+    dim: int | None = Field(default=None, ge=8)
+    patch_size: int = Field(default=1, ge=1)
+    """Side of a patch in latent cells: DiT-L/2 has 2."""
+    num_classes: int = Field(default=1000, ge=1)
+    class_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Chance of training a sample on the null class, for guidance."""
+    qk_norm: bool = True
+    swiglu: bool = True
+    rope: bool = True
+    rmsnorm: bool = True
+
+    @model_validator(mode="after")
+    def _custom_is_complete(self) -> DiTConfig:
+        _check_shape(self.size, self.num_layers, self.num_heads, self.dim)
+        return self
+
+
+def _check_shape(size: str, num_layers: int | None, num_heads: int | None, dim: int | None) -> None:
+    """A transformer's shape comes from its size or from all three numbers."""
+    shape = (num_layers, num_heads, dim)
+    if size == "custom" and None in shape:
+        raise ValueError("size 'custom' needs num_layers, num_heads and dim; or name a size")
+    if size != "custom" and shape != (None, None, None):
+        raise ValueError(
+            f"size '{size}' fixes num_layers, num_heads and dim; drop them or use size: custom"
+        )
+    if dim and num_heads and (dim % num_heads or (dim // num_heads) % 4):
+        raise ValueError(f"dim / num_heads must be a multiple of 4, found {dim} / {num_heads}")

@@ -68,23 +68,47 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if self.task.kind == "tokenizer":
-            adversarial = self.task.adversarial is not None
-            needed = {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}
-            data_kind = "images"
-        else:
-            needed, data_kind = {"generator"}, "tokens"
-        if set(self.optim) != needed:
+        if set(self.optim) != (needed := self._networks()):
             raise ValueError(
                 f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
                 " give exactly one entry for each"
             )
-        if self.data.kind != data_kind:
+        if self.task.kind == "tokenizer":
+            if self.data.kind != "images":
+                raise ValueError(
+                    f"task 'tokenizer' reads data of kind 'images', found '{self.data.kind}'"
+                )
+        elif self.data.kind == "images" and self.task.tokenizer is None:
             raise ValueError(
-                f"task '{self.task.kind}' reads data of kind '{data_kind}',"
-                f" found '{self.data.kind}'"
+                f"task '{self.task.kind}' on data of kind 'images' needs task.tokenizer to encode"
+                " them; name one, or use data of kind 'tokens'"
             )
+        else:
+            self._teacher_sees_pixels()
         return self
+
+    def _teacher_sees_pixels(self) -> None:
+        assert self.task.kind != "tokenizer"
+        if self.task.repa is None:
+            return
+        teacher = self.task.repa.teacher
+        if self.data.kind == "images" and teacher is None:
+            raise ValueError(
+                "task.repa on data of kind 'images' needs task.repa.teacher, a DINOv2 weight file;"
+                " only token datasets can have stored features"
+            )
+        if self.data.kind == "tokens" and teacher is not None and self.data.images is None:
+            raise ValueError(
+                "task.repa.teacher needs pixels: name data.images, the dataset the tokens were made"
+                " of, or drop task.repa.teacher to use features stored with the tokens"
+            )
+
+    def _networks(self) -> set[str]:
+        """Names of the networks the task trains."""
+        if self.task.kind != "tokenizer":
+            return {"generator"}
+        adversarial = self.task.adversarial is not None
+        return {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}
 
 
 class TeacherFeaturesConfig(Config):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
-from ifsq_train.config.networks import LlamaGenConfig, TokenizerConfig
+from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
 
 
 class AdversarialConfig(Config):
@@ -44,7 +44,36 @@ class TokenizerTaskConfig(Config):
     """Weight of the quantizer's own loss (VQ, LFQ)."""
 
 
-class AutoregressiveTaskConfig(Config):
+class RepaConfig(Config):
+    """Align hidden states with a frozen teacher's patch features (REPA, paper section 5)."""
+
+    teacher: str | None = None
+    """Local weight file of a DINOv2 backbone, with or without registers. When not given, the
+    features stored in the token dataset are used (`ifsq precompute` with a teacher)."""
+    size: Literal["S", "B", "L"] = "B"
+    """Which DINOv2 the file or the stored features are of: 384, 768 or 1024 features."""
+    weight: float = Field(gt=0)
+    """Lambda: 2.0 for LlamaGen, 0.5 for DiT in the paper."""
+    depth: int = Field(default=8, ge=0)
+    """Block (1-based) whose output is aligned; 0 is the embedding (LlamaGen only)."""
+    projector_width: int = Field(default=2048, ge=1)
+    precision: Literal["run", "fp32", "bf16"] = "run"
+    """Of the teacher's forward pass; `run` is that of the strategy."""
+
+
+class _GeneratorTaskConfig(Config):
+    """What both kinds of generator have."""
+
+    tokenizer: str | None = None
+    """Run folder or checkpoint of the frozen tokenizer that encodes images on the fly; needed with
+    data of kind images, and with tokens whose codebook is learned (vq) if latents are wanted."""
+    tokenizer_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its convolutions; the bound and the rounding are fp32 always. bf16 is faster, but a few
+    per cent of the tokens then differ from those `ifsq precompute` and sampling make."""
+    repa: RepaConfig | None = None
+
+
+class AutoregressiveTaskConfig(_GeneratorTaskConfig):
     """Train LlamaGen on image tokens."""
 
     kind: Literal["autoregressive"]
@@ -53,4 +82,64 @@ class AutoregressiveTaskConfig(Config):
     """Weights of the groups' cross-entropies for factorized tokens; 1 each when not given."""
 
 
-TaskConfig = Annotated[TokenizerTaskConfig | AutoregressiveTaskConfig, Field(discriminator="kind")]
+class LatentConfig(Config):
+    """Scaling of latents for the flow: `(latents - mean) / std * multiplier`, per channel."""
+
+    mean: tuple[float, ...] | None = None
+    """When mean and std are not given they are those of the token dataset, or, with images,
+    measured once when the run begins. The released DiT runs have mean 0, std 1."""
+    std: tuple[float, ...] | None = None
+    multiplier: float = Field(default=1.0, gt=0)
+    """The released DiT runs have 1.092421."""
+    measure_images: int = Field(default=1024, ge=1)
+    """At least so many images are encoded to measure mean and std."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> LatentConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither to have them measured")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std):
+                raise ValueError(
+                    f"mean has {len(self.mean)} channels and std {len(self.std)}; give one"
+                    " number per latent channel in each"
+                )
+            if min(self.std) <= 0:
+                raise ValueError(f"every std must be above 0, found {list(self.std)}")
+        return self
+
+
+class FlowConfig(Config):
+    """Flow matching from noise (t = 0) to data (t = 1)."""
+
+    path: Literal["linear", "gvp", "vp"] = "linear"
+    times: Literal["logit_normal", "uniform"] = "logit_normal"
+    time_mean: float = 0.0
+    """Logit-normal: mean of the normal draws."""
+    time_std: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=0.0, ge=0)
+    """s > 0 maps t to s t / (1 + (s - 1) t): below 1 favours noise; 0 is off. (The released code
+    reads such an option and ignores it.)"""
+    cosine_weight: float = Field(default=1.0, ge=0)
+    """Weight of one minus the cosine between predicted and true velocity; 0 turns it off."""
+
+
+class DiffusionTaskConfig(_GeneratorTaskConfig):
+    """Train DiT on latents."""
+
+    kind: Literal["diffusion"]
+    model: DiTConfig
+    flow: FlowConfig = FlowConfig()
+    latents: LatentConfig = LatentConfig()
+
+    @model_validator(mode="after")
+    def _aligns_a_block(self) -> DiffusionTaskConfig:
+        if self.repa is not None and self.repa.depth < 1:
+            raise ValueError("repa.depth=0 aligns the embedding, which DiT cannot; use 1 or more")
+        return self
+
+
+TaskConfig = Annotated[
+    TokenizerTaskConfig | AutoregressiveTaskConfig | DiffusionTaskConfig,
+    Field(discriminator="kind"),
+]

@@ -126,6 +126,11 @@ PATHS: dict[str, type[FlowPath]] = {
 }
 
 
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """Map t to s t / (1 + (s - 1) t) for a shift s > 0; 0 is off. The ends stay where they are."""
+    return shift * t / (1.0 + (shift - 1.0) * t) if shift > 0 else t
+
+
 def expand_time(t: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, ...] to go with [B, ...]."""
     return t.view(-1, *[1] * (like.dim() - 1))

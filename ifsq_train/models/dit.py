@@ -220,6 +220,8 @@ class DiT(nn.Module):
         ValueError: a grid that does not divide into patches.
     """
 
+    pos_embed: Tensor
+
     def __init__(
         self,
         *,
@@ -247,11 +249,12 @@ class DiT(nn.Module):
         self.patch_size, self.num_classes = patch_size, num_classes
         self.patches = (grid[0] // patch_size, grid[1] // patch_size)
         self.projection_depth = projection_depth
+        self.latent_channels, self.grid = latent_channels, grid
         self.x_embedder = PatchEmbedder(latent_channels, patch_size, dim)
         self.t_embedder = TimeEmbedder(dim)
         self.y_embedder = LabelEmbedder(num_classes, dim)
-        positions = sincos_positions(*self.patches, dim).unsqueeze(0)
-        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        # A buffer, under the released name: engines and averages then see trained weights only.
+        self.register_buffer("pos_embed", sincos_positions(*self.patches, dim).unsqueeze(0))
         self.feat_rope = GridRotary(*self.patches, dim // num_heads) if rotary else nn.Identity()
         shape: dict[str, Any] = {"qk_norm": qk_norm, "swiglu": swiglu, "rms_norm": rms_norm}
         self.blocks = nn.ModuleList(DiTBlock(dim, num_heads, **shape) for _ in range(num_layers))

@@ -89,14 +89,25 @@ class DinoTeacher(nn.Module):
         num_layers, dim, num_heads: see `SIZES`.
         grid: patches per side of what it gives; the generator's token grid. Images are resized to
             14 times as many pixels.
+        num_registers: extra tokens without a position, of the ``_reg4`` models.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, num_layers: int, dim: int, num_heads: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        dim: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        num_registers: int = 0,
+    ) -> None:
         super().__init__()
-        self.grid, self.dim = grid, dim
+        self.grid, self.dim, self.num_registers = grid, dim, num_registers
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, dim))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim))
         self.patch_embed = _PatchEmbed(dim)
@@ -120,9 +131,12 @@ class DinoTeacher(nn.Module):
         x = F.interpolate(x, size, mode="bicubic", align_corners=False)
         patches = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1) + self.pos_embed
+        if self.num_registers:
+            registers = self.register_tokens.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], registers.to(x.dtype), x[:, 1:]], 1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, 1:]
+        return self.norm(x)[:, 1 + self.num_registers :]
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -139,7 +153,7 @@ def load_dino(path: Path, *, size: Size, grid: tuple[int, int]) -> DinoTeacher:
     """The teacher from a local .pth or .safetensors file, frozen, in eval mode.
 
     Args:
-        path: a published DINOv2 backbone without registers.
+        path: a published DINOv2 backbone, with or without registers.
         size: which one it is.
         grid: patches per side to give features for, see `DinoTeacher`.
 
@@ -156,7 +170,9 @@ def load_dino(path: Path, *, size: Size, grid: tuple[int, int]) -> DinoTeacher:
             f" found {found}"
         )
     weights["pos_embed"] = resample_positions(positions, grid)
-    teacher = DinoTeacher(**SIZES[size], grid=grid)
+    registers = weights.get("register_tokens")
+    count = 0 if registers is None or registers.dim() != 3 else registers.shape[1]
+    teacher = DinoTeacher(**SIZES[size], grid=grid, num_registers=count)
     try:
         teacher.load_state_dict(weights, strict=True)
     except RuntimeError as error:

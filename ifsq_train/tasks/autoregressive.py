@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ifsq_train.config import AutoregressiveTaskConfig
-from ifsq_train.losses.token_cross_entropy import token_cross_entropy
+from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
+from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.plain import plain_paths
 from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
+from ifsq_train.tasks.frozen import Alignment, TokenInputs
 
 GENERATOR = "generator"
 
 
 class AutoregressiveTask:
-    """Next-token prediction with label dropout (released llamagen/train.py).
+    """Next-token prediction with label dropout and optional alignment (released llamagen/train.py).
 
     Args:
         config: the task's part of the recipe.
-        generator: a ``models.llamagen.LlamaGen``.
+        generator: predicts tokens.
+        tokens: where a batch's tokens come from.
+        alignment: REPA; the generator then has one projector.
+        facts: of tokenizer and data, for those who open the checkpoint; see `describe`.
     """
 
-    def __init__(self, config: AutoregressiveTaskConfig, generator: nn.Module) -> None:
-        self._config = config
-        self._generator = generator
+    def __init__(
+        self,
+        config: AutoregressiveTaskConfig,
+        generator: LlamaGen,
+        tokens: TokenInputs | None = None,
+        alignment: Alignment | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._config, self._generator = config, generator
+        self._tokens, self._alignment = tokens or TokenInputs(), alignment
+        self._facts = dict(facts or {})
 
     def modules(self) -> dict[str, nn.Module]:
         """The transformer."""
         return {GENERATOR: self._generator}
 
     def auxiliary(self) -> dict[str, nn.Module]:
-        """None."""
-        return {}
+        """Tokenizer, if images are encoded here, and teacher."""
+        others = {} if self._alignment is None else self._alignment.auxiliary()
+        return {**self._tokens.auxiliary(), **others}
 
     def averaged(self) -> tuple[str, ...]:
         """The transformer's average is what is sampled from."""
@@ -42,20 +58,42 @@ class AutoregressiveTask:
         del step
         return (GENERATOR,)
 
+    def describe(self) -> dict[str, Any]:
+        """Which tokens the generator speaks, and the given facts."""
+        return {
+            **self._facts,
+            "codebook_sizes": list(self._generator.codebook_sizes),
+            "grid": list(self._generator.grid),
+        }
+
     def loss(
         self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
     ) -> LossOutput:
         """See TrainTask.loss."""
         self._generator.train()
-        tokens = batch.inputs
-        dropped = info.random.uniform("label_dropout") < self._config.model.class_dropout
-        # Samples without a label are trained on the null class too.
-        unlabelled = batch.labels < 0
-        labels = batch.labels.clamp_min(0)
+        tokens, weights = self._tokens(batch), self._config.group_weights
+        labels, dropped = labels_with_dropout(batch, info, self._config.model.class_dropout)
         info.random.seed_layers(update)
+        plain = plain_paths()
         with info.strategy.autocast():
-            output = models[update](
-                tokens, labels, drop_labels=dropped.to(tokens.device) | unlabelled
-            )
-        loss = token_cross_entropy(output.logits, tokens, self._config.group_weights)
-        return LossOutput(loss, {"loss": loss.detach()})
+            output = models[update](tokens, labels, drop_labels=dropped, losses_only=not plain)
+        if plain:
+            entropy = token_cross_entropy(output.logits, tokens, weights)
+        else:
+            entropy = sum_of_group_means(output.token_losses, weights)
+        loss, metrics = entropy, {}
+        if self._alignment is not None:
+            aligned = self._alignment.loss(output.projections, batch, info)
+            loss = loss + self._alignment.weight * aligned
+            metrics = {"cross_entropy": entropy.detach(), "alignment": aligned.detach()}
+        return LossOutput(loss, {"loss": loss.detach(), **metrics})
+
+
+def labels_with_dropout(batch: Batch, info: StepInfo, chance: float) -> tuple[Tensor, Tensor]:
+    """Labels int64 [B], and bool [B] of those to train on the null class.
+
+    Samples without a label are trained on the null class too.
+    """
+    dropped = info.random.uniform("label_dropout") < chance
+    unlabelled = batch.labels < 0
+    return batch.labels.clamp_min(0), dropped.to(batch.labels.device) | unlabelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class TokenizerTask:
     def auxiliary(self) -> dict[str, nn.Module]:
         """The perceptual network, if there is one."""
         return {} if self._perceptual is None else {"perceptual": self._perceptual}
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: the recipe says it all."""
+        return {}
 
     def averaged(self) -> tuple[str, ...]:
         """The autoencoder's average is what encodes and decodes afterwards."""

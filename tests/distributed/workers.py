@@ -14,11 +14,13 @@ from torch import nn
 from ifsq_train.build import build_strategy
 from ifsq_train.checkpoint import newest_checkpoint
 from ifsq_train.checkpoint_writer import CheckpointWriter
-from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.config import OptimConfig, StrategyConfig, TrainConfig
 from ifsq_train.context import TorchrunContext, mean_over_ranks
 from ifsq_train.ema import WeightAverage
+from ifsq_train.recipe import validate_recipe
 from ifsq_train.saved_state import collect_state, load_network
 from ifsq_train.strategy.base import Strategy
+from ifsq_train.train import run
 
 OPTIM = {
     "generator": OptimConfig(lr=1e-2, warmup_steps=3, schedule="cosine", weight_decay=0.1),
@@ -94,6 +96,13 @@ def train_toy(
     if dist.get_world_size() > 1:
         dist.all_reduce(sums)
     return {"losses": losses, "average": float(sums), "engine": strategy.describe()}
+
+
+def train_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Train a whole recipe; the run's result."""
+    config = validate_recipe(values, "test")
+    assert isinstance(config, TrainConfig)
+    return run(config, TorchrunContext())
 
 
 def main() -> None:

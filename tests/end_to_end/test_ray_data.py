@@ -45,7 +45,8 @@ def dataset(photos: Path) -> ShardManifest:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    # A killed worker's temporary file is invisible to readers and removed by a later run.
+    paths = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".tmp-"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 

@@ -55,6 +55,25 @@ def test_blocks_equal_those_of_torch() -> None:
     assert torch.allclose(teacher(images), expected, atol=1e-5)
 
 
+def test_registers_are_attended_to_but_not_given(tmp_path: Path, monkeypatch) -> None:
+    """The ``_reg4`` backbones: four more tokens between class token and patches, no positions."""
+    monkeypatch.setitem(repa.SIZES, "S", {"num_layers": 2, "dim": 32, "num_heads": 4})
+    teacher, registers = tiny((37, 37)), torch.randn(1, 4, 32)
+    save_file(teacher.state_dict() | {"register_tokens": registers}, tmp_path / "reg.safetensors")
+    loaded = load_dino(tmp_path / "reg.safetensors", size="S", grid=(37, 37))
+    images = torch.rand(1, 3, 37, 37) * 2 - 1
+    assert loaded(images).shape == (1, 37 * 37, 32)
+    with torch.no_grad():
+        x = torch.nn.functional.interpolate(
+            ((images + 1) / 2 - loaded.mean) / loaded.std, (518, 518), mode="bicubic"
+        )
+        patches = loaded.patch_embed(x) + loaded.pos_embed[:, 1:]
+        first = loaded.cls_token + loaded.pos_embed[:, :1]
+        expected = reference(loaded, torch.cat([first, registers, patches], 1))[:, 4:]
+    assert torch.allclose(loaded(images), expected, atol=1e-5)
+    assert not torch.allclose(loaded(images), teacher(images), atol=1e-3)
+
+
 def test_any_image_size_gives_the_grid_of_the_tokens() -> None:
     features = tiny((4, 4))(torch.zeros(2, 3, 64, 64))
     assert features.shape == (2, 16, 32)
