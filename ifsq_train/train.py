@@ -88,6 +88,7 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
         device=context.device,
         extras=extras_for(config.task),
     )
+    data = context.serve(data, config)
     check_batch_split(config, context.world_size)
     task = build_task(config, data, context)
     for module in task.auxiliary().values():
@@ -134,7 +135,8 @@ def fit(run: Run) -> None:
     """The loop: one global batch per step until the recipe's number of steps is reached."""
     config, state = run.config, run.state
     steps = range(state.step, config.steps)
-    with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
+    ahead, threads = config.data.prefetch_batches, config.data.reader_threads
+    with Prefetcher(run.load, steps, ahead, threads) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
             batch = next(batches).to(run.context.device)

@@ -12,6 +12,7 @@ costs more than decoding beside the trainer, where that has CPUs enough.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -81,6 +82,7 @@ class DecodePool:
         self._calls: dict[Share, tuple[int, Any]] = {}
         """Actor (its place) and result of every batch asked for and not taken yet."""
         self._deaths = Counter[Share]()
+        self._taking = threading.Lock()
 
     @property
     def batches_ahead(self) -> int:
@@ -88,13 +90,20 @@ class DecodePool:
         return _BATCHES_PER_ACTOR * len(self._actors)
 
     def take(self, share: Share) -> PixelBatch:
-        """The batch; those of the next steps are asked for, those of others are forgotten.
+        """The batch; those of the next steps are asked for, those far from it are forgotten.
 
         Raises:
             UserError: of the data, or actors keep dying.
         """
+        with self._taking:
+            return self._take(share)
+
+    def _take(self, share: Share) -> PixelBatch:
         wanted = [replace(share, step=share.step + i) for i in range(self.batches_ahead)]
-        self._calls = {known: self._calls[known] for known in wanted if known in self._calls}
+        # Threads may take neighbouring steps in any order; anything further off is not wanted.
+        near = range(share.step - self.batches_ahead, share.step + self.batches_ahead)
+        same = {known for known in self._calls if replace(known, step=share.step) == share}
+        self._calls = {k: c for k, c in self._calls.items() if k in same and k.step in near}
         for ahead in wanted:
             if ahead not in self._calls:
                 self._ask(ahead)

@@ -99,7 +99,8 @@ class ImageReader:
         self.manifest = manifest
         self.verify = verify
         self._maps: Lru[int, memoryview] = Lru(MAX_OPEN_SHARDS)
-        self._pool: ThreadPoolExecutor | None = None
+        # Its threads start with the first request.
+        self._pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="ranges")
 
     def read(self, ids: NDArray[np.int64]) -> EncodedBatch:
         """The samples, in the order of `ids`.
@@ -157,8 +158,6 @@ class ImageReader:
 
     def _read_remote(self, groups: Sequence[RangeGroup], data: list[memoryview]) -> None:
         """Fetch the ranges of all shards at the same time into their places in `data`."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="ranges")
         storage, manifest = self.manifest.shards_storage, self.manifest
 
         def fetch(group: RangeGroup) -> memoryview:
