@@ -18,11 +18,9 @@ from data_pipelines.mix import MixMember, MixPlan
 from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
 from data_pipelines.tokens.features import FEATURES, decode_features
 from data_pipelines.tokens.format import TokenSpec
-from data_pipelines.tokens.latents import LATENT_LOGVAR
-from data_pipelines.tokens.reader import TokenBatch, TokenDataset, choose_views
+from data_pipelines.tokens.reader import TokenDataset, choose_views
 from data_pipelines.views import ViewSpec
 from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig
-from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.base import Batch
 
 
@@ -102,7 +100,10 @@ class ImageTrainData:
     def load_pixels(self, step: int, rank: int, world_size: int) -> PixelBatch:
         """The rank's share as the decoder makes it; any process can make it for any rank."""
         ids = self.plan.rank_ids(step, rank, world_size)
-        epochs = self.plan.rank_epochs(step, rank, world_size)
+        return self.show(ids, self.plan.rank_epochs(step, rank, world_size))
+
+    def show(self, ids: np.ndarray, epochs: np.ndarray) -> PixelBatch:
+        """Samples as they are seen in their epochs; both int64 [B]."""
         views = choose_views(self.seed, epochs, ids, self.num_views)
         return self.source.pixels(ids, epochs, views)
 
@@ -171,14 +172,6 @@ class TokenTrainData:
             images=images,
         )
 
-    def _latents(self, batch: TokenBatch, step: int, places: np.ndarray) -> torch.Tensor:
-        """Stored latents, float32 [B, C, h, w]; of a posterior (vae) a new sample in each step."""
-        shape = (self.dataset.spec.latent_channels, *self.dataset.spec.grid)
-        noise = None
-        if LATENT_LOGVAR in batch.extra:
-            noise = BatchRandom(self.seed, step, places).normal("posterior", shape).numpy()
-        return torch.as_tensor(self.dataset.latents_of(batch, noise, normalized=False))
-
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
         spec = self.dataset.spec
@@ -218,7 +211,13 @@ def open_train_data(
     if isinstance(config, TokenDataConfig):
         return _open_tokens(config, seed, extras, device)
     assert isinstance(config, ImageDataConfig)
-    return _open_images(config, seed, run_folder / f"quarantine-rank{rank:05d}.jsonl", device)
+    budget = image_budget(config, run_folder, rank)
+    return open_images(config, seed=seed, budget=budget, device=device)
+
+
+def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorBudget:
+    """How many bad images a rank puts up with; they are named in a file of its own."""
+    return ErrorBudget(config.max_bad_samples, run_folder / f"quarantine-rank{rank:05d}.jsonl")
 
 
 def extras_for(task: TaskConfig) -> Extras:
@@ -278,12 +277,16 @@ def _open_pixels(
     return source
 
 
-def _open_images(
-    config: ImageDataConfig, seed: int, quarantine: Path, device: torch.device
+def open_images(
+    config: ImageDataConfig, *, seed: int, budget: ErrorBudget, device: torch.device
 ) -> ImageTrainData:
+    """The images a recipe names, whoever asks for them.
+
+    Raises:
+        UserError: missing or damaged dataset, a decoder that is not installed, too few samples.
+    """
     view = config.view
     decoder = open_decoder(config.decoder, view.image_size, device, config.decode_threads)
-    budget = ErrorBudget(config.max_bad_samples, quarantine)
     manifests = [ShardManifest.open(url) for url in config.urls]
     sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
     source = MixedSource(sources) if config.mix else sources[0]

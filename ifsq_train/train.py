@@ -111,6 +111,7 @@ def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: F
         device=context.device,
         extras=extras_for(config.task),
     )
+    data = context.serve(data, config)
     task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
     strategy = build_strategy(
@@ -159,7 +160,8 @@ def fit(run: Run) -> None:
     steps = range(state.step, config.steps)
     vote, asked = InterruptionVote(run.context), Interruption.NONE
     profiler = StepProfiler(config.profile, run.context, run.folder)
-    with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
+    ahead, threads = config.data.prefetch_batches, config.data.reader_threads
+    with Prefetcher(run.load, steps, ahead, threads) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
             run.watchdog.beat(state.step, "data")

@@ -11,6 +11,7 @@ CPU backend, so that both refuse the same images otherwise.
 
 import importlib.util
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class DaliDecoder:
         self._threads = threads or default_threads()
         self._max_pixels = max_pixels
         self._pipelines: dict[str, tuple[int, Any]] = {}
+        self._running = threading.Lock()
+        """A pipeline decodes one batch at a time."""
         self._fallback = CpuDecoder(
             image_size, device=self.device, threads=self._threads, max_pixels=max_pixels
         )
@@ -78,7 +81,8 @@ class DaliDecoder:
         while len(left_out) < len(encoded):
             kept = [at for at in range(len(encoded)) if at not in left_out]
             try:
-                images[kept] = self._run([encoded[at] for at in kept], geometry.take(kept))
+                with self._running:
+                    images[kept] = self._run([encoded[at] for at in kept], geometry.take(kept))
                 break
             except RuntimeError as error:
                 left_out.add(kept[_position_of_bad_sample(error)])

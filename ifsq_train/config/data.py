@@ -41,7 +41,13 @@ class ImageDataConfig(Config):
     """Unreadable images allowed over the run before it fails."""
     prefetch_batches: int = Field(default=2, ge=1)
     """Batches decoded ahead of the step that needs them."""
+    reader_threads: int = Field(default=1, ge=1)
+    """Batches made at the same time; 2 or more hide the latency of object storage."""
     decode_threads: int = Field(default=1, ge=1)
+    """Images decoded at the same time."""
+    decode_actors: int = Field(default=0, ge=0)
+    """Ray actors that decode for each worker, anywhere in the cluster, each with `decode_threads`
+    CPU slots; 0 decodes in the worker. The pixels are the same."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageDataConfig:
@@ -74,6 +80,8 @@ class TokenDataConfig(Config):
     shuffle_window: int = Field(default=16384, ge=1)
     """Samples within which each lane of the order is shuffled."""
     prefetch_batches: int = Field(default=2, ge=1)
+    reader_threads: int = Field(default=1, ge=1)
+    """Batches read at the same time."""
 
 
 DataConfig = Annotated[ImageDataConfig | TokenDataConfig, Field(discriminator="kind")]

@@ -38,8 +38,11 @@ class Batch:
         return len(self.positions)
 
     def pinned(self) -> Batch:
-        """Page-locked, so that the copy to the GPU can overlap with computing."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """Page-locked, so that the copy to the GPU can overlap with computing.
+
+        What a decoder made on the GPU stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """On a device; the copy from pinned memory is asynchronous."""
