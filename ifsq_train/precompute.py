@@ -38,6 +38,7 @@ from ifsq_train.precompute_run import (
     PrecomputeReport,
     PrecomputeRun,
     published_report,
+    with_growth,
 )
 from ifsq_train.token_encoder import TokenEncoder, open_encoder, token_grid
 from ifsq_train.view_pixels import ViewPixels
@@ -103,7 +104,8 @@ def preflight(config: PrecomputeConfig) -> TokenSpec:
     """
     encoder = open_encoder(config, "cpu")
     manifest = ShardManifest.open(config.source)
-    return describe_job(config, manifest, encoder, config.decoder)
+    spec = describe_job(config, manifest, encoder, config.decoder)
+    return with_growth(open_storage(config.output), spec, manifest)
 
 
 def describe_job(
@@ -206,9 +208,9 @@ class ItemEncoder:
         self._encoder = open_encoder(config, device)
         self._pixels = ViewPixels(config, pixels_on or device, decode_threads)
         self._readers = ThreadPoolExecutor(self._pixels.num_readers, "read")
-        self.spec = describe_job(
-            config, self._pixels.manifest, self._encoder, self._pixels.decoder_name
-        )
+        manifest = self._pixels.manifest
+        spec = describe_job(config, manifest, self._encoder, self._pixels.decoder_name)
+        self.spec = with_growth(open_storage(config.output), spec, manifest)
         rows_per_item = config.samples_per_shard * config.view.num_views
         # Where every item fills its batches, nothing rests on where in a batch an image lies.
         self._batches_cross_items = bool(

@@ -15,14 +15,14 @@ from data_pipelines.storage import Storage
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    JOB_JSON,
     METADATA_KEY,
     TOKENS_JSON,
-    TOKENS_TABLE,
     ShardMetadata,
     TokenSpec,
     canonical_json,
+    job_name,
     shard_name,
+    table_name,
 )
 from data_pipelines.tokens.latents import LatentStatistics
 
@@ -154,11 +154,18 @@ def pin_job(storage: Storage, spec: TokenSpec) -> None:
     Raises:
         DataError: the folder was begun with another spec; names every difference.
     """
+    generation = len(spec.grown_from)
+    if generation:
+        before = _read_job(storage, job_name(generation - 1))
+        refuse_differences(storage, before, spec.before_growth())
     job = {"format": f"{FORMAT_NAME}-job", "version": FORMAT_VERSION, "spec": spec.to_dict()}
-    if storage.put_if_absent(JOB_JSON, (canonical_json(job) + "\n").encode()):
+    if storage.put_if_absent(job_name(generation), (canonical_json(job) + "\n").encode()):
         return
-    pinned = read_job(storage)
-    assert pinned is not None
+    refuse_differences(storage, _read_job(storage, job_name(generation)), spec)
+
+
+def refuse_differences(storage: Storage, pinned: TokenSpec, spec: TokenSpec) -> None:
+    """Raise DataError naming every difference, if there is one."""
     if differences := pinned.differences(spec):
         raise DataError(
             f"{storage.url} was begun with other settings ({'; '.join(differences)}); use those "
@@ -167,20 +174,25 @@ def pin_job(storage: Storage, spec: TokenSpec) -> None:
 
 
 def read_job(storage: Storage) -> TokenSpec | None:
-    """The spec a folder was begun with; None where there is no job.
+    """The spec a folder is being filled to, growths counted; None where there is no job.
 
     Raises:
-        DataError: job.json is damaged or of another version.
+        DataError: the job's file is damaged or of another version.
     """
-    if not storage.exists(JOB_JSON):
-        return None
+    generation = 0
+    while storage.exists(job_name(generation)):
+        generation += 1
+    return _read_job(storage, job_name(generation - 1)) if generation else None
+
+
+def _read_job(storage: Storage, name: str) -> TokenSpec:
     try:
-        return TokenSpec.from_dict(json.loads(storage.read(JOB_JSON))["spec"])
+        return TokenSpec.from_dict(json.loads(storage.read(name))["spec"])
     except DataError as error:
-        raise DataError(f"{storage.url}/{JOB_JSON}: {error}") from None
+        raise DataError(f"{storage.url}/{name}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{storage.url}/{JOB_JSON} is damaged; delete the folder and precompute again"
+            f"{storage.url}/{name} is damaged; delete the folder and precompute again"
         ) from None
 
 
@@ -191,7 +203,11 @@ def publish_tokens(
     statistics: LatentStatistics | None,
     num_bad_samples: int = 0,
 ) -> str:
-    """Write tokens.arrow, then tokens.json, after which the dataset exists. Returns its digest."""
+    """Write the shard table, then tokens.json, after which the dataset exists.
+
+    Returns:
+        Its digest.
+    """
     table = pa.RecordBatch.from_pylist(
         [asdict(shard) for shard in shards], schema=SHARD_TABLE_SCHEMA
     )
@@ -210,7 +226,8 @@ def publish_tokens(
         "table_sha256": hashlib.sha256(data).hexdigest(),
         "spec": spec.with_statistics(statistics).to_dict(),
     }
-    storage.write(TOKENS_TABLE, data)
+    # A growing dataset stays readable: its old table is under another name.
+    storage.write(table_name(len(spec.grown_from)), data)
     storage.write(TOKENS_JSON, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     return digest
 

@@ -124,7 +124,7 @@ def pipeline(config: PrecomputeConfig, folder: Path, images: int) -> float:
     output = open_storage(folder / "pipeline")
     began = time.perf_counter()
     seconds: dict[str, float] = {}
-    for result in encoder.make(ListedItems(plan_items(images, 256)), publishing(output)):
+    for result in encoder.make(ListedItems(plan_items(encoder.spec)), publishing(output)):
         for stage, value in result.stage_seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + value
     took = time.perf_counter() - began

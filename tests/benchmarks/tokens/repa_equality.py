@@ -34,12 +34,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--steps", type=int, default=200)
     options.add_argument("--images", type=int, default=256)
-    options.add_argument("--batch-size", type=int, default=8)
+    options.add_argument("--batch-size", type=int, default=4)
     chosen = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="repa-"))
     write_cifar(folder / "images", chosen.images)
-    # Four pixels a token: 8 x 8 tokens of a CIFAR image.
-    write_tokenizer(folder / "tokenizer", channel_multipliers=[1, 2, 2])
+    # Eight pixels a token: 4 x 4 tokens of a CIFAR image.
+    quantizer = {"kind": "ifsq", "levels": [5, 5, 5, 5]}
+    write_tokenizer(folder / "tokenizer", channel_multipliers=[1, 2, 2, 2], quantizer=quantizer)
     torch.manual_seed(0)
     torch.save(DinoTeacher(**SIZES["S"], grid=(37, 37)).state_dict(), folder / "dino.pth")
     run_precompute_local(PrecomputeConfig.model_validate(precompute(folder)), device="cpu")
@@ -97,6 +98,7 @@ def recipe(kind: str, folder: Path, output: Path, steps: int) -> dict[str, Any]:
         "optim": {"generator": {"lr": 1e-4}},
         "strategy": {"kind": "torch"},
         "log_every_steps": 1,
+        "ema_decay": None,
         "checkpoint": {"every_steps": 100_000},
     }
 

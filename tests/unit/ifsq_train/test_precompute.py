@@ -70,8 +70,12 @@ def run(config: PrecomputeConfig) -> Any:
     return run_precompute_local(config, device="cpu")
 
 
-def test_items_cover_all_samples_once() -> None:
-    assert plan_items(10, 4) == [WorkItem(0, 0, 4), WorkItem(1, 4, 4), WorkItem(2, 8, 2)]
+def test_items_cover_all_samples_once(undisturbed: Path) -> None:
+    """Also of a source that had 10 samples once and then 15."""
+    spec = replace(TokenDataset.open(undisturbed).spec, num_samples=10)
+    assert plan_items(spec) == [WorkItem(0, 0, 4), WorkItem(1, 4, 4), WorkItem(2, 8, 2)]
+    grown = replace(spec, num_samples=15, grown_from=((10, "d"),))
+    assert plan_items(grown) == [*plan_items(spec), WorkItem(3, 10, 4), WorkItem(4, 14, 1)]
 
 
 def test_report_and_callback_count_every_row(parts: dict[str, Any], tmp_path: Path) -> None:
@@ -225,7 +229,8 @@ def test_item_does_not_depend_on_what_shared_its_batches(
     parts: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     config = configure(parts, undisturbed)
-    encoder, items = ItemEncoder(config), plan_items(NUM_IMAGES, 4)
+    encoder = ItemEncoder(config)
+    items = plan_items(encoder.spec)
     for order in ([5, 0, 2], [2]):
         output = open_storage(tmp_path / f"{len(order)}")
         feed = ListedItems([items[index] for index in order])
