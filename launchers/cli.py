@@ -12,6 +12,7 @@ import typer
 
 from data_pipelines.errors import UserError
 from launchers.cli_jobs import register as register_job_commands
+from launchers.cli_monitor import monitor
 
 app = typer.Typer(
     name="ifsq",
@@ -28,6 +29,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
 register_job_commands(app)
+app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.job_request import JobRequest
+
+if TYPE_CHECKING:
+    from launchers.job_request import JobRequest
 
 Target = Literal["local", "ray", "k8s"]
 Cluster = Literal["ray", "k8s"]
@@ -79,6 +81,7 @@ def submit(
     from ifsq_train.recipe import load_recipe
     from launchers.job_request import (
         DEFAULT_MOUNT,
+        JobRequest,
         check_request,
         default_name,
         parse_env,

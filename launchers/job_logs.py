@@ -171,12 +171,15 @@ class JobLogFollower:
 
     def _pod_ended(self, pod: str) -> bool:
         try:
-            found = self._cluster.reach(
-                pod, lambda: self._cluster.core.read_namespaced_pod(pod, self._cluster.namespace)
+            found = self._cluster.read(
+                pod,
+                lambda **options: self._cluster.core.read_namespaced_pod(
+                    pod, self._cluster.namespace, **options
+                ),
             )
         except ConnectionLost:
             return False
-        return found is None or found.status.phase in ("Succeeded", "Failed")
+        return found is None or found["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def submitter_pods(cluster: KubernetesCluster, name: str) -> list[str]:
@@ -186,19 +189,19 @@ def submitter_pods(cluster: KubernetesCluster, name: str) -> list[str]:
         ConnectionLost: no answer.
         UserError: access is denied.
     """
-    found = cluster.reach(
+    found = cluster.read(
         name,
-        lambda: cluster.core.list_namespaced_pod(
-            cluster.namespace, label_selector=f"job-name={name}", _request_timeout=(5, 30)
+        lambda **options: cluster.core.list_namespaced_pod(
+            cluster.namespace, label_selector=f"job-name={name}", **options
         ),
     )
-    pods = [
+    started = [
         pod
-        for pod in (found.items if found else [])
-        if pod.status and pod.status.phase != "Pending"
+        for pod in (found or {}).get("items", [])
+        if pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")
     ]
-    pods.sort(key=lambda pod: pod.metadata.creation_timestamp)
-    return [pod.metadata.name for pod in pods]
+    started.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    return [pod["metadata"]["name"] for pod in started]
 
 
 def print_logs(
