@@ -108,7 +108,7 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
     )
     state = TrainState(data.plan.digest)
     resumed_from = restore(folder, context, strategy, averages, state)
-    metrics = TrainingMetrics(config, context, folder, state.step, data.grid)
+    metrics = TrainingMetrics(config, context, folder, state.step, data.describe().get("grid"))
     built = Run(config, context, folder, data, task, strategy, averages, state, writer, metrics)
     built.resumed_from = resumed_from
     return built

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from urllib.error import URLError
 import yaml
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage import LocalStorage
 
 PATTERNS = ("metrics_endpoint*.json", "*/metrics_endpoint*.json", "*/*/metrics_endpoint*.json")
 """Where endpoint addresses are below the folder of runs: the run itself, or up to two deeper."""
 ALERT_FOLDER = Path(__file__).parents[1] / "k8s" / "alerts"
 _READY_SECONDS = 30.0
+_LIST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,14 @@ class Sample:
     value: float
 
 
-def prometheus_config(runs: Path, alerts: Path | None) -> str:
-    """Prometheus' configuration for the runs below a folder."""
+def prometheus_config(targets: Path, alerts: Path | None) -> str:
+    """Prometheus' configuration for the endpoints that a file lists."""
     config: dict[str, Any] = {
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
         "scrape_configs": [
             {
                 "job_name": "ifsq",
-                "file_sd_configs": [
-                    {
-                        "files": [str(runs.absolute() / pattern) for pattern in PATTERNS],
-                        "refresh_interval": "5s",
-                    }
-                ],
+                "file_sd_configs": [{"files": [str(targets)], "refresh_interval": "5s"}],
             }
         ],
     }
@@ -69,10 +67,11 @@ def running_prometheus(
     Raises:
         UserError: it does not start, with what it said.
     """
-    folder = folder or runs / ".prometheus"
+    folder = (folder or runs / ".prometheus").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prometheus.yml").write_text(prometheus_config(runs, ALERT_FOLDER))
-    log = folder / "prometheus.log"
+    targets, log = folder / "targets.json", folder / "prometheus.log"
+    write_targets(runs, targets)
+    (folder / "prometheus.yml").write_text(prometheus_config(targets, ALERT_FOLDER))
     with log.open("wb") as output:
         server = subprocess.Popen(
             [
@@ -85,17 +84,36 @@ def running_prometheus(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    address = f"http://127.0.0.1:{port}"
+    address, stop = f"http://127.0.0.1:{port}", threading.Event()
+    lister = threading.Thread(target=_keep_targets, args=(runs, targets, stop), daemon=True)
+    lister.start()
     try:
         _wait_until_ready(server, address, log)
         yield address
     finally:
+        stop.set()
+        lister.join()
         server.terminate()
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def write_targets(runs: Path, path: Path) -> None:
+    """List the endpoints of all runs in one file for Prometheus' file discovery, which does not
+    look into folders by itself."""
+    groups = [
+        {"targets": [url.removeprefix("http://").removesuffix("/metrics")], "labels": {"run": run}}
+        for url, run in find_endpoints(runs).items()
+    ]
+    LocalStorage(path.parent).write(path.name, json.dumps(groups).encode())
+
+
+def _keep_targets(runs: Path, path: Path, stop: threading.Event) -> None:
+    while not stop.wait(_LIST_SECONDS):
+        write_targets(runs, path)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class TrainingMetrics:
         context: RunContext,
         folder: Path,
         first_step: int,
-        grid: tuple[int, int] | None = None,
+        grid: Sequence[int] | None = None,
     ) -> None:
         """Open the log and the endpoint.
 
@@ -193,12 +195,14 @@ class TrainingMetrics:
         self._metrics.close()
 
 
-def tokens_per_sample(config: TrainConfig, grid: tuple[int, int] | None) -> int:
-    """Tokens or latent positions of one image."""
+def tokens_per_sample(config: TrainConfig, grid: Sequence[int] | None) -> int:
+    """Tokens or latent positions of one image; 0 where neither data nor task say it."""
     if grid is not None:
-        return grid[0] * grid[1]
-    assert isinstance(config.data, ImageDataConfig)
-    assert isinstance(config.task, TokenizerTaskConfig)
+        return math.prod(grid)
+    if not isinstance(config.data, ImageDataConfig):
+        return 0
+    if not isinstance(config.task, TokenizerTaskConfig):
+        return 0
     reduction = 2 ** (len(config.task.model.channel_multipliers) - 1)
     return (config.data.view.image_size // reduction) ** 2
 
