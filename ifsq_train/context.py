@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from ifsq_train.interruption import Interruption, terminated
+
 
 class RunContext(Protocol):
     """One worker's place in the run; implemented in-process, by torchrun and by Ray Train."""
@@ -19,6 +21,12 @@ class RunContext(Protocol):
     world_size: int
     local_rank: int
     device: torch.device
+    launch_id: str
+    """Names the launch; its workers may be started several times."""
+
+    def interruption(self) -> Interruption:
+        """What this worker was told; cheap, never waits."""
+        ...
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Tell the launcher about progress; collective where the launcher needs it to be."""
@@ -46,6 +54,11 @@ class InProcessContext:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: default_device(0))
     reports: list[dict[str, float]] = field(default_factory=list)
+    launch_id: str = "local"
+
+    def interruption(self) -> Interruption:
+        """SIGTERM."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Keep the metrics in `reports`."""
@@ -65,11 +78,16 @@ class TorchrunContext:
     world_size: int = field(default_factory=lambda: int(os.environ["WORLD_SIZE"]))
     local_rank: int = field(default_factory=lambda: int(os.environ["LOCAL_RANK"]))
     device: torch.device = field(init=False)
+    launch_id: str = "torchrun"
 
     def __post_init__(self) -> None:
         self.device = default_device(self.local_rank)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def interruption(self) -> Interruption:
+        """SIGTERM, which torchrun passes on."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """torchrun listens to nobody; metrics are in the run folder."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from ifsq_train.interruption import Interrupted
 from launchers.cli_jobs import register as register_job_commands
 from launchers.cli_monitor import monitor
 
@@ -51,6 +52,9 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
+    ] = None,
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
@@ -61,8 +65,13 @@ def train(
     from ifsq_train.config import LaunchConfig, TrainConfig
 
     config = _load(recipe, overrides, TrainConfig, "train")
+    if min_workers is not None and min_workers > workers:
+        raise UserError(
+            f"--min-workers {min_workers} is more than --workers {workers}; use at most {workers}"
+        )
     launch = LaunchConfig(
         num_workers=workers,
+        min_workers=min_workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
         address=address,
@@ -275,6 +284,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.stderr.write(f"stopped: {interrupted}\n")
+        sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:

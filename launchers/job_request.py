@@ -197,9 +197,9 @@ def check_request(request: JobRequest) -> None:
     """
     recipe = request.recipe
     if isinstance(recipe, TrainConfig):
-        from ifsq_train.train import check_batch_split
+        from ifsq_train.sharing import check_even_split
 
-        check_batch_split(recipe, request.num_workers)
+        check_even_split(recipe, request.num_workers)
     elif not isinstance(recipe, PrecomputeConfig) and request.num_workers > 1:
         raise UserError(
             f"`{recipe.kind}` runs on one worker, found --nodes {request.nodes}"

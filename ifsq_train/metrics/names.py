@@ -95,6 +95,28 @@ STEP_SECONDS = MetricSpec(
     "Wall time of a training step on rank 0, waiting for data included.",
     buckets=_STEP_BUCKETS,
 )
+PHASE_SECONDS = MetricSpec(
+    "ifsq_training_phase_seconds_total",
+    "counter",
+    "Wall time of rank 0 by phase of the step: data, compute, optimizer, checkpoint.",
+    ("phase",),
+)
+FLOPS_PER_SECOND = MetricSpec(
+    "ifsq_training_flops_per_second",
+    "gauge",
+    "Floating-point operations of forward and backward passes per second of wall time, all"
+    " workers, since the previous logged step.",
+)
+MODEL_FLOPS_UTILISATION = MetricSpec(
+    "ifsq_training_model_flops_utilisation_ratio",
+    "gauge",
+    "That rate over the workers' dense bf16 peak; only on GPUs whose peak is known.",
+)
+DEVICE_MEMORY_PEAK = MetricSpec(
+    "ifsq_training_device_memory_peak_bytes",
+    "gauge",
+    "Most memory rank 0 had allocated on its GPU since it started.",
+)
 CHECKPOINT_SECONDS = MetricSpec(
     "ifsq_training_checkpoint_seconds",
     "histogram",

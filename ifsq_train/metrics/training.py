@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ _BY_PREFIX: dict[str, tuple[MetricSpec, str]] = {
     "dead_levels": (names.DEAD_LEVELS, "channel"),
     "prebound_mean": (names.INPUT_MEAN, "channel"),
     "prebound_variance": (names.INPUT_VARIANCE, "channel"),
+}
+
+_SPEEDS: dict[str, MetricSpec] = {
+    "flops_per_second": names.FLOPS_PER_SECOND,
+    "mfu": names.MODEL_FLOPS_UTILISATION,
+    "peak_memory_bytes": names.DEVICE_MEMORY_PEAK,
 }
 
 
@@ -117,6 +123,7 @@ class TrainingMetrics:
         record: dict[str, float],
         step_seconds: float,
         data_wait_seconds: float,
+        speed: Mapping[str, float] | None = None,
     ) -> None:
         """Report a logged step; every rank calls it, not necessarily after every step.
 
@@ -127,6 +134,7 @@ class TrainingMetrics:
                 rest are terms of ``ifsq_training_loss``.
             step_seconds: wall time of this one step.
             data_wait_seconds: part of it spent waiting for the batch.
+            speed: what ``StepMeter.take`` measured since the last call.
         """
         self._metrics.observe_process()
         if self._log is None or self._goodput is None:
@@ -149,10 +157,12 @@ class TrainingMetrics:
                 "samples_per_second": samples_per_second,
                 "useful_seconds": self._goodput.useful_seconds,
                 "goodput_ratio": self._goodput.ratio,
+                **(speed or {}),
                 "wall_time": time.time(),
             }
         )
         self._export(record)
+        self._export_speed(speed or {})
         self._metrics.set(names.STEP, state.step)
         self._metrics.set(names.LAST_STEP_TIMESTAMP, time.time())
         self._metrics.set(names.USEFUL_SECONDS, self._goodput.useful_seconds)
@@ -174,6 +184,14 @@ class TrainingMetrics:
                 self._metrics.set(spec, value, **{label: rest})
             else:
                 self._metrics.set(names.LOSS, value, term=key)
+
+    def _export_speed(self, speed: Mapping[str, float]) -> None:
+        for key, value in speed.items():
+            prefix, _, phase = key.partition("/")
+            if prefix == "seconds":
+                self._metrics.inc(names.PHASE_SECONDS, value, phase=phase)
+            elif key in _SPEEDS:
+                self._metrics.set(_SPEEDS[key], value)
 
     def checkpoint(self, step: int, stall_seconds: float) -> None:
         """Report a checkpoint handed to the writer.
