@@ -6,12 +6,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_api import Api, make_job
+from kube_api import Api, in_background, make_job, run_through
 from typer.testing import CliRunner
 
 from data_pipelines.errors import UserError
@@ -23,12 +22,6 @@ from launchers.kubernetes import KubernetesCluster
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
 
 
-def in_background(act: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread
-
-
 def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None]:
     """What the user sees, and why the job failed if it did."""
     lines: list[str] = []
@@ -37,19 +30,6 @@ def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None
     except JobFailed as error:
         return lines, str(error)
     return lines, None
-
-
-def run_through(api: Api, name: str, output: str = "step 1\nstep 2\n") -> None:
-    """What a cluster does with a job that works."""
-    api.wait_for_job(name)
-    api.set_status(name, jobDeploymentStatus="Initializing")
-    time.sleep(0.5)
-    log = api.start_submitter(name, f"{name}-s1")
-    api.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    log.write_text(output)
-    time.sleep(0.3)
-    api.end_pod(f"{name}-s1", "Succeeded")
-    api.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
 
 def test_submit_watches_to_the_end(api: Api) -> None:
