@@ -77,6 +77,7 @@ class TrainingMetrics:
             context.local_rank,
             endpoint_port(),
             host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
+            begin=("ifsq_training_", "ifsq_data_"),
         )
         self._log: JsonlWriter | None = None
         self._last_step = first_step
@@ -143,7 +144,7 @@ class TrainingMetrics:
         steps, samples = state.step - self._last_step, state.samples_seen - self._last_samples
         # Over all steps since the last call, so that saving and unlogged steps count too.
         samples_per_second = samples / max(now - self._last_time, 1e-9)
-        self._goodput.add(now - self._last_time)
+        self._goodput.add(now - self._last_time, steps)
         self._last_step, self._last_samples = state.step, state.samples_seen
         self._last_time = now
         self._log.write(

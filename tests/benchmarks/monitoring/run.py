@@ -20,6 +20,7 @@ import argparse
 import json
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -97,7 +98,7 @@ def precompute(work: Path) -> None:
     from launchers.ray_precompute import precompute_on_ray
 
     overrides = [f"source={work}/data", f"tokenizer={work}/runs/tokenizer"]
-    overrides += [f"output={work}/runs/tokens", "samples_per_shard=8", "batch_size=8"]
+    overrides += [f"output={work}/runs/tokens", "samples_per_shard=4", "batch_size=1"]
     config = load_recipe("demo/tokens", overrides)
     assert isinstance(config, PrecomputeConfig)
     precompute_on_ray(config, num_actors=1)
@@ -141,6 +142,12 @@ def check_panels(live: Live, begin: float, end: float) -> dict[str, Any]:
     unexpected = [name for name in facts["empty"] if name.split(": ", 1)[1] not in GPU_ONLY]
     facts["unexpected_empty"] = unexpected
     return facts
+
+
+def ask_tool(address: str, boards: list[Path]) -> None:
+    """What the reference folder's own check says of the last minute."""
+    tool = REPOSITORY.parent / "shared" / "tools" / "panels.py"
+    subprocess.run([sys.executable, tool, address, *boards], check=False)
 
 
 def check_alerts(live: Live) -> dict[str, Any]:
@@ -287,9 +294,11 @@ def main() -> None:
         say(stop_a_worker(live, runs / "tokenizer"))
         say(check_alerts(live))
         thread.join()
+        ask_tool(address, [path for path in DASHBOARDS if path.stem != "precompute"])
         began["precompute"] = time.time()
         precompute(work)
         end = time.time()
+        ask_tool(address, [path for path in DASHBOARDS if path.stem == "precompute"])
         say(check_panels(live, began["training"], end))
         if options.pictures is not None:
             draw(live, options.pictures, began, end)
