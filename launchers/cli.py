@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from ifsq_train.interruption import Interrupted
 from launchers import cli_checkpoint, cli_data, cli_plan
 from launchers.cli_jobs import register as register_job_commands
+from launchers.cli_monitor import monitor
 
 app = typer.Typer(
     name="ifsq",
@@ -29,6 +30,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("plan")(cli_plan.plan)
 register_job_commands(app)
+app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[

@@ -20,7 +20,7 @@ PROFILE_FOLDER = Path(__file__).parent / "profiles"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 Quantity = Annotated[str, Field(pattern=_QUANTITY)]
 RAY_DRAIN_SECONDS = 30
-"""A worker pod gives its processes this long to save a checkpoint before it ends them."""
+"""An evicted pod gives its workers this long to save a checkpoint before it ends them."""
 
 
 class TopologyConfig(Config):

@@ -22,6 +22,19 @@ from ifsq_train.config import (
 from ifsq_train.recipe import Recipe, validate_recipe
 from launchers.job_request import LAUNCH_VARIABLE, RECIPE_VARIABLE, WORKDIR_VARIABLE
 
+PATH_KEYS = {
+    "data",
+    "generator",
+    "images",
+    "output",
+    "samples",
+    "source",
+    "teacher",
+    "tokenizer",
+    "url",
+    "weights",
+}
+"""Keys of recipes whose text is a path; workers run in another folder than the driver."""
 _LOG_LINES = 20
 
 
@@ -35,7 +48,7 @@ def run_job() -> str:
     recipe, launch = _read_environment()
     if folder := os.environ.get(WORKDIR_VARIABLE):
         os.chdir(folder)
-    return run_recipe(recipe, launch)
+    return run_recipe(with_absolute_paths(recipe, Path.cwd()), launch)
 
 
 def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
@@ -59,6 +72,22 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
         )
         return f"{report.rows} rows of {report.expected_rows} in {recipe.output}"
     return _on_a_worker(recipe, launch)
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe for processes that run in another folder."""
+
+    def absolute(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {
+            key: str(folder / value)
+            if key in PATH_KEYS and isinstance(value, str) and "://" not in value
+            else absolute(value)
+            for key, value in node.items()
+        }
+
+    return validate_recipe(absolute(to_dict(recipe)), source="recipe")
 
 
 def _read_environment() -> tuple[Recipe, LaunchConfig]:

@@ -16,6 +16,9 @@ from launchers.kubernetes import ConnectionLost, KubernetesCluster
 _QUIET_SECONDS = 60
 """A connection without output for this long is opened anew: it may be dead."""
 _RETRY_SECONDS = 1.0
+_NOISE = re.compile(
+    r"(INFO|SUCC|WARNING) .*(cli|job_manager|sdk|worker)\.py:\d+ -- |^Running entrypoint for job "
+)
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.?\d*(?:Z|[+-]\d\d:\d\d)) ?")
 
 
@@ -49,7 +52,7 @@ class PodLog:
             return
         count, shown_until = 0, self._last_stamp
         try:
-            for raw in _whole_lines(self._chunks(response)):
+            for raw in _whole_lines(self._chunks(response), keep_rest=not follow):
                 stamp, text = split_stamp(raw)
                 count += 1
                 if stamp <= shown_until if stamp else count <= self._seen:
@@ -85,14 +88,15 @@ class PodLog:
         )
 
 
-def _whole_lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Complete lines; an unfinished one is dropped when a connection breaks, as it comes again."""
+def _whole_lines(chunks: Iterator[bytes], *, keep_rest: bool) -> Iterator[str]:
+    """Complete lines. What follows the last line break may be half a line of a connection that was
+    cut: it is kept only of a log that has ended."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.decode(errors="replace")
-    if rest:
+    if rest and keep_rest:
         yield rest.decode(errors="replace")
 
 
@@ -100,6 +104,11 @@ def split_stamp(line: str) -> tuple[str, str]:
     """The kubelet's time stamp (empty if there is none) and the line itself."""
     match = _STAMP.match(line)
     return (match[1], line[match.end() :]) if match else ("", line)
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line is Ray's own about how it was asked to run the job."""
+    return _NOISE.search(line) is not None
 
 
 class JobLogFollower:
@@ -161,22 +170,29 @@ class JobLogFollower:
         """Show what a pod says until it ends; False if the connection was lost."""
         log = logs.setdefault(pod, PodLog(self._cluster, pod))
         try:
-            for line in log.lines(follow=True):
+            self._pass_on(log.lines(follow=True))
+            # An API server that shuts down in order ends the stream as if the pod had ended.
+            if not self._pod_ended(pod):
+                return False
+            self._pass_on(log.lines(follow=False))
+        except ConnectionLost:
+            return False
+        return True
+
+    def _pass_on(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            if not is_noise(line):
                 self.last_lines.append(line)
                 self._show(line)
-        except ConnectionLost:
-            return False
-        # An API server that shuts down in order ends the stream as if the pod had ended.
-        return self._pod_ended(pod)
 
     def _pod_ended(self, pod: str) -> bool:
-        try:
-            found = self._cluster.reach(
-                pod, lambda: self._cluster.core.read_namespaced_pod(pod, self._cluster.namespace)
-            )
-        except ConnectionLost:
-            return False
-        return found is None or found.status.phase in ("Succeeded", "Failed")
+        found = self._cluster.read(
+            pod,
+            lambda **options: self._cluster.core.read_namespaced_pod(
+                pod, self._cluster.namespace, **options
+            ),
+        )
+        return found is None or found["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def submitter_pods(cluster: KubernetesCluster, name: str) -> list[str]:
@@ -186,19 +202,19 @@ def submitter_pods(cluster: KubernetesCluster, name: str) -> list[str]:
         ConnectionLost: no answer.
         UserError: access is denied.
     """
-    found = cluster.reach(
+    found = cluster.read(
         name,
-        lambda: cluster.core.list_namespaced_pod(
-            cluster.namespace, label_selector=f"job-name={name}", _request_timeout=(5, 30)
+        lambda **options: cluster.core.list_namespaced_pod(
+            cluster.namespace, label_selector=f"job-name={name}", **options
         ),
     )
-    pods = [
+    started = [
         pod
-        for pod in (found.items if found else [])
-        if pod.status and pod.status.phase != "Pending"
+        for pod in (found or {}).get("items", [])
+        if pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")
     ]
-    pods.sort(key=lambda pod: pod.metadata.creation_timestamp)
-    return [pod.metadata.name for pod in pods]
+    started.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
+    return [pod["metadata"]["name"] for pod in started]
 
 
 def print_logs(
@@ -217,7 +233,8 @@ def print_logs(
             if not pods:
                 raise UserError(f"job '{name}' has no output yet; see `ifsq status {name}`")
             for line in PodLog(cluster, pods[-1]).lines(follow=False, tail=tail):
-                show(line)
+                if not is_noise(line):
+                    show(line)
             return
         except ConnectionLost as error:
             if time.monotonic() > deadline:

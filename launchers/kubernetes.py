@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -277,20 +278,36 @@ class KubernetesCluster:
 
     def warnings(self, name: str) -> list[str]:
         """What the cluster's events complain about, for a job that does not start; newest last."""
-        found = self.reach(
+        found = self.read(
             name,
-            lambda: self.core.list_namespaced_event(
-                self.namespace,
-                field_selector="type=Warning",
-                _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            lambda **options: self.core.list_namespaced_event(
+                self.namespace, field_selector="type=Warning", **options
             ),
         )
         lines = [
-            f"{event.involved_object.kind} {event.involved_object.name}: {event.message}"
-            for event in (found.items if found else [])
-            if (event.involved_object.name or "").startswith(name)
+            f"{event['involvedObject'].get('kind')} {about}: {event.get('message')}"
+            for event in (found or {}).get("items", [])
+            if (about := event["involvedObject"].get("name") or "").startswith(name)
         ]
         return list(dict.fromkeys(lines))
+
+    def read(self, name: str, call: Callable[..., Any]) -> dict[str, Any] | None:
+        """The answer to a core API call as plain JSON: objects of servers of any version.
+
+        Args:
+            name: what is asked for.
+            call: takes the client's options.
+
+        Returns:
+            None where there is no such thing.
+
+        Raises:
+            ConnectionLost: no answer.
+            UserError: access is denied.
+        """
+        timeout = (_CONNECT_SECONDS, _READ_SECONDS)
+        response = self.reach(name, lambda: call(_preload_content=False, _request_timeout=timeout))
+        return None if response is None else json.loads(response.data)
 
 
 def _context_namespace(config: Any, files: str | None, context: str | None) -> str | None:
@@ -335,8 +352,6 @@ def explain(verb: str, name: str, namespace: str, error: Any) -> str:
 
 
 def _server_message(error: Any) -> str:
-    import json
-
     try:
         message = json.loads(error.body).get("message", "")
     except (TypeError, ValueError, AttributeError):

@@ -21,6 +21,8 @@ _PHASES = {
     "STOPPED": GONE,
 }
 _POLL_SECONDS = 1.0
+_AGENT_SECONDS = 60.0
+"""How long a cluster that has just started may take before it accepts jobs."""
 
 
 class RayCluster:
@@ -64,6 +66,12 @@ class RayCluster:
         env = {**request.env, **request.job_environment(cpus_per_node)}
         if workdir is not None:
             env[WORKDIR_VARIABLE] = workdir
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while not self._try_to_submit(request, env, last=time.monotonic() > deadline):
+            time.sleep(_POLL_SECONDS)
+
+    def _try_to_submit(self, request: JobRequest, env: dict[str, str], *, last: bool) -> bool:
+        """Submit; False if the cluster has just started and cannot take jobs yet."""
         try:
             self._client.submit_job(
                 entrypoint=ENTRYPOINT,
@@ -72,9 +80,12 @@ class RayCluster:
                 metadata={"managed-by": "ifsq", "kind": request.recipe.kind},
             )
         except RuntimeError as error:
+            if "No available agent" in str(error) and not last:
+                return False
             raise UserError(
                 f"the Ray cluster refuses the job: {' '.join(str(error).split())[:400]}"
             ) from error
+        return True
 
     def list_jobs(self) -> list[JobState]:
         """Submitted jobs, newest first."""

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from data_pipelines.errors import UserError
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
-from launchers.cluster_profile import ClusterProfile, TopologyConfig
+from launchers.cluster_profile import RAY_DRAIN_SECONDS, ClusterProfile, TopologyConfig
 from launchers.job_request import (
     ENTRYPOINT,
     METRICS_PORT,
@@ -53,9 +53,7 @@ from launchers.quantities import parse_quantity
 JOB_LABEL = "ifsq.dev/job"
 PART_OF = {"app.kubernetes.io/part-of": "ifsq-train", "app.kubernetes.io/managed-by": "ifsq"}
 RAY_METRICS_PORT = 8080
-POD_COMMAND = ("exec", "python", "-m", "launchers.pod")
-"""`exec` because KubeRay puts the words before its own ``ray start`` in one bash line: so the
-program is the pod's first process and receives the eviction's SIGTERM."""
+MIN_OBJECT_STORE_BYTES = 128 << 20
 
 
 def build_rayjob(request: JobRequest, profile: ClusterProfile, namespace: str) -> RayJob:
@@ -119,7 +117,12 @@ def _head(request: JobRequest, profile: ClusterProfile) -> HeadGroup:
     ).model_copy(update={"ports": tuple(ports)})
     return HeadGroup(
         # No CPU and no GPU for Ray: nothing but the job's driver runs on the head.
-        ray_start_params={"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"},
+        ray_start_params={
+            "dashboard-host": "0.0.0.0",
+            "num-cpus": "0",
+            "num-gpus": "0",
+            "object-store-memory": _quarter(profile.head_memory),
+        },
         template=PodTemplate(
             metadata=ObjectMeta(labels=_pod_labels(request, "head")),
             spec=_pod(
@@ -149,7 +152,6 @@ def _workers(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
     )
     shm = EmptyDir(medium="Memory", size_limit=profile.shm_size)
     updates: dict[str, object] = {
-        "command": POD_COMMAND,
         "volume_mounts": (
             *(container.volume_mounts or ()),
             VolumeMount(name="shm", mount_path="/dev/shm"),
@@ -176,7 +178,8 @@ def _workers(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
         replicas=request.nodes,
         min_replicas=request.nodes,
         max_replicas=request.nodes,
-        ray_start_params={},
+        # Jobs hardly use Ray's object store: most of /dev/shm is for NCCL and DALI.
+        ray_start_params={"object-store-memory": _quarter(profile.shm_size)},
         template=PodTemplate(
             metadata=ObjectMeta(
                 labels=_pod_labels(request, "worker"), annotations=_topology(profile.topology)
@@ -277,6 +280,8 @@ def _common_env(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
         "IFSQ_METRICS_HOST": "0.0.0.0",
         "IFSQ_METRICS_PORT": str(METRICS_PORT),
         WORKDIR_VARIABLE: request.mount if request.claim is not None else "/tmp",
+        # On SIGTERM Ray tells the workers first that their node will go, and gives them this long.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(RAY_DRAIN_SECONDS),
         # A pod that is gone is noticed after seconds instead of a minute.
         "RAY_health_check_initial_delay_ms": "5000",
         "RAY_health_check_period_ms": "3000",
@@ -288,6 +293,10 @@ def _common_env(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
 
 def _pod_labels(request: JobRequest, role: str) -> dict[str, str]:
     return {JOB_LABEL: request.name, "ifsq.dev/role": role, **PART_OF}
+
+
+def _quarter(memory: str) -> str:
+    return str(max(int(parse_quantity(memory) / 4), MIN_OBJECT_STORE_BYTES))
 
 
 def _resources(cpus: str, memory: str, extended: dict[str, str]) -> Resources:

@@ -37,6 +37,7 @@ class PrecomputeMetrics:
             local_rank=0,
             port=endpoint_port(),
             host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
+            begin=("ifsq_precompute_", names.QUARANTINED.name),
         )
         self._retries = 0
         self._metrics.set(names.PRECOMPUTE_ENCODERS, encoders)

@@ -77,6 +77,7 @@ class TrainingMetrics:
             context.local_rank,
             endpoint_port(),
             host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
+            begin=("ifsq_training_", "ifsq_data_"),
         )
         self._log: JsonlWriter | None = None
         self._last_step = first_step
@@ -143,7 +144,7 @@ class TrainingMetrics:
         steps, samples = state.step - self._last_step, state.samples_seen - self._last_samples
         # Over all steps since the last call, so that saving and unlogged steps count too.
         samples_per_second = samples / max(now - self._last_time, 1e-9)
-        self._goodput.add(now - self._last_time)
+        self._goodput.add(now - self._last_time, steps)
         self._last_step, self._last_samples = state.step, state.samples_seen
         self._last_time = now
         self._log.write(
@@ -214,11 +215,13 @@ class TrainingMetrics:
 
 
 def tokens_per_sample(config: TrainConfig, task: Mapping[str, Any]) -> int:
-    """Tokens or latent positions of one image."""
+    """Tokens or latent positions of one image; 0 where neither data nor task say it."""
     if "grid" in task:
         return math.prod(task["grid"])
-    assert isinstance(config.data, ImageDataConfig)
-    assert isinstance(config.task, TokenizerTaskConfig)
+    if not isinstance(config.data, ImageDataConfig):
+        return 0
+    if not isinstance(config.task, TokenizerTaskConfig):
+        return 0
     reduction = 2 ** (len(config.task.model.channel_multipliers) - 1)
     return (config.data.view.image_size // reduction) ** 2
 

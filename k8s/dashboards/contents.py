@@ -8,7 +8,6 @@ R = 'run=~"$run"'
 """Label matcher of every query."""
 GPU_ONLY = {
     "Model FLOPs utilisation",
-    "GPU memory",
     "GPU memory by node",
     "Peak GPU memory of rank 0",
 }

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,15 +79,18 @@ class Line:
 class Api:
     """The API server, with an operator's hands: statuses, pods and their output."""
 
-    def __init__(self, server: Any, folder: Path) -> None:
-        self.kube, self.folder = server.kube, folder
+    def __init__(self, server: Any, folder: Path, namespace: str = "team") -> None:
+        self.kube, self.folder, self.namespace = server.kube, folder, namespace
         self.line = Line(server.server_port)
 
     def kubeconfig(self, token: str = "right") -> Path:
         path = self.folder / f"kubeconfig-{token}"
         cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.line.port}"}}
         user = {"name": "u", "user": {"token": token}}
-        context = {"name": "test", "context": {"cluster": "c", "user": "u", "namespace": "team"}}
+        context = {
+            "name": "test",
+            "context": {"cluster": "c", "user": "u", "namespace": self.namespace},
+        }
         path.write_text(
             yaml.safe_dump(
                 {
@@ -102,11 +106,11 @@ class Api:
         return path
 
     def set_status(self, name: str, **status: Any) -> None:
-        self._change((*RAYJOB, "team", name), status)
+        self._change((*RAYJOB, self.namespace, name), status)
 
     def wait_for_job(self, name: str) -> None:
         deadline = time.monotonic() + 20
-        while (*RAYJOB, "team", name) not in self.kube.obj:
+        while (*RAYJOB, self.namespace, name) not in self.kube.obj:
             assert time.monotonic() < deadline, f"job {name} was not created"
             time.sleep(0.05)
 
@@ -114,15 +118,15 @@ class Api:
         """The pod whose output is the job's; returns its log file."""
         log = self.folder / f"{pod}.log"
         log.touch()
-        self.kube.logs["team", pod] = str(log)
+        self.kube.logs[self.namespace, pod] = str(log)
         labels = {"job-name": name}
         body = {"metadata": {"name": pod, "labels": labels}, "status": {"phase": "Running"}}
         body["spec"] = {"containers": [{"name": "c", "image": "x"}]}
-        self.kube.create(POD, "team", body, {})
+        self.kube.create(POD, self.namespace, body, {})
         return log
 
     def end_pod(self, pod: str, phase: str) -> None:
-        self._change((*POD, "team", pod), {"phase": phase})
+        self._change((*POD, self.namespace, pod), {"phase": phase})
 
     def _change(self, key: tuple[str, ...], status: dict[str, Any]) -> None:
         with self.kube.cv:
@@ -146,3 +150,22 @@ def make_request(**changes: Any) -> JobRequest:
 def make_job(profile: str = "cpu", **changes: Any) -> RayJob:
     request = make_request(**changes)
     return build_rayjob(request, load_profile(profile, request.gpus_per_node), "team")
+
+
+def in_background(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def run_through(api: Api, name: str, output: str = "step 1\nstep 2\n") -> None:
+    """What a cluster does with a job that works."""
+    api.wait_for_job(name)
+    api.set_status(name, jobDeploymentStatus="Initializing")
+    time.sleep(0.5)
+    log = api.start_submitter(name, f"{name}-s1")
+    api.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    log.write_text(output)
+    time.sleep(0.3)
+    api.end_pod(f"{name}-s1", "Succeeded")
+    api.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")

@@ -6,27 +6,21 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_api import Api, make_job
+from kube_api import Api, in_background, make_job, run_through
 from typer.testing import CliRunner
 
 from data_pipelines.errors import UserError
 from launchers.cli import app
 from launchers.job_follow import JobFailed, follow_job
+from launchers.job_logs import PodLog, is_noise
 from launchers.k8s_objects import RayJob
 from launchers.kubernetes import KubernetesCluster
 
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
-
-
-def in_background(act: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread
 
 
 def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None]:
@@ -37,19 +31,6 @@ def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None
     except JobFailed as error:
         return lines, str(error)
     return lines, None
-
-
-def run_through(api: Api, name: str, output: str = "step 1\nstep 2\n") -> None:
-    """What a cluster does with a job that works."""
-    api.wait_for_job(name)
-    api.set_status(name, jobDeploymentStatus="Initializing")
-    time.sleep(0.5)
-    log = api.start_submitter(name, f"{name}-s1")
-    api.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    log.write_text(output)
-    time.sleep(0.3)
-    api.end_pod(f"{name}-s1", "Succeeded")
-    api.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
 
 def test_submit_watches_to_the_end(api: Api) -> None:
@@ -292,6 +273,55 @@ def test_logs_of_a_finished_job(api: Api) -> None:
     run_through(api, "demo-tokenizer")
     done = CliRunner().invoke(app, ["logs", "demo-tokenizer"])
     assert done.output == "step 1\nstep 2\n"
+
+
+def test_what_ray_says_about_itself_is_left_out() -> None:
+    ray = [
+        "2026-11-25 15:22:37,869\tSUCC cli.py:68 -- \x1b[32mJob 'x' submitted successfully\x1b[39m",
+        "2026-11-25 15:22:37,622\tINFO job_manager.py:581 -- Runtime env is setting up.",
+        "Running entrypoint for job plain-508ff: ifsq run-job",
+    ]
+    own = ["demo  120/600 steps", "error: rank 1 failed first: ...", "INFO: resumed from step 100"]
+    assert [line for line in ray + own if not is_noise(line)] == own
+
+
+def test_a_connection_goes_on_after_the_last_line_by_its_time_stamp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kubelets stamp every line; what a new connection sends again is left out."""
+    stamped = [f"2026-11-25T15:00:0{n}.00000000{n}Z line {n}\n".encode() for n in range(6)]
+    sent: list[dict[str, Any]] = []
+
+    class Connection:
+        def __init__(self, chunks: list[bytes]) -> None:
+            self._chunks = chunks
+
+        def stream(self, *_: Any, **__: Any) -> Any:
+            return iter(self._chunks)
+
+        def release_conn(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    connections = [Connection([*stamped[:3], stamped[3][:20]]), Connection(stamped[1:])]
+
+    class Core:
+        def read_namespaced_pod_log(self, *_: Any, **options: Any) -> Connection:
+            sent.append(options)
+            return connections[len(sent) - 1]
+
+    class Cluster:
+        namespace, core = "team", Core()
+
+        def reach(self, _: str, call: Any) -> Any:
+            return call()
+
+    log = PodLog(Cluster(), "p")  # type: ignore[arg-type]
+    first = [line for line in log.lines(follow=True) if line.startswith("line")]
+    again = list(log.lines(follow=True))
+    assert first + again == [f"line {n}" for n in range(6)]
+    assert "since_seconds" not in sent[0]
+    assert sent[1]["since_seconds"] > 0
 
 
 def test_status_shows_why_pods_do_not_start(api: Api) -> None:

@@ -21,13 +21,11 @@ from launchers.rayjob import build_rayjob
 from launchers.rayjob_rules import check_rayjob
 
 SIZES = [
-    ("kind", 1, 0),
-    ("cpu", 2, 0),
-    ("gpu", 1, 1),
-    ("gpu", 2, 4),
-    ("gpu8", 1, 8),
-    ("gpu8", 2, 8),
-    ("gpu8", 128, 8),
+    ("kind", 1, 0, None),
+    ("gpu", 2, 4, None),
+    ("gpu8", 1, 8, "team-queue"),
+    ("gpu8", 2, 8, "team-queue"),
+    ("gpu8", 128, 8, "team-queue"),
 ]
 
 
@@ -43,8 +41,7 @@ def head_and_workers(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     return cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
 
 
-@pytest.mark.parametrize(("profile", "nodes", "gpus"), SIZES)
-@pytest.mark.parametrize("queue", [None, "team-queue"])
+@pytest.mark.parametrize(("profile", "nodes", "gpus", "queue"), SIZES)
 def test_schema_and_cel_rules_hold(
     shared_dir: Path, profile: str, nodes: int, gpus: int, queue: str | None
 ) -> None:
@@ -57,11 +54,13 @@ def test_schema_and_cel_rules_hold(
     assert celcheck.cel_errors(crd, job) == []
 
 
-@pytest.mark.parametrize(("profile", "nodes", "gpus"), SIZES)
+@pytest.mark.parametrize(("profile", "nodes", "gpus", "queue"), SIZES)
 def test_pods_are_valid_kubernetes_objects(
-    profile: str, nodes: int, gpus: int, tmp_path: Path
+    profile: str, nodes: int, gpus: int, queue: str | None, tmp_path: Path
 ) -> None:
-    job = manifest(profile, nodes, gpus, secrets=(SecretRef("a"), SecretRef("b", "k", "V")))
+    job = manifest(
+        profile, nodes, gpus, queue=queue, secrets=(SecretRef("a"), SecretRef("b", "k", "V"))
+    )
     groups = head_and_workers(job)
     templates = [group["template"] for group in groups] + [job["spec"]["submitterPodTemplate"]]
     pods = [

@@ -183,6 +183,23 @@ def test_goodput_counts_neither_waiting_nor_checkpoints_nor_lost_steps(
     assert line["goodput_ratio"] == pytest.approx(16.0 / 35.0)
 
 
+def test_a_hang_is_not_useful(
+    start: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    metrics = start()
+    for step, seconds in ((10, 1.0), (20, 1.0), (30, 500.0), (40, 1.0)):
+        now[0] += seconds
+        metrics.step(at(step), {"loss": 1.0}, 1.0, 0.0)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["useful_seconds"] == pytest.approx(6.0)
+
+
+def test_a_training_exports_nothing_of_precompute(start: Opener, tmp_path: Path) -> None:
+    start()
+    assert not [name for name, *_ in scrape(tmp_path) if name.startswith("ifsq_precompute")]
+
+
 def test_waiting_in_a_queue_counts_against_goodput(
     start: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
