@@ -180,7 +180,7 @@ def fit(run: Run) -> None:
             asked = vote.exchange()
             ends = state.step == config.steps or asked >= Interruption.PREEMPTED
             due = ends or asked or state.step % config.checkpoint.every_steps == 0
-            if due or is_logged(config, state.step - 1):
+            if due or config.is_logged(state.step - 1):
                 log(run, losses, stats, time.perf_counter() - began, waited)
             if due:
                 save(run)
@@ -190,11 +190,6 @@ def fit(run: Run) -> None:
     run.writer.settle()
     if state.step < config.steps:
         raise Interrupted(state.step, asked)
-
-
-def is_logged(config: TrainConfig, step: int) -> bool:
-    """Whether metrics of step `step` (from 0) are recorded."""
-    return step + 1 == config.steps or (step + 1) % config.log_every_steps == 0
 
 
 def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, StepStats]]:
@@ -215,7 +210,7 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
                 # A worker that has run out takes part in the collectives, with weight zero.
                 part = part if len(part) else batch.part(0, len(batch))
                 random = BatchRandom(config.seed, step, part.positions, context.rank, index)
-                info = StepInfo(step, random, share, count, run.strategy, is_logged(config, step))
+                info = StepInfo(step, random, share, count, run.strategy, config.is_logged(step))
                 with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
                     output = run.task.loss(name, models, part, info)
                     run.strategy.backward(name, output.loss * share)

@@ -132,6 +132,10 @@ class TrainConfig(Config):
             )
         return self
 
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of step `step`, counted from 0, are recorded."""
+        return step + 1 == self.steps or (step + 1) % self.log_every_steps == 0
+
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if set(self.optim) != (needed := self._networks()):
