@@ -14,6 +14,7 @@ mosaicml-streaming, torch; DALI is looked for in this one).
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -48,7 +49,8 @@ def read_webdataset(folder: Path) -> Iterator[Any]:
     from webdataset.compat import WebDataset
 
     urls = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
-    for sample in WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000):
+    data: Any = WebDataset(urls, shardshuffle=len(urls), seed=0)
+    for sample in data.shuffle(1000):
         yield sample.get("jpg") or sample.get("jpeg") or sample["png"]
 
 
@@ -74,16 +76,14 @@ def read_loose(folder: Path) -> Iterator[Any]:
 
 
 def read_streaming(folder: Path) -> Iterator[Any]:
-    from streaming import StreamingDataset
-
-    data = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
+    streaming: Any = importlib.import_module("streaming")
+    data = streaming.StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
     for sample in data:
         yield sample["image"]
 
 
 def read_litdata(folder: Path) -> Iterator[Any]:
-    import litdata
-
+    litdata: Any = importlib.import_module("litdata")
     for sample in litdata.StreamingDataset(str(folder / "litdata"), shuffle=True):
         yield sample["image"]
 
@@ -94,7 +94,9 @@ def read_dali(folder: Path) -> Iterator[Any]:
     paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
     indices = [path.removesuffix(".tar") + ".idx" for path in paths]
 
-    @pipeline_def(batch_size=BATCH, num_threads=1, device_id=None)
+    make: Any = pipeline_def  # its stub refuses device_id=None, which means no GPU
+
+    @make(batch_size=BATCH, num_threads=1, device_id=None)
     def pipeline() -> Any:
         return fn.readers.webdataset(
             paths=paths, index_paths=indices, ext=["jpg;jpeg;png"], random_shuffle=True,
@@ -170,17 +172,17 @@ def convert(folder: Path) -> None:
     """Copies in the peers' own formats; run by the interpreter that has them."""
     paths = (folder / "files.txt").read_text().splitlines()
     try:
-        from streaming import MDSWriter
-
+        streaming: Any = importlib.import_module("streaming")
         columns = {"image": "bytes", "label": "int"}
-        with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=SHARD_BYTES) as writer:
+        with streaming.MDSWriter(
+            out=str(folder / "mds"), columns=columns, size_limit=SHARD_BYTES
+        ) as writer:
             for number, path in enumerate(paths):
                 writer.write({"image": Path(path).read_bytes(), "label": number % 1000})
     except ImportError as error:
         print(f"MosaicML Streaming is left out: {error}", file=sys.stderr)
     try:
-        import litdata
-
+        litdata: Any = importlib.import_module("litdata")
         litdata.optimize(
             load_for_litdata, list(enumerate(paths)), str(folder / "litdata"),
             chunk_bytes="64MB", num_workers=1,
