@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.errors import UserError
+from ifsq_train.interruption import Interruption, terminated
 
 if TYPE_CHECKING:
     from ifsq_train.config import TrainConfig
@@ -25,6 +26,12 @@ class RunContext(Protocol):
     world_size: int
     local_rank: int
     device: torch.device
+    launch_id: str
+    """Names the launch; its workers may be started several times."""
+
+    def interruption(self) -> Interruption:
+        """What this worker was told; cheap, never waits."""
+        ...
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Tell the launcher about progress; collective where the launcher needs it to be."""
@@ -56,6 +63,11 @@ class InProcessContext:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: default_device(0))
     reports: list[dict[str, float]] = field(default_factory=list)
+    launch_id: str = "local"
+
+    def interruption(self) -> Interruption:
+        """SIGTERM."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Keep the metrics in `reports`."""
@@ -79,11 +91,16 @@ class TorchrunContext:
     world_size: int = field(default_factory=lambda: int(os.environ["WORLD_SIZE"]))
     local_rank: int = field(default_factory=lambda: int(os.environ["LOCAL_RANK"]))
     device: torch.device = field(init=False)
+    launch_id: str = "torchrun"
 
     def __post_init__(self) -> None:
         self.device = default_device(self.local_rank)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def interruption(self) -> Interruption:
+        """SIGTERM, which torchrun passes on."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """torchrun listens to nobody; metrics are in the run folder."""

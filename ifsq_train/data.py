@@ -17,14 +17,12 @@ from data_pipelines.images.source import ImageSource, MixedSource, PixelBatch
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.mix import MixMember, MixPlan
 from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
+from data_pipelines.tokens.features import FEATURES, decode_features
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.reader import TokenDataset, choose_views
 from data_pipelines.views import ViewSpec
 from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig
 from ifsq_train.tasks.base import Batch
-
-FEATURES = "features"
-"""Column of a token dataset with a teacher's patch features, [T, Z]."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,14 @@ class Extras:
     """What batches of a token dataset have besides tokens and labels.
 
     Attributes:
-        columns: extra columns by name.
+        features: the stored teacher features.
         pixels: the images of the same views.
+        latents: stored latents, where the dataset has them, take the place of tokens.
     """
 
-    columns: tuple[str, ...] = ()
+    features: bool = False
     pixels: bool = False
+    latents: bool = False
 
 
 class TrainData(Protocol):
@@ -146,15 +146,17 @@ class TokenTrainData:
     """Precomputed tokens; one of the stored views per sample and epoch.
 
     Attributes:
-        columns: extra columns to read along.
         pixels: gives the pixels of the same views, for a teacher.
+        features: read the stored teacher features along.
+        latents: the batch's inputs are the stored latents, unscaled, not tokens.
     """
 
     plan: SamplePlan
     dataset: TokenDataset
     seed: int
-    columns: tuple[str, ...] = ()
     pixels: ImageSource | None = None
+    features: bool = False
+    latents: bool = False
 
     @property
     def facts(self) -> DataFacts:
@@ -164,16 +166,23 @@ class TokenTrainData:
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
         ids = self.plan.rank_ids(step, rank, world_size)
-        views = choose_views(self.seed, self.plan.epoch(step), ids, self.dataset.num_views)
-        batch = self.dataset.read(ids, views, self.columns)
-        features = batch.extra.get(FEATURES)
+        dataset, epoch = self.dataset, self.plan.epoch(step)
+        views = choose_views(self.seed, epoch, ids, dataset.num_views)
+        columns = dataset.feature_columns if self.features else ()
+        stored = dataset.latent_columns if self.latents else ()
+        batch = dataset.read(ids, views, (*columns, *stored))
+        features = torch.from_numpy(decode_features(batch.extra)) if self.features else None
+        inputs = batch.tokens
+        if self.latents:
+            noise = dataset.posterior_noise(self.seed, epoch, ids)
+            inputs = dataset.latents_of(batch, noise, normalized=False)
         # Precompute takes all its views in epoch 0, so their pixels are asked for there too.
         images = self.pixels.batch(ids, 0, views).images if self.pixels else None
         return Batch(
-            torch.as_tensor(batch.tokens),
+            torch.as_tensor(inputs),
             torch.as_tensor(batch.labels, dtype=torch.int64),
             positions(self.plan, rank, world_size),
-            features=None if features is None else torch.as_tensor(features),
+            features=features,
             images=images,
         )
 
@@ -227,10 +236,13 @@ def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorB
 
 def extras_for(task: TaskConfig) -> Extras:
     """What a task reads besides tokens and labels."""
-    if task.kind == "tokenizer" or task.repa is None:
+    if task.kind == "tokenizer":
         return Extras()
+    latents = task.kind == "diffusion"
+    if task.repa is None:
+        return Extras(latents=latents)
     stored = task.repa.teacher is None
-    return Extras((FEATURES,) if stored else (), pixels=not stored)
+    return Extras(features=stored, pixels=not stored, latents=latents)
 
 
 def _open_tokens(
@@ -240,9 +252,9 @@ def _open_tokens(
 
     expected = tokenizer_fingerprint(config.tokenizer) if config.tokenizer else None
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
-    if missing := [name for name in extras.columns if name not in dataset.spec.extra_columns]:
+    if extras.features and FEATURES not in dataset.spec.extra_columns:
         raise UserError(
-            f"{config.url} has no stored {', '.join(missing)}, which the task reads; precompute"
+            f"{config.url} stores no {FEATURES}, which the task reads; precompute"
             " with a teacher, or name task.repa.teacher"
         )
     plan = SamplePlan(
@@ -253,7 +265,8 @@ def _open_tokens(
         shuffle_window=config.shuffle_window,
     )
     pixels = _open_pixels(config, dataset, device) if extras.pixels else None
-    return TokenTrainData(plan, dataset, seed, extras.columns, pixels)
+    latents = extras.latents and bool(dataset.latent_columns)
+    return TokenTrainData(plan, dataset, seed, pixels, extras.features, latents)
 
 
 def _open_pixels(

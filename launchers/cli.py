@@ -11,7 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
-from launchers import cli_data
+from ifsq_train.interruption import Interrupted
+from launchers import cli_checkpoint, cli_data, cli_plan
+from launchers.cli_jobs import register as register_job_commands
+from launchers.cli_monitor import monitor
 
 app = typer.Typer(
     name="ifsq",
@@ -22,10 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(config_app, name="config")
-app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.command("plan")(cli_plan.plan)
+register_job_commands(app)
+app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[
@@ -46,6 +51,9 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
+    ] = None,
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
@@ -56,8 +64,13 @@ def train(
     from ifsq_train.config import LaunchConfig, TrainConfig
 
     config = _load(recipe, overrides, TrainConfig, "train")
+    if min_workers is not None and min_workers > workers:
+        raise UserError(
+            f"--min-workers {min_workers} is more than --workers {workers}; use at most {workers}"
+        )
     launch = LaunchConfig(
         num_workers=workers,
+        min_workers=min_workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
         address=address,
@@ -103,13 +116,21 @@ def precompute(
 
 
 @app.command()
-def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Draw images from a trained generator."""
+def sample(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Samplers on Ray, one per GPU; 0 draws in this process.")
+    ] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0)] = 0,
+    address: Address = None,
+) -> None:
+    """Draw images from a trained generator; run again to finish what was interrupted."""
     from ifsq_train.config import SampleConfig
     from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = sample_images(config)
+    count = sample_images(config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address)
     _say(f"{count} images in {config.output}")
 
 
@@ -177,19 +198,6 @@ def config_schema() -> None:
     _say(json.dumps(recipe_schema(), indent=1))
 
 
-@checkpoint_app.command("info")
-def checkpoint_info(
-    path: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
-) -> None:
-    """Verify a checkpoint and say what it holds."""
-    from ifsq_train.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
-    shown = ("step", "world_size", "train_state", "engine", "data", "versions")
-    _say(json.dumps(facts | {key: checkpoint.header[key] for key in shown}, indent=1))
-
-
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
     from ifsq_train.recipe import load_recipe
 
@@ -214,6 +222,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.stderr.write(f"stopped: {interrupted}\n")
+        sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:

@@ -113,28 +113,48 @@ def holds_tokens(url: str) -> bool:
 
 
 def precompute_tokens(
-    config: PrecomputeConfig, *, num_actors: int, gpus_per_actor: float, address: str | None
+    config: PrecomputeConfig,
+    *,
+    num_actors: int,
+    gpus_per_actor: float,
+    address: str | None,
+    num_readers: int = 0,
 ) -> PrecomputeReport:
     """Encode a dataset on Ray with a progress line; see `launchers.ray_precompute`."""
     from launchers.ray_precompute import precompute_on_ray
 
-    # The number of rows is known once the source is open; items come with both counts.
-    with _progress("shards", "precompute") as show:
-        return precompute_on_ray(
+    return precompute_on_ray(
+        config,
+        num_actors=num_actors,
+        gpus_per_actor=gpus_per_actor,
+        num_readers=num_readers,
+        address=address,
+        show_progress=True,
+    )
+
+
+def sample_images(
+    config: SampleConfig,
+    *,
+    num_actors: int = 0,
+    gpus_per_actor: float = 0,
+    address: str | None = None,
+) -> int:
+    """Draw images with a progress line, in this process or on actors; returns their number."""
+    with _progress("images", "sample") as show:
+        if not num_actors:
+            from ifsq_train.generate import draw_samples
+
+            return draw_samples(config, on_batch=show)
+        from launchers.ray_sample import sample_on_ray
+
+        return sample_on_ray(
             config,
             num_actors=num_actors,
             gpus_per_actor=gpus_per_actor,
             address=address,
-            on_item=lambda done, total, rows: show(done, total, rows=rows),
+            on_batch=show,
         )
-
-
-def sample_images(config: SampleConfig) -> int:
-    """Draw images with a progress line; see `ifsq_train.generate.draw_samples`."""
-    from ifsq_train.generate import draw_samples
-
-    with _progress("images", "sample") as show:
-        return draw_samples(config, on_batch=show)
 
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:

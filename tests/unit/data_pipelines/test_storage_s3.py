@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s3_server import credentials, flaky_proxy, s3_server
+from s3_storage import credentials, flaky_proxy, s3_server
 
 from data_pipelines.errors import DataError
 from data_pipelines.images.index import index_tars
