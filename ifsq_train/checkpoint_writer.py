@@ -198,7 +198,9 @@ class CheckpointWriter:
         published = None
         if self._rank == 0:
             shared = {name: _to_host(value) for name, value in buffers.items()}
-            published = self._thread.submit(self._publish, step, shared, dict(header), abandoned)
+            published = self._thread.submit(
+                self._publish, written, step, shared, dict(header), abandoned
+            )
         self._pending = _Save(step, written, published, abandoned)
 
     def settle(self) -> None:
@@ -276,11 +278,15 @@ class CheckpointWriter:
 
     def _publish(
         self,
+        written: Future[None],
         step: int,
         shared: dict[str, Tensor],
         header: dict[str, Any],
         abandoned: threading.Event,
     ) -> None:
+        # On the same thread as the writing, so that is done; a failure is reported from there.
+        if written.exception() is not None:
+            return
         target = step_folder(self._folder, step)
         data = to_safetensors(shared)
         write_atomically(target / "shared.safetensors", data)

@@ -1,20 +1,28 @@
 """What a training will need, from arithmetic: memory, FLOPs, communication, days.
 
-Nothing is allocated and nothing runs on a GPU: networks are built on torch's meta device, which
-knows shapes only, and one sample is pushed through them to count operations and activations.
+Nothing is allocated and nothing runs on a GPU: networks are built of torch's fake tensors, which
+know shapes only, and one sample is pushed through them to count operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ifsq_train.build import build_task
-from ifsq_train.config import TokenDataConfig, TrainConfig
+from data_pipelines.errors import UserError
+from ifsq_train.build import build_dit, build_llamagen, build_tokenizer
+from ifsq_train.config import (
+    AutoregressiveTaskConfig,
+    DiffusionTaskConfig,
+    TokenizerTaskConfig,
+    TrainConfig,
+)
 from ifsq_train.dry_run import FlopCounter
+from ifsq_train.models.discriminator import PatchDiscriminator
 
 FP32_BYTES = 4
 DEFAULT_EFFICIENCY = 0.35
@@ -48,14 +56,28 @@ class Estimate:
     days: float | None
 
 
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a generator's estimate needs to know of its data.
+
+    Attributes:
+        grid: height and width in tokens or latents.
+        codebook_sizes: of the token groups.
+        latent_channels: for diffusion.
+    """
+
+    grid: tuple[int, int]
+    codebook_sizes: tuple[int, ...] = ()
+    latent_channels: int | None = None
+
+
 def estimate(
     config: TrainConfig,
     *,
     workers: int,
     peak_flops: float | None,
     efficiency: float = DEFAULT_EFFICIENCY,
-    codebook_sizes: tuple[int, ...] | None = None,
-    grid: tuple[int, int] | None = None,
+    tokens: TokenFacts | None = None,
 ) -> Estimate:
     """Arithmetic for a recipe.
 
@@ -64,24 +86,25 @@ def estimate(
         workers: GPUs in all.
         peak_flops: of one GPU in the recipe's precision, FLOP/s.
         efficiency: expected part of the peak, in (0, 1].
-        codebook_sizes, grid: of the token dataset; generators need them.
+        tokens: of the dataset; generators need it.
 
     Raises:
-        UserError: the recipe's parts do not fit.
+        UserError: the recipe's parts do not fit, or there are more workers than samples.
     """
-    with torch.device("meta"):
-        task = build_task(config.task, config.seed, codebook_sizes, grid)
-    networks = task.modules()
-    parameters = {name: count_parameters(module) for name, module in networks.items()}
-    flops = {name: 3.0 * value for name, value in forward_flops(config, task, grid).items()}
-    per_sample = average_flops(config, task, flops)
     batch = config.data.global_batch_size
+    if workers > batch:
+        raise UserError(
+            f"{workers} workers for a global batch of {batch}; use at most {batch} workers"
+        )
+    with FakeTensorMode():
+        networks, inputs = build_networks(config, tokens)
+        parameters = {name: count_parameters(module) for name, module in networks.items()}
+        per_sample = step_flops(config, forward_flops(networks, inputs))
     share = -(-batch // workers)
     micro = min(config.strategy.micro_batch_size or share, share)
     count = -(-share // micro)
-    averaged = set(task.averaged()) if config.ema_decay is not None else set()
     total = sum(parameters.values())
-    kept = sum(parameters[name] for name in averaged)
+    kept = parameters[next(iter(parameters))] if config.ema_decay is not None else 0
     days = None
     if peak_flops is not None:
         seconds = config.steps * batch * per_sample / (workers * peak_flops * efficiency)
@@ -97,6 +120,43 @@ def estimate(
         count,
         days,
     )
+
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def build_networks(
+    config: TrainConfig, tokens: TokenFacts | None
+) -> tuple[dict[str, nn.Module], dict[str, Inputs]]:
+    """The trained networks, and one sample for each."""
+    task = config.task
+    one = torch.zeros(1, dtype=torch.int64)
+    if isinstance(task, TokenizerTaskConfig):
+        assert config.data.kind == "images"
+        size = config.data.view.image_size
+        image = torch.zeros(1, 3, size, size)
+        networks: dict[str, nn.Module] = {"autoencoder": build_tokenizer(task.model)}
+        if task.adversarial is not None:
+            networks["discriminator"] = PatchDiscriminator(
+                task.adversarial.base_channels, task.adversarial.num_layers
+            )
+        return networks, dict.fromkeys(networks, (image,))
+    if tokens is None:
+        raise UserError(
+            "a generator's size depends on its tokens: name the dataset in the recipe, or give"
+            " --grid, with --codebook-size or --latent-channels"
+        )
+    height, width = tokens.grid
+    if isinstance(task, AutoregressiveTaskConfig):
+        groups = len(tokens.codebook_sizes)
+        shape = (1, height * width) if groups == 1 else (1, height * width, groups)
+        model = build_llamagen(task.model, tokens.codebook_sizes, tokens.grid, task.repa)
+        return {"generator": model}, {"generator": (torch.zeros(shape, dtype=torch.int64), one)}
+    assert isinstance(task, DiffusionTaskConfig)
+    channels = tokens.latent_channels or 0
+    latents = torch.zeros(1, channels, height, width)
+    dit = build_dit(task.model, channels, tokens.grid, task.repa)
+    return {"generator": dit}, {"generator": (latents, torch.zeros(1), one)}
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -138,30 +198,33 @@ def communication_bytes(parameters: int, stage: int, workers: int, micro_batches
     return 3 * micro_batches * one
 
 
-def average_flops(config: TrainConfig, task: Any, flops: dict[str, float]) -> float:
-    """Mean over the last updates of the schedule, where every network takes its turn.
-
-    A network that another one's loss passes through costs a forward and half a backward there;
-    that is left out, as are frozen feature networks, so GANs are underestimated by about a third.
-    """
-    last = range(max(0, config.steps - 2), config.steps)
-    return sum(flops[name] for step in last for name in task.updates(step)) / len(last)
-
-
-def forward_flops(config: TrainConfig, task: Any, grid: tuple[int, int] | None) -> dict[str, float]:
-    """Operations of one sample's forward pass by network, counted on the meta device."""
+def forward_flops(
+    networks: Mapping[str, nn.Module], inputs: Mapping[str, Inputs]
+) -> dict[str, float]:
+    """Operations of one sample's forward pass by network, counted on shapes alone."""
     result = {}
-    for name, module in task.modules().items():
-        with torch.device("meta"), torch.no_grad(), FlopCounter() as counter:
-            module.eval()(*_inputs(config, grid))
+    for name, module in networks.items():
+        with torch.no_grad(), FlopCounter() as counter:
+            module.eval()(*inputs[name])
         result[name] = float(counter.total)
     return result
 
 
-def _inputs(config: TrainConfig, grid: tuple[int, int] | None) -> tuple[torch.Tensor, ...]:
-    if isinstance(config.data, TokenDataConfig):
-        assert grid is not None
-        tokens = torch.zeros(1, grid[0] * grid[1], dtype=torch.int64, device="meta")
-        return tokens, torch.zeros(1, dtype=torch.int64, device="meta")
-    size = config.data.view.image_size
-    return (torch.zeros(1, 3, size, size, device="meta"),)
+def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
+    """Operations of one sample in an average step: a backward pass is two forward passes.
+
+    A tokenizer's step against the discriminator passes through both, and the discriminator's own
+    step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
+    """
+    if not isinstance(config.task, TokenizerTaskConfig):
+        return 3.0 * forward["generator"]
+    autoencoder = 3.0 * forward["autoencoder"]
+    adversarial = config.task.adversarial
+    if adversarial is None or adversarial.start_step >= config.steps:
+        return autoencoder
+    generator_step = autoencoder + 2.0 * forward["discriminator"]
+    discriminator_step = forward["autoencoder"] + 6.0 * forward["discriminator"]
+    both = generator_step + discriminator_step
+    against = both if adversarial.schedule == "both" else both / 2.0
+    alone = adversarial.start_step / config.steps
+    return alone * autoencoder + (1.0 - alone) * against

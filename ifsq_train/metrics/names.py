@@ -235,6 +235,13 @@ PRECOMPUTE_ENCODERS = MetricSpec(
     "gauge",
     "Encoders that are up or starting.",
 )
+PRECOMPUTE_STAGE_SECONDS = MetricSpec(
+    "ifsq_precompute_stage_seconds_total",
+    "counter",
+    "Seconds all encoders spent per stage: waiting for work items, waiting for pixels, encoding,"
+    " waiting for the storage.",
+    ("stage",),
+)
 PRECOMPUTE_LAST_TIMESTAMP = MetricSpec(
     "ifsq_precompute_last_item_timestamp_seconds",
     "gauge",

@@ -77,6 +77,8 @@ class PrecomputeMetrics:
         self._metrics.inc(names.QUARANTINED, len(result.bad_samples))
         self._metrics.inc(names.PRECOMPUTE_RETRIES, retries - self._retries)
         self._retries = retries
+        for stage, seconds in result.stage_seconds.items():
+            self._metrics.inc(names.PRECOMPUTE_STAGE_SECONDS, seconds, stage=stage)
         self._metrics.set(names.PRECOMPUTE_LAST_TIMESTAMP, time.time())
         self._metrics.observe_process()
         self._metrics.observe_storage(self._folder)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class TrainingMetrics:
         context: RunContext,
         folder: Path,
         first_step: int,
-        grid: Sequence[int] | None = None,
+        task: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the log and the endpoint.
 
@@ -65,7 +65,7 @@ class TrainingMetrics:
             folder: the run's folder; exists.
             first_step: optimizer steps done by the checkpoint resumed from; later lines of the
                 log are dropped.
-            grid: height and width of the token grid, where the data says it.
+            task: what the task says of itself; a generator's has its `grid`.
 
         Raises:
             UserError: the port is unusable, or a log of this folder is damaged.
@@ -84,7 +84,7 @@ class TrainingMetrics:
         self._last_samples = first_step * config.data.global_batch_size
         self._last_time = time.monotonic()
         self._folder = folder
-        self._tokens_per_sample = tokens_per_sample(config, grid)
+        self._tokens_per_sample = tokens_per_sample(config, task or {})
         self._goodput: Goodput | None = None
         if context.rank == 0:
             self._log = JsonlWriter(folder / "metrics.jsonl", first_step)
@@ -214,10 +214,10 @@ class TrainingMetrics:
         self._metrics.close()
 
 
-def tokens_per_sample(config: TrainConfig, grid: Sequence[int] | None) -> int:
+def tokens_per_sample(config: TrainConfig, task: Mapping[str, Any]) -> int:
     """Tokens or latent positions of one image; 0 where neither data nor task say it."""
-    if grid is not None:
-        return math.prod(grid)
+    if "grid" in task:
+        return math.prod(task["grid"])
     if not isinstance(config.data, ImageDataConfig):
         return 0
     if not isinstance(config.task, TokenizerTaskConfig):

@@ -10,6 +10,11 @@ ENGINES = [
     {"kind": "torch"},
     *({"kind": "deepspeed", "zero_stage": stage} for stage in range(4)),
 ]
+# What must not change a number: where moments live, what is kept for the backward pass.
+OPTIONS = [
+    {"kind": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
+    {"kind": "deepspeed", "zero_stage": 3, "activation_checkpointing": True},
+]
 # Logged name: recorded name.
 TERMS = {
     "tokenizer": {
@@ -67,13 +72,12 @@ def test_every_engine_takes_the_recorded_steps(
         for engine, records in zip(ENGINES, results[0][trace], strict=True):
             assert len(records) == golden.config["steps"]
             for step, record in enumerate(records):
-                for logged, recorded in terms.items():
-                    if logged in record:
-                        expected = float(golden[f"trace.{recorded}"][step])
-                        found = record[logged]
-                        assert found == pytest.approx(expected, rel=drift(step)), (
-                            f"{trace} {engine} world {world_size} step {step}: {logged}"
-                        )
+                if (step, world_size) in FLIPPED.get(trace, ()):
+                    continue
+                found = {terms[name]: value for name, value in record.items() if name in terms}
+                expected = {name: float(golden[f"trace.{name}"][step]) for name in found}
+                where = f"{trace} {engine} world {world_size} step {step}"
+                assert found == pytest.approx(expected, rel=drift(step)), where
             compared = {name for record in records for name in record} & set(terms)
             assert compared == set(terms), "a recorded term was never logged"
 
@@ -82,7 +86,7 @@ def test_every_engine_takes_the_recorded_steps(
 def test_two_networks_and_synced_batch_norm_do_not_depend_on_the_engine(tmp_path: Path) -> None:
     """Worlds 1, 2 and 4 (which does not divide the batch of 6), against one plain process."""
     results = {}
-    for world_size, engines in ((1, ENGINES), (2, ENGINES), (4, [ENGINES[0], ENGINES[2]])):
+    for world_size, engines in ((1, ENGINES), (2, ENGINES + OPTIONS), (4, [ENGINES[2]])):
         output = tmp_path / str(world_size)
         results[world_size] = run_ranks(
             world_size, "run_smooth", engines=engines, output=str(output)

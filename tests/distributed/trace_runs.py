@@ -231,7 +231,7 @@ def smooth_trace(output: str, strategy: dict[str, Any]) -> tuple:
     config = recipe(
         output,
         strategy | {"synced_batch_norm": True},
-        steps=8,
+        steps=6,
         data={"kind": "images", "view": {"kind": "raw", "image_size": 16}},
         batch=6,
         task={"kind": "tokenizer", "model": network, "adversarial": adversarial},

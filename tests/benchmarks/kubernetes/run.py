@@ -64,7 +64,7 @@ class Stage:
         pack_images(
             self.base / "digits",
             str(self.storage / "runs/demo/data/train"),
-            1 << 20,
+            shard_bytes=1 << 20,
             seed=0,
             max_bad_samples=0,
             keep=lambda name: not held_out(name),

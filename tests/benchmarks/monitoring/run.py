@@ -111,7 +111,7 @@ def pack(work: Path) -> None:
     pack_images(
         work / "digits",
         str(work / "data"),
-        1 << 20,
+        shard_bytes=1 << 20,
         seed=0,
         max_bad_samples=0,
         keep=lambda name: not held_out(name),

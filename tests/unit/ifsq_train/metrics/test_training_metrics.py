@@ -46,7 +46,9 @@ def start(tmp_path: Path) -> Iterator[Opener]:
 
     def opener(first_step: int = 0, **place: Any) -> TrainingMetrics:
         context = InProcessContext(**place)
-        opened.append(TrainingMetrics(recipe(tmp_path), context, tmp_path, first_step, (4, 4)))
+        opened.append(
+            TrainingMetrics(recipe(tmp_path), context, tmp_path, first_step, {"grid": [4, 4]})
+        )
         return opened[-1]
 
     yield opener
