@@ -59,6 +59,14 @@ PRECOMPUTE = Dashboard(
                 minimum=0,
             ),
             curve(
+                "Where encoders spend their time",
+                "none",
+                f"rate(ifsq_precompute_stage_seconds_total{{{R}}}[$__rate_interval])",
+                "{{run}} {{stage}}",
+                "Encoders busy with each stage: waiting for work, for pixels, for storage; encoding.",
+                minimum=0,
+            ),
+            curve(
                 "Shards published",
                 "none",
                 f"ifsq_precompute_items_total{{{R}}}",
