@@ -63,7 +63,7 @@ PRECOMPUTE = Dashboard(
                 "none",
                 f"rate(ifsq_precompute_stage_seconds_total{{{R}}}[$__rate_interval])",
                 "{{run}} {{stage}}",
-                "Encoders busy with each stage: waiting for work, for pixels, for storage; encoding.",
+                "Encoders in each stage: waiting for work, pixels or storage; encoding.",
                 minimum=0,
             ),
             curve(
