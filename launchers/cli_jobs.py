@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -78,31 +79,10 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Watch the job; Ctrl-C leaves it running.")] = True,
 ) -> None:
     """Run a recipe on a cluster and watch it; Ctrl-C only stops watching."""
-    from ifsq_train.recipe import load_recipe
-    from launchers.job_request import (
-        DEFAULT_MOUNT,
-        JobRequest,
-        check_request,
-        default_name,
-        parse_env,
-        parse_secrets,
-        parse_storage,
-    )
+    from launchers.job_request import check_request
 
-    loaded = load_recipe(recipe, overrides or [])
-    claim, mount = parse_storage(storage) if storage else (None, DEFAULT_MOUNT)
-    request = JobRequest(
-        name=name or default_name(loaded),
-        recipe=loaded,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        image=image,
-        queue=queue,
-        claim=claim,
-        mount=mount,
-        env=parse_env(env or []),
-        secrets=parse_secrets(secret or []),
-    )
+    request = _request(recipe, overrides, nodes, gpus_per_node, name, image, queue, storage)
+    request = _with_environment(request, env, secret)
     check_request(request)
     if to == "k8s":
         _submit_to_kubernetes(request, profile, namespace, context, dry_run=dry_run, wait=wait)
@@ -114,6 +94,41 @@ def submit(
         _submit_to_ray(request, address, cpus_per_node, workdir, wait=wait)
     else:
         _run_locally(request, cpus_per_node)
+
+
+def _request(
+    recipe: str,
+    overrides: list[str] | None,
+    nodes: int,
+    gpus_per_node: int,
+    name: str | None,
+    image: str,
+    queue: str | None,
+    storage: str | None,
+) -> JobRequest:
+    from ifsq_train.recipe import load_recipe
+    from launchers.job_request import DEFAULT_MOUNT, JobRequest, default_name, parse_storage
+
+    loaded = load_recipe(recipe, overrides or [])
+    claim, mount = parse_storage(storage) if storage else (None, DEFAULT_MOUNT)
+    return JobRequest(
+        name=name or default_name(loaded),
+        recipe=loaded,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        image=image,
+        queue=queue,
+        claim=claim,
+        mount=mount,
+    )
+
+
+def _with_environment(
+    request: JobRequest, env: list[str] | None, secrets: list[str] | None
+) -> JobRequest:
+    from launchers.job_request import parse_env, parse_secrets
+
+    return replace(request, env=parse_env(env or []), secrets=parse_secrets(secrets or []))
 
 
 def _submit_to_kubernetes(

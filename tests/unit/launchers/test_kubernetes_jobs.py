@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -343,3 +345,20 @@ def test_no_cluster_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no Kubernetes cluster is configured"):
         KubernetesCluster.connect()
+
+
+def test_kubectl_takes_what_a_dry_run_prints(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who keep their jobs in files."""
+    monkeypatch.setattr(api.kube, "token", None)  # kubectl sends none without TLS
+    kubectl = Path(sys.executable).parent / "kubectl"
+    if not kubectl.is_file():
+        pytest.skip("kubectl is not installed (`make install`)")
+    done = CliRunner().invoke(app, [*SUBMIT, "--dry-run", "--queue", "lab"])
+    manifest = done.stdout
+    command = [str(kubectl), "--kubeconfig", str(api.kubeconfig()), "create", "-f", "-"]
+    command += ["--validate=false"]
+    created = subprocess.run(command, input=manifest, capture_output=True, text=True, check=False)
+    assert created.returncode == 0, created.stderr
+    assert created.stdout == "rayjob.ray.io/demo-tokenizer created\n"
+    shown = CliRunner().invoke(app, ["status", "demo-tokenizer"])
+    assert "lab" in shown.output

@@ -99,7 +99,7 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
     for spec in METRICS:
         record_something(metrics, spec)
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
-    of_runs = {"term", "network", "channel", "phase", "task", "strategy", "precision"}
+    of_runs = {"term", "network", "channel", "phase", "stage", "task", "strategy", "precision"}
     assert labels == of_runs | {"rank", "le"}
 
 
