@@ -45,7 +45,9 @@ class BoundAndRound(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (sigmoid,) = ctx.saved_tensors
         through = torch.ops.aten.sigmoid_backward(gradients[0], sigmoid)
         return through.mul_(ctx.slope), None, None, None, None
