@@ -22,7 +22,9 @@ def test_one_and_three_ranks_agree(tmp_path: Path) -> None:
         "batch_size": 2,
     }
     results = [
-        run_ranks(size, "evaluate_recipe", values=values | {"output": str(tmp_path / f"{size}.json")})
+        run_ranks(
+            size, "evaluate_recipe", values=values | {"output": str(tmp_path / f"{size}.json")}
+        )
         for size in (1, 3)
     ]
     (alone,), shared = results

@@ -141,7 +141,9 @@ def measure_encode(bench: Bench) -> None:
         given = images.contiguous() if name == "plain" else images
         for precision in ("fp32", "bf16"):
 
-            def encode(network: Tokenizer = network, low: bool = precision == "bf16") -> Tensor:
+            def encode(
+                network: Tokenizer = network, given: Tensor = given, low: bool = precision == "bf16"
+            ) -> Tensor:
                 with (
                     torch.inference_mode(),
                     torch.autocast(bench.device.type, torch.bfloat16, enabled=low),

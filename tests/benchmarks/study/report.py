@@ -23,7 +23,7 @@ python tests/benchmarks/study/run.py --report docs
 
 All three tokenizers share everything but the bottleneck: 8x8 positions of 4 channels, {codes:,}
 codes (9 levels in each channel, or {codes:,} learned entries), {bits:.2f} bits per position, the
-same network (about a million parameters), {steps} steps of {batch} images, squared error only, Adam
+same network (0.77 million parameters), {steps} steps of {batch} images, squared error only, Adam
 with a cosine schedule, averaged weights. {data}. Recipes: `ifsq train study/ifsq`, `study/fsq`,
 `study/vq`. A run takes about {seconds:.0f} seconds of processor time.
 """
@@ -55,16 +55,16 @@ def write_report(runs: Path, folder: Path, data: str) -> None:
     (folder / "study.md").write_text("\n".join(parts))
 
 
-LIMITS = """
+LIMITS = f"""
 ## What it does not say
 
 - These are small networks, short runs and small images. The paper's claims are about 256 px, 83
   million parameters and a hundred times the steps; nothing here confirms or refutes its tables.
 - VQ is trained as the released code trains it: no codebook averaging, no restarts, entries that
-  start within 1/{codes:,} of zero. Better recipes for VQ exist and would use more of the codebook.
-- Code use is measured on held-out images over 128,000 positions, so {codes:,} codes could all occur.
+  start within 1/{CODES:,} of zero. Better recipes for VQ exist and would use more of the codebook.
+- Code use is counted over the held-out images' 64 positions each, far more than there are codes.
 - Reconstruction of a tokenizer is not yet the quality of what is generated on it.
-""".format(codes=CODES)
+"""
 
 
 def spread(values: list[float], digits: int) -> str:
