@@ -154,7 +154,9 @@ class TokenizerTask:
         with info.strategy.autocast():
             logits = discriminator(leaf)
         loss = generator_loss(logits.float())
-        (adversarial_gradient,) = torch.autograd.grad(loss, leaf)
+        # Weighted while it passes through batch norms that workers share, as their losses are.
+        (adversarial_gradient,) = torch.autograd.grad(loss * info.share, leaf)
+        adversarial_gradient = adversarial_gradient / (info.share or 1.0)
         layer, layer_input = last_layer
         # Over all ranks, so that the weight does not depend on how the batch is shared out.
         scale = info.share * info.num_micro_batches

@@ -238,7 +238,14 @@ def measure_dit(bench: Bench) -> None:
     torch.manual_seed(0)
     shape = {"num_layers": 2, "num_heads": 4, "dim": 64} if bench.tiny else dit.SIZES["L"]
     side = bench.size(32, 8)
-    model = dit.DiT(**shape, latent_channels=4, grid=(side, side), patch_size=2).to(bench.device)
+    model = dit.DiT(
+        num_layers=shape["num_layers"],
+        num_heads=shape["num_heads"],
+        dim=shape["dim"],
+        latent_channels=4,
+        grid=(side, side),
+        patch_size=2,
+    ).to(bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, fused=bench.device.type == "cuda")
     count = bench.size(128, 2)
     data = torch.randn(count, 4, side, side, device=bench.device)
