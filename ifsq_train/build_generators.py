@@ -15,7 +15,7 @@ import torch.distributed as dist
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.features import FEATURES
 from data_pipelines.tokens.format import TokenSpec
-from data_pipelines.tokens.latents import LatentStatistics, LatentSums
+from data_pipelines.tokens.latents import LATENT_MEAN, LatentStatistics, LatentSums
 from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.build import build_dit, build_llamagen
 from ifsq_train.checkpoint import write_atomically
@@ -26,7 +26,7 @@ from ifsq_train.config import (
     TrainConfig,
 )
 from ifsq_train.context import RunContext
-from ifsq_train.data import DataFacts, TrainData, stores_latents
+from ifsq_train.data import DataFacts, TrainData
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.fsq import FSQ
 from ifsq_train.models.quantizers.lfq import LFQ
@@ -135,8 +135,9 @@ def _token_source(
     sizes, grid = tuple(spec.codebook_sizes), (spec.grid[0], spec.grid[1])
     if isinstance(task, AutoregressiveTaskConfig):
         return Source(sizes, grid, 0, spec.tokenizer_fingerprint)
-    stored = stores_latents(spec)
-    quantizer = None if stored else quantizer_of(spec, task.tokenizer or data_tokenizer)
+    if LATENT_MEAN in spec.extra_columns:
+        return Source(sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint)
+    quantizer = quantizer_of(spec, task.tokenizer or data_tokenizer)
     return Source(
         sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint, quantizer=quantizer
     )

@@ -29,6 +29,7 @@ from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.fingerprint import update_with_tensors
+from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.continuous import Continuous, split_moments
 from ifsq_train.models.quantizers.fsq import FSQ
@@ -122,7 +123,7 @@ class TokenEncoder:
         self.downsample_ratio = network.downsample_ratio
         self.numerics = f"{device}/{precision}"
         self.batch_size = batch_size
-        self._network = network.eval().to(device)
+        self._network = optimize_for_inference(network.to(device))
         self.teacher = None if teacher is None else (teacher_fingerprint(teacher), teacher.dim)
         self._teacher = teacher.eval().to(device) if teacher is not None else None
         self._device, self._precision = device, precision
@@ -139,7 +140,7 @@ class TokenEncoder:
         if count < self.batch_size:
             filler = images.new_zeros(self.batch_size - count, *images.shape[1:])
             images = torch.cat([images, filler])
-        images = images.to(self._device, non_blocking=True)
+        images = channels_last(images.to(self._device, non_blocking=True))
         with reproducible_kernels():
             with torch.autocast(self._device, torch.bfloat16, enabled=self._precision == "bf16"):
                 moments = self._network.quant_conv(self._network.encoder(images))

@@ -158,7 +158,7 @@ class Demo:
             manifest = pack_images(
                 source,
                 str(self.folder / "data" / part),
-                SHARD_BYTES,
+                shard_bytes=SHARD_BYTES,
                 seed=0,
                 max_bad_samples=MAX_BAD_SAMPLES,
                 keep=lambda name, wanted=wanted: held_out(name) == wanted,

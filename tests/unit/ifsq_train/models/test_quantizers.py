@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ifsq_train.evaluation.codes import CodeCounter, DigitCounter
+from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, NormalizedVQ, Quantizer
 
 
@@ -30,13 +31,60 @@ def test_index_round_trip_is_exact(levels: list[int], order: str) -> None:
     assert quantizer.codebook_sizes == (math.prod(levels),)
 
 
-def test_bf16_autocast_gives_the_same_tokens() -> None:
-    quantizer = FSQ([17] * 4)
-    z = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("levels", [[17] * 4, [17] * 6, [17] * 8, [65] * 4, [129] * 4, [8, 6, 5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bf16_autocast_gives_the_same_tokens(levels: list[int], dtype: torch.dtype) -> None:
+    """All of a hundred thousand values, of latents in either type (a network's are in bf16)."""
+    quantizer = FSQ(levels, bound="shifted" if 8 in levels else "simple")
+    count = 100_000 // len(levels) // 64
+    noise = torch.randn(count, len(levels), 8, 8, generator=torch.Generator().manual_seed(0))
+    z = (noise * 1.2).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = quantizer(z)
     assert mixed.latents.dtype == torch.float32
-    assert torch.equal(mixed.indices, quantizer(z).indices)
+    expected = quantizer(z.float())
+    assert torch.equal(mixed.indices, expected.indices)
+    assert torch.equal(mixed.latents, expected.latents)
+
+
+@pytest.mark.parametrize("cells", ["paper", "equal_width"])
+@pytest.mark.parametrize("levels", [[17] * 4, [5, 9, 17, 33], [257] * 7])
+def test_the_fused_path_gives_the_bits_of_the_plain_one(
+    levels: list[int], cells: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = FSQ(levels, cells=cells, groups=[1, len(levels) - 1])  # pyright: ignore
+    noise = torch.randn(32, len(levels), 16, 16, generator=torch.Generator().manual_seed(0)) * 2
+    results = []
+    for plain in ("0", "1"):
+        monkeypatch.setenv(VARIABLE, plain)
+        z = noise.clone().requires_grad_()
+        output = quantizer(z)
+        output.latents.square().sum().backward()
+        assert z.grad is not None
+        results.append((output.latents, output.indices, z.grad))
+    (fused, indices, gradient), (plain_latents, plain_indices, plain_gradient) = results
+    assert torch.equal(fused, plain_latents)
+    assert torch.equal(indices, plain_indices)
+    assert torch.allclose(gradient, plain_gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [1, 6, 11])
+def test_lfq_entropies_bit_by_bit_are_those_over_all_codes(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = torch.randn(2, bits, 8, 8, generator=torch.Generator().manual_seed(0)).double() * 0.02
+    values = []
+    for plain in ("0", "1"):
+        monkeypatch.setenv(VARIABLE, plain)
+        values.append(LFQ(bits, entropy_weight=1.0)(z).losses["entropy"])
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5, abs=1e-6)
+
+
+def test_statistics_can_be_left_out() -> None:
+    quantizer = FSQ([5, 5], track_statistics=True).train()
+    quantizer.measure_use = False
+    assert quantizer(torch.randn(1, 2, 4, 4)).stats == {}
+    assert float(quantizer.running_var.sum()) != 2.0
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.6, 2.0])
