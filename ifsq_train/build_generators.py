@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.errors import UserError
-from data_pipelines.tokens.format import LatentStatistics, LatentSums, TokenSpec
+from data_pipelines.tokens.features import FEATURES
+from data_pipelines.tokens.format import TokenSpec
+from data_pipelines.tokens.latents import LATENT_MEAN, LatentStatistics, LatentSums
 from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.build import build_dit, build_llamagen
 from ifsq_train.checkpoint import write_atomically
@@ -24,14 +26,15 @@ from ifsq_train.config import (
     TrainConfig,
 )
 from ifsq_train.context import RunContext
-from ifsq_train.data import FEATURES, DataFacts, TrainData
+from ifsq_train.data import DataFacts, TrainData
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.fsq import FSQ
 from ifsq_train.models.quantizers.lfq import LFQ
-from ifsq_train.models.repa import DinoTeacher, load_dino
+from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, ImageEncoder, LatentInputs, TokenInputs
+from ifsq_train.token_encoder import open_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +135,11 @@ def _token_source(
     sizes, grid = tuple(spec.codebook_sizes), (spec.grid[0], spec.grid[1])
     if isinstance(task, AutoregressiveTaskConfig):
         return Source(sizes, grid, 0, spec.tokenizer_fingerprint)
+    if LATENT_MEAN in spec.extra_columns:
+        return Source(sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint)
     quantizer = quantizer_of(spec, task.tokenizer or data_tokenizer)
     return Source(
-        sizes, grid, quantizer.num_channels, spec.tokenizer_fingerprint, quantizer=quantizer
+        sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint, quantizer=quantizer
     )
 
 
@@ -185,13 +190,11 @@ def build_alignment(
     if repa is None:
         return None
     if repa.teacher is not None:
-        teacher = open_teacher(repa, grid)
+        teacher = open_teacher(repa.teacher, repa.size, grid, "task.repa.teacher")
         return Alignment(teacher, repa.weight, repa.precision)
     assert facts.tokens is not None
     stored = facts.tokens.extra_columns[FEATURES].shape
-    from ifsq_train.models.repa import SIZES
-
-    wanted = (grid[0] * grid[1], SIZES[repa.size]["dim"])
+    wanted = (grid[0] * grid[1], TEACHERS[repa.size]["dim"])
     if tuple(stored) != wanted:
         raise UserError(
             f"the stored features are {stored[0]} x {stored[1]} per view, the model aligns"
@@ -199,24 +202,6 @@ def build_alignment(
             " them for this grid and teacher, or name task.repa.teacher"
         )
     return Alignment(None, repa.weight)
-
-
-def open_teacher(repa: RepaConfig, grid: tuple[int, int]) -> DinoTeacher:
-    """The frozen teacher from its local file.
-
-    Raises:
-        UserError: the file is missing or not that backbone.
-    """
-    assert repa.teacher is not None
-    if not Path(repa.teacher).is_file():
-        raise UserError(
-            f"task.repa.teacher: no file '{repa.teacher}'; give a local DINOv2 weight file such as"
-            " dinov2_vitb14_pretrain.pth"
-        )
-    try:
-        return load_dino(Path(repa.teacher), size=repa.size, grid=grid)
-    except ValueError as error:
-        raise UserError(f"task.repa.teacher: {error}") from error
 
 
 def latent_scaling(

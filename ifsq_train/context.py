@@ -6,12 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 
+from data_pipelines.errors import UserError
 from ifsq_train.interruption import Interruption, terminated
+
+if TYPE_CHECKING:
+    from ifsq_train.config import TrainConfig
+    from ifsq_train.data import TrainData
 
 
 class RunContext(Protocol):
@@ -34,6 +39,10 @@ class RunContext(Protocol):
 
     def restore_from(self) -> Path | None:
         """Checkpoint folder the launcher insists on; None to take the run folder's newest."""
+        ...
+
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """The same data, perhaps made by helpers the launcher has; batches are bit-identical."""
         ...
 
 
@@ -69,6 +78,10 @@ class InProcessContext:
         """Nothing is insisted on."""
         return None
 
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """As it is: there are no helpers. `data.decode_actors` needs the Ray launcher."""
+        return without_helpers(data, config)
+
 
 @dataclass
 class TorchrunContext:
@@ -95,6 +108,23 @@ class TorchrunContext:
     def restore_from(self) -> Path | None:
         """Nothing is insisted on."""
         return None
+
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """As it is: there are no helpers. `data.decode_actors` needs the Ray launcher."""
+        return without_helpers(data, config)
+
+
+def without_helpers(data: TrainData, config: TrainConfig) -> TrainData:
+    """The data itself.
+
+    Raises:
+        UserError: the recipe asks for decode actors.
+    """
+    if config.data.kind == "images" and config.data.decode_actors:
+        raise UserError(
+            f"data.decode_actors={config.data.decode_actors} needs Ray; use --launcher ray, or 0"
+        )
+    return data
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Work items in, published shards out; reading, encoding and publishing overlap.
+"""Work items in, finished rows out; reading, encoding and finishing overlap.
 
 Rows of all items go through the encoder one after the other, so its batches are full whatever the
 size of an item; only when nothing more is at hand is a batch filled up with zeros. What is in
@@ -35,6 +35,9 @@ MAX_FLUSH_WAIT_SECONDS = 0.05
 
 DecodePixels = Callable[[RowRange], "Pending"]
 """Begins reading and decoding a range of rows."""
+
+
+FinishItem = Callable[[ItemRows], ItemResult]
 
 
 class Pending(Protocol):
@@ -75,6 +78,17 @@ class ListedItems:
         raise EndOfItems
 
 
+def publishing(storage: Storage) -> FinishItem:
+    """Finishing an item by publishing its shard."""
+
+    def publish(rows: ItemRows) -> ItemResult:
+        encoded = rows.encoded()
+        publish_shard(storage, encoded.item.index, encoded.data)
+        return ItemResult(encoded.item, rows.num_rows, encoded.bad_samples)
+
+    return publish
+
+
 @dataclass(frozen=True)
 class _Part:
     """Rows of a range that lie in one encoder batch."""
@@ -91,7 +105,7 @@ class EncodeStream:
         spec: what is made.
         encoder: on its device.
         decode: begins reading a range of rows.
-        storage: where shards are published.
+        finish: called in a thread with the complete rows of an item, to publish them.
         max_bad_samples: an item with more ends the stream.
         batches_cross_items: whether an encoder batch may have rows of several items; where not,
             the last batch of every item is filled up.
@@ -100,7 +114,7 @@ class EncodeStream:
     spec: TokenSpec
     encoder: TokenEncoder
     decode: DecodePixels
-    storage: Storage
+    finish: FinishItem
     max_bad_samples: int
     batches_cross_items: bool = True
     _items: dict[int, ItemRows] = field(default_factory=dict)
@@ -113,7 +127,7 @@ class EncodeStream:
     _ended: bool = False
 
     def run(self, feed: ItemFeed) -> Iterator[ItemResult]:
-        """Make items until the feed ends; a result means that its shard is published.
+        """Make items until the feed ends; a result means that it is finished.
 
         Raises:
             DataError: unreadable source, too many bad samples, or a shard that exists with other
@@ -206,14 +220,7 @@ class EncodeStream:
         rows.add(part.pixels, part.part, arrays)
         if rows.complete:
             del self._items[index]
-            self._publishing.append(pool.submit(self._publish, rows))
-
-    def _publish(self, rows: ItemRows) -> ItemResult:
-        encoded = rows.encoded()
-        publish_shard(self.storage, encoded.item.index, encoded.data)
-        return ItemResult(
-            encoded.item, encoded.item.num_samples * self.spec.num_views, encoded.bad_samples
-        )
+            self._publishing.append(pool.submit(self.finish, rows))
 
     def _published(self, at_most: int) -> Iterator[ItemResult]:
         """Results that are there; waits until at most so many are still being published."""

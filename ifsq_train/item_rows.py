@@ -34,15 +34,15 @@ class ItemRows:
     def __init__(self, spec: TokenSpec, item: WorkItem, max_bad_samples: int) -> None:
         self.item = item
         self._spec, self._max_bad = spec, max_bad_samples
-        count = item.num_samples * spec.num_views
+        self.num_rows = count = item.num_samples * spec.num_views
         self._missing = count
         groups, channels = len(spec.codebook_sizes), spec.latent_channels
         self._columns: dict[str, NDArray[Any]] = {
             "sample_ids": np.empty(count, np.int64),
             "source_ids": np.empty(count, np.int64),
             "labels": np.empty(count, np.int32),
-            "views": np.empty(count, np.int16),
-            "boxes": np.empty((count, 4), np.float32),
+            "views": np.empty(count, np.int64),
+            "windows": np.empty((count, 4), np.uint16),
             "flips": np.empty(count, np.bool_),
             "tokens": np.empty((count, spec.tokens_per_row, groups), np.int64),
         }
@@ -50,7 +50,6 @@ class ItemRows:
             name: np.empty((count, *column.shape), column.dtype)
             for name, column in spec.extra_columns.items()
         }
-        self._keys: list[str] = [""] * count
         self._sums = np.empty((count, channels))
         self._squares = np.empty((count, channels))
         self._bad: dict[tuple[str, str], BadSample] = {}
@@ -73,9 +72,8 @@ class ItemRows:
         """
         at = slice(pixels.rows.first + part.start, pixels.rows.first + part.stop)
         columns = self._columns
-        for name in ("sample_ids", "source_ids", "labels", "views", "boxes", "flips"):
+        for name in ("sample_ids", "source_ids", "labels", "views", "windows", "flips"):
             columns[name][at] = getattr(pixels, name)[part]
-        self._keys[at] = pixels.keys[part]
         rows = part.stop - part.start
         columns["tokens"][at] = encoded.tokens.reshape(rows, self._spec.tokens_per_row, -1)
         mean, logvar = self._add_latents(at, encoded)
@@ -118,15 +116,18 @@ class ItemRows:
                 " raise max_bad_samples"
             )
 
+    def rows(self) -> TokenRows:
+        """All rows of the item."""
+        assert self.complete
+        return TokenRows(extra=self._extra, **self._columns)
+
     def encoded(self) -> EncodedItem:
         """The item's shard file."""
-        assert self.complete
-        rows = TokenRows(keys=self._keys, extra=self._extra, **self._columns)
         cells = self._spec.tokens_per_row
         sums = LatentSums.of_rows(self._sums, self._squares, cells)
         bad = tuple(self._bad[key] for key in sorted(self._bad))
         metadata = ShardMetadata(self._spec, self.item.index, sums, bad)
-        return EncodedItem(self.item, encode_shard(rows, metadata), bad)
+        return EncodedItem(self.item, encode_shard(self.rows(), metadata), bad)
 
 
 def _row_sums(

@@ -19,18 +19,26 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.storage import Storage, open_storage
+from data_pipelines.storage import open_storage
 from data_pipelines.tokens.features import feature_columns
 from data_pipelines.tokens.format import ExtraColumn, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import DecodePixels, EncodeStream, ItemFeed, ListedItems
+from ifsq_train.encode_stream import (
+    DecodePixels,
+    EncodeStream,
+    FinishItem,
+    ItemFeed,
+    ListedItems,
+    publishing,
+)
 from ifsq_train.precompute_run import (
     ItemResult,
     OnItem,
     PrecomputeReport,
     PrecomputeRun,
     published_report,
+    with_growth,
 )
 from ifsq_train.token_encoder import TokenEncoder, open_encoder, token_grid
 from ifsq_train.view_pixels import ViewPixels
@@ -63,7 +71,7 @@ def run_precompute_local(
             return report
         run = PrecomputeRun(storage, encoder.spec, config.max_bad_samples, on_item)
         for items in run.rounds():
-            for result in encoder.make(ListedItems(items), storage):
+            for result in encoder.make(ListedItems(items), publishing(storage)):
                 run.done(result)
         return run.finish()
     finally:
@@ -73,14 +81,15 @@ def run_precompute_local(
 def with_absolute_paths(config: PrecomputeConfig) -> PrecomputeConfig:
     """The same job for processes that run in another folder."""
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "output")}
-    changes: dict[str, object] = {name: _absolute(value) for name, value in named.items()}
+    changes: dict[str, object] = {name: absolute_place(value) for name, value in named.items()}
     if config.teacher is not None:
-        weights = _absolute(config.teacher.weights)
+        weights = absolute_place(config.teacher.weights)
         changes["teacher"] = config.teacher.model_copy(update={"weights": weights})
     return config.model_copy(update=changes)
 
 
-def _absolute(path: str) -> str:
+def absolute_place(path: str) -> str:
+    """A path or URL for processes that run in another folder."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
@@ -95,7 +104,8 @@ def preflight(config: PrecomputeConfig) -> TokenSpec:
     """
     encoder = open_encoder(config, "cpu")
     manifest = ShardManifest.open(config.source)
-    return describe_job(config, manifest, encoder, config.decoder)
+    spec = describe_job(config, manifest, encoder, config.decoder)
+    return with_growth(open_storage(config.output), spec, manifest)
 
 
 def describe_job(
@@ -198,9 +208,9 @@ class ItemEncoder:
         self._encoder = open_encoder(config, device)
         self._pixels = ViewPixels(config, pixels_on or device, decode_threads)
         self._readers = ThreadPoolExecutor(self._pixels.num_readers, "read")
-        self.spec = describe_job(
-            config, self._pixels.manifest, self._encoder, self._pixels.decoder_name
-        )
+        manifest = self._pixels.manifest
+        spec = describe_job(config, manifest, self._encoder, self._pixels.decoder_name)
+        self.spec = with_growth(open_storage(config.output), spec, manifest)
         rows_per_item = config.samples_per_shard * config.view.num_views
         # Where every item fills its batches, nothing rests on where in a batch an image lies.
         self._batches_cross_items = bool(
@@ -208,11 +218,12 @@ class ItemEncoder:
         ) and not self._encoder.position_matters(config.view.image_size)
 
     def make(
-        self, feed: ItemFeed, storage: Storage, decode: DecodePixels | None = None
+        self, feed: ItemFeed, finish: FinishItem, decode: DecodePixels | None = None
     ) -> Iterator[ItemResult]:
-        """Encode and publish items until the feed ends.
+        """Encode and finish items until the feed ends.
 
         Args:
+            finish: what is done with an item's rows, such as `publishing(storage)`.
             decode: begins reading a range of rows; None does it in threads of this process.
 
         Raises:
@@ -222,7 +233,7 @@ class ItemEncoder:
             self.spec,
             self._encoder,
             decode or (lambda rows: self._readers.submit(self._pixels.decode, rows)),
-            storage,
+            finish,
             self._config.max_bad_samples,
             self._batches_cross_items,
         )

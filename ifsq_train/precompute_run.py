@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
+
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.budget import BadSample
+from data_pipelines.manifest import ShardManifest, manifest_digest
 from data_pipelines.storage import Storage
 from data_pipelines.tokens.format import (
     SHARD_FOLDER,
@@ -25,10 +28,16 @@ from data_pipelines.tokens.format import (
     shard_name,
 )
 from data_pipelines.tokens.latents import LatentSums
-from data_pipelines.tokens.reader import TokenDataset
+from data_pipelines.tokens.reader import TokenDataset, read_tokens_json
 from data_pipelines.tokens.shard import TokenShard, decode_shard
 from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
-from data_pipelines.tokens.writer import TokenShardEntry, pin_job, publish_tokens, read_job
+from data_pipelines.tokens.writer import (
+    TokenShardEntry,
+    pin_job,
+    publish_tokens,
+    read_job,
+    refuse_differences,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +98,55 @@ class PrecomputeReport:
         )
 
 
-def plan_items(num_samples: int, samples_per_shard: int) -> list[WorkItem]:
-    """All items of a job, in order of sample ids; the last may be smaller."""
-    return [
-        WorkItem(index, first, min(samples_per_shard, num_samples - first))
-        for index, first in enumerate(range(0, num_samples, samples_per_shard))
-    ]
+def plan_items(spec: TokenSpec) -> list[WorkItem]:
+    """All items of a job, in order of sample ids; the last, and the last before a growth, may be
+    smaller."""
+    return [WorkItem(index, *spec.shard_range(index)) for index in range(spec.num_shards)]
 
 
 def pending_items(storage: Storage, items: list[WorkItem]) -> list[WorkItem]:
     """The items whose shards are not there yet."""
     present = set(storage.list(SHARD_FOLDER))
     return [item for item in items if shard_name(item.index) not in present]
+
+
+def with_growth(storage: Storage, spec: TokenSpec, manifest: ShardManifest) -> TokenSpec:
+    """The spec that continues what the folder holds, where the source has grown since.
+
+    A source has grown if it begins with all shards it had; only what came after is then encoded.
+
+    Args:
+        spec: of the job, as if nothing was there.
+        manifest: of its source.
+
+    Raises:
+        DataError: the dataset of the source as it was is not finished.
+    """
+    pinned = read_job(storage)
+    if pinned is None:
+        return spec
+    if pinned.source_digest == spec.source_digest:
+        return replace(spec, grown_from=pinned.grown_from)
+    if not _begins_with(manifest, pinned.num_samples, pinned.source_digest):
+        return spec  # another source; what differs is said where the job is compared
+    finished = storage.exists(TOKENS_JSON) and read_tokens_json(storage)["spec"]["source_digest"]
+    if finished != pinned.source_digest:
+        raise DataError(
+            f"{storage.url} is unfinished and its source has grown meanwhile; finish it with the"
+            " source as it was, or write to another folder"
+        )
+    before = (pinned.num_samples, pinned.source_digest)
+    return replace(spec, grown_from=(*pinned.grown_from, before))
+
+
+def _begins_with(manifest: ShardManifest, num_samples: int, digest: str) -> bool:
+    """Whether the first shards of a source are, all together, the source of that digest."""
+    ends = np.cumsum(manifest.shard_sizes)
+    count = int(np.searchsorted(ends, num_samples)) + 1
+    if count > len(ends) or ends[count - 1] != num_samples:
+        return False
+    shards = [manifest.shard(index) for index in range(count)]
+    return manifest_digest(shards, manifest.classes) == digest
 
 
 def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> PrecomputeReport | None:
@@ -119,10 +165,15 @@ def published_report(storage: Storage, spec: TokenSpec, decoder: str) -> Precomp
     pinned = read_job(storage)
     if pinned is None:
         return None
-    accepted = replace(spec, numerics=pinned.numerics)
+    accepted = spec
+    if pinned.numerics.partition("/")[2] == spec.numerics.partition("/")[2]:
+        accepted = replace(spec, numerics=pinned.numerics)
     if decoder == "auto" or pinned.decoder.startswith(decoder):
         accepted = replace(accepted, decoder=pinned.decoder)
-    pin_job(storage, accepted)
+    if len(accepted.grown_from) > len(pinned.grown_from):
+        refuse_differences(storage, pinned, accepted.before_growth())
+        return None
+    refuse_differences(storage, pinned, accepted)
     if not storage.exists(TOKENS_JSON):
         return None
     try:
@@ -175,7 +226,12 @@ class PrecomputeRun:
     def __post_init__(self) -> None:
         pin_job(self.storage, self.spec)
         self.storage.delete_stale_temporaries()
-        self._items = plan_items(self.spec.num_samples, self.spec.samples_per_shard)
+        self._items = plan_items(self.spec)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that are there, those of earlier runs counted."""
+        return self.spec.num_rows - self._rows_left
 
     def rounds(self) -> Iterator[list[WorkItem]]:
         """Lists of items to make, until every shard is there and was read back.
@@ -214,7 +270,7 @@ class PrecomputeRun:
         self._count_bad(result.bad_samples)
         if self.on_item is not None:
             total = len(self._items)
-            self.on_item(total - self._items_left, total, self.spec.num_rows - self._rows_left)
+            self.on_item(total - self._items_left, total, self.rows_done)
 
     def finish(self, actor_restarts: int = 0) -> PrecomputeReport:
         """Publish the manifest, after `rounds` has come to its end.
@@ -311,7 +367,7 @@ def _check_shard(storage: Storage, spec: TokenSpec, item: WorkItem) -> _CheckedS
 def _refuse_foreign(shard: TokenShard, spec: TokenSpec, item: WorkItem, where: str) -> None:
     """Somebody else's work is not deleted, unlike a damaged shard."""
     found = shard.metadata
-    if differences := found.spec.differences(spec):
+    if differences := found.spec.differences(spec.of_shard(item.index)):
         raise UserError(
             f"{where} is of another job ({'; '.join(differences)}); write to another folder"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from ifsq_train.tasks.base import Batch, StepInfo, TrainTask
 from ifsq_train.versions import library_versions
 from ifsq_train.vote import InterruptionVote, any_rank
 from ifsq_train.watchdog import Watchdog
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,6 +108,7 @@ def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: F
         device=context.device,
         extras=extras_for(config.task),
     )
+    data = context.serve(data, config)
     task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
     strategy = build_strategy(
@@ -146,7 +144,7 @@ def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: F
         timeout_seconds=config.watchdog_seconds,
         on_hang=lambda message, stack: failures.record_text(attempt, context.rank, message, stack),
     )
-    metrics = TrainingMetrics(config, context, folder, state.step)
+    metrics = TrainingMetrics(config, context, folder, state.step, task.describe())
     meter = StepMeter(context.device, context.world_size, flops)
     guard = NonFiniteGuard(config.on_nonfinite)
     parts = (data, task, strategy, averages, state, writer, fence, metrics, meter, guard, watchdog)
@@ -159,7 +157,8 @@ def fit(run: Run) -> None:
     steps = range(state.step, config.steps)
     vote, asked = InterruptionVote(run.context), Interruption.NONE
     profiler = StepProfiler(config.profile, run.context, run.folder)
-    with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
+    ahead, threads = config.data.prefetch_batches, config.data.reader_threads
+    with Prefetcher(run.load, steps, ahead, threads) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
             run.watchdog.beat(state.step, "data")
@@ -178,7 +177,7 @@ def fit(run: Run) -> None:
             asked = vote.exchange()
             ends = state.step == config.steps or asked >= Interruption.PREEMPTED
             due = ends or asked or state.step % config.checkpoint.every_steps == 0
-            if due or state.step % config.log_every_steps == 0:
+            if due or config.is_logged(state.step - 1):
                 log(run, losses, stats, time.perf_counter() - began, waited)
             if due:
                 save(run)
@@ -208,7 +207,7 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
                 # A worker that has run out takes part in the collectives, with weight zero.
                 part = part if len(part) else batch.part(0, len(batch))
                 random = BatchRandom(config.seed, step, part.positions, context.rank, index)
-                info = StepInfo(step, random, share, count, run.strategy)
+                info = StepInfo(step, random, share, count, run.strategy, config.is_logged(step))
                 with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
                     output = run.task.loss(name, models, part, info)
                     run.strategy.backward(name, output.loss * share)

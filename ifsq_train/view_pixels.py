@@ -16,7 +16,7 @@ from data_pipelines.images.budget import BadSample, ErrorBudget
 from data_pipelines.images.decode import ImageDecoder, open_decoder, to_unit_range
 from data_pipelines.images.source import ImageBatch, ImageSource
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.views import view_geometry
+from data_pipelines.views import ViewGeometry, view_geometry
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.precompute_run import WorkItem
 
@@ -40,7 +40,7 @@ class PixelRows:
     images: float32 [N, 3, S, S] in [-1, 1], or uint8 in [0, 255] where they travel.
     sample_ids, source_ids, views: int64 [N], see `TokenRows`.
     labels: int32 [N].
-    boxes: float32 [N, 4]; flips: bool [N].
+    windows: uint16 [N, 4]; flips: bool [N], see `TokenRows`.
     bad_samples: those met, in any order.
     """
 
@@ -48,10 +48,9 @@ class PixelRows:
     images: Tensor
     sample_ids: NDArray[np.int64]
     source_ids: NDArray[np.int64]
-    keys: list[str]
     labels: NDArray[np.int32]
     views: NDArray[np.int64]
-    boxes: NDArray[np.float32]
+    windows: NDArray[np.uint16]
     flips: NDArray[np.bool_]
     bad_samples: tuple[BadSample, ...]
 
@@ -156,10 +155,15 @@ def _with_geometry(
         widths=widths,
     )
     return PixelRows(
-        rows, batch.images, batch.sample_ids, used, batch.keys,
+        rows, batch.images, batch.sample_ids, used,
         batch.labels.cpu().numpy().astype(np.int32), batch.views,
-        geometry.boxes.astype(np.float32), geometry.flips, bad,
+        _windows(geometry), geometry.flips, bad,
     )  # fmt: skip
+
+
+def _windows(geometry: ViewGeometry) -> NDArray[np.uint16]:
+    sizes = (geometry.resized_heights, geometry.resized_widths, geometry.tops, geometry.lefts)
+    return np.minimum(np.stack(sizes, axis=1), np.iinfo(np.uint16).max).astype(np.uint16)
 
 
 def _image_sizes(

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.storage import open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import DecodePixels
+from ifsq_train.encode_stream import DecodePixels, publishing
 from ifsq_train.precompute import ItemEncoder
 from ifsq_train.precompute_run import ItemResult, WorkItem
 from ifsq_train.view_pixels import PixelRows, RowRange, ViewPixels
@@ -75,7 +75,8 @@ class EncoderActor:
 
     def _encode(self, encoder: ItemEncoder, decode: DecodePixels | None) -> None:
         try:
-            for result in encoder.make(self._feed, open_storage(self._config.output), decode):
+            finish = publishing(open_storage(self._config.output))
+            for result in encoder.make(self._feed, finish, decode):
                 with self._lock:
                     future = self._waiting.pop(result.item.index)
                 future.set_result(result)

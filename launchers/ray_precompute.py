@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig, to_dict
+from ifsq_train.metrics.precompute import PrecomputeMetrics
 from ifsq_train.precompute import preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
     ItemResult,
@@ -28,6 +30,7 @@ from ifsq_train.precompute_run import (
     plan_items,
     published_report,
 )
+from launchers.precompute_line import PrecomputeLine
 from launchers.ray_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
 from launchers.ray_cluster import ray_session
 
@@ -50,6 +53,7 @@ def precompute_on_ray(
     cpus_per_reader: float = 1,
     address: str | None = None,
     on_item: OnItem | None = None,
+    show_progress: bool = False,
 ) -> PrecomputeReport:
     """Encode a dataset with several encoders, or what is left of it.
 
@@ -65,6 +69,7 @@ def precompute_on_ray(
         cpus_per_reader: CPU slots of a reader, also its number of decoding threads.
         address: Ray cluster to join; None starts one on this machine.
         on_item: called in this process after every item.
+        show_progress: one line with views per second, time left, and what encoders wait for.
 
     Raises:
         UserError: something in the recipe or its data, the output folder holds another job, or
@@ -84,11 +89,19 @@ def precompute_on_ray(
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
         pool = ActorPool(ray, start, num_actors)
         try:
-            run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, on_item)
-            for items in run.rounds():
-                for result in pool.make(items):
-                    run.done(result)
-            return run.finish(pool.restarts)
+            with (
+                PrecomputeMetrics(config.output, num_actors) as metrics,
+                PrecomputeLine(pool.spec().num_rows, show_progress) as line,
+            ):
+                counting = metrics.counting(on_item)
+                run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, counting)
+                metrics.expect(run.spec.num_rows)
+                for items in run.rounds():
+                    for result in pool.make(items):
+                        run.done(result)
+                        metrics.item(result, pool.retries)
+                        line.item(run.rows_done, result)
+                return run.finish(pool.restarts)
         finally:
             pool.close()
             for reader in readers:
@@ -121,11 +134,11 @@ def _start_readers(ray: Any, config: PrecomputeConfig, count: int, cpus: float) 
 
 
 def _useful_actors(storage: Storage, spec: TokenSpec, num_actors: int) -> int:
-    pending = pending_items(storage, plan_items(spec.num_samples, spec.samples_per_shard))
+    pending = pending_items(storage, plan_items(spec))
     return max(1, min(num_actors, len(pending)))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Actor:
     """An actor of the pool and the items it has been given."""
 
@@ -140,6 +153,7 @@ class ActorPool:
 
     Each actor has up to `ITEMS_PER_ENCODER` items at a time. What an actor had when it was lost is
     given to others, from then on one at a time, so that an item which ends its actor is known.
+    Ray tells of every finished call, so an item costs the driver the same for any number of actors.
 
     Attributes:
         restarts: actors replaced so far.
@@ -150,9 +164,12 @@ class ActorPool:
         self.restarts = 0
         self.retries = 0
         self._ray, self._start_actor, self._size = ray, start_actor, size
-        self._actors: list[_Actor] = []
+        self._actors: dict[_Actor, None] = {}
+        self._by_load: list[dict[_Actor, None]] = [{} for _ in range(ITEMS_PER_ENCODER + 1)]
+        """Opened actors by the number of their items."""
         self._calls: dict[Any, tuple[_Actor, WorkItem | None]] = {}
         """Actor and item of every call; no item while the actor opens."""
+        self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._spec: TokenSpec | None = None
         self._suspects: Counter[int] = Counter()
         """Deaths of actors by item: that had it among others, then that had it alone."""
@@ -195,14 +212,18 @@ class ActorPool:
 
     def _hand_out(self, waiting: deque[WorkItem]) -> None:
         """To the least busy first."""
-        for depth in range(ITEMS_PER_ENCODER):
-            for actor in self._actors:
-                if not waiting:
-                    return
-                if actor.opened and len(actor.items) == depth and self._may_join(actor, waiting[0]):
+        for load in range(ITEMS_PER_ENCODER):
+            passed: list[_Actor] = []
+            while waiting and self._by_load[load]:
+                actor, _ = self._by_load[load].popitem()
+                if self._may_join(actor, waiting[0]):
                     item = waiting.popleft()
                     actor.items[item.index] = item
-                    self._calls[actor.handle.make.remote(item)] = (actor, item)
+                    self._by_load[load + 1][actor] = None
+                    self._called(actor.handle.make.remote(item), actor, item)
+                else:
+                    passed.append(actor)
+            self._by_load[load].update(dict.fromkeys(passed))
 
     def _may_join(self, actor: _Actor, item: WorkItem) -> bool:
         """A suspect works alone."""
@@ -212,21 +233,32 @@ class ActorPool:
 
     def _open_actor(self) -> None:
         actor = _Actor(self._start_actor())
-        self._actors.append(actor)
-        self._calls[actor.handle.open.remote()] = (actor, None)
+        self._actors[actor] = None
+        self._called(actor.handle.open.remote(), actor, None)
+
+    def _called(self, call: Any, actor: _Actor, item: WorkItem | None) -> None:
+        self._calls[call] = (actor, item)
+        call.future().add_done_callback(lambda _: self._finished.put(call))
 
     def _wait(self) -> Iterator[ItemResult | WorkItem]:
         """Results, and items whose actor was lost; possibly none after a while."""
-        ready, _ = self._ray.wait(list(self._calls), timeout=_REMIND_SECONDS)
-        if not ready and self._spec is None:
+        call = self._next_finished()
+        if call is None and self._spec is None:
             logger.warning(
                 "no actor could start for %.0f s; does the cluster have their CPUs and GPUs free?",
                 _REMIND_SECONDS,
             )
-        for call in ready:
+        if call is not None:
             outcome = self._settle(call)
             if outcome is not None:
                 yield outcome
+
+    def _next_finished(self) -> Any:
+        """A finished call; None if there is none for a while."""
+        try:
+            return self._finished.get(timeout=_REMIND_SECONDS)
+        except queue.Empty:
+            return None
 
     def _settle(self, call: Any) -> ItemResult | WorkItem | None:
         """What came of a finished call; None of one that opened or lost an idle actor."""
@@ -247,12 +279,17 @@ class ActorPool:
         if item is None:
             self._opened(actor, value)
             return None
+        load = len(actor.items)
         del actor.items[item.index]
+        if not actor.lost:  # it may have died since
+            del self._by_load[load][actor]
+            self._by_load[load - 1][actor] = None
         self._suspects.pop(item.index, None)
         return value
 
     def _opened(self, actor: _Actor, spec: TokenSpec) -> None:
         actor.opened = True
+        self._by_load[0][actor] = None
         self._deaths_while_opening = 0
         if self._spec is None:
             self._spec = spec
@@ -267,7 +304,8 @@ class ActorPool:
         if actor.lost:
             return
         actor.lost = True
-        self._actors.remove(actor)
+        del self._actors[actor]
+        self._by_load[len(actor.items)].pop(actor, None)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("an encoder was lost (%s) and is replaced", reason)
         self._ray.kill(actor.handle)  # it may only be unreachable

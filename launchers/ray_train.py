@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import signal
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
@@ -19,6 +20,9 @@ from ifsq_train.failure import FailureLog
 from ifsq_train.interruption import Interrupted, Interruption
 from launchers.follow import follow_progress
 from launchers.ray_cluster import ray_session
+
+if TYPE_CHECKING:
+    from ifsq_train.data import TrainData
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +89,24 @@ class RayTrainContext:
         """None: the run folder's newest intact checkpoint is the truth, not Ray's pointer,
         which can be behind it."""
         return None
+
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """Decoded by actors of this worker's own, where the recipe asks for some."""
+        if config.data.kind != "images" or not config.data.decode_actors:
+            return data
+        import ray
+
+        from ifsq_train.data import image_budget
+        from launchers.ray_data import pooled_images
+
+        return pooled_images(
+            ray,
+            config.data,
+            seed=config.seed,
+            budget=image_budget(config.data, Path(config.output).absolute(), self.rank),
+            num_actors=config.data.decode_actors,
+            cpus_per_actor=config.data.decode_threads,
+        )
 
 
 class CapacityWatch:
@@ -160,7 +182,7 @@ def train_on_ray(
     if finished is not None:
         return finished
     launch_id = secrets.token_hex(8)
-    slots = int(-(-launch.num_workers * launch.cpus_per_worker // 1))
+    slots = math.ceil(launch.num_workers * (launch.cpus_per_worker + _decode_cpus(config)))
     with ray_session(launch.address, min_cpus=slots):
         if on_ready is not None:
             on_ready()
@@ -168,6 +190,12 @@ def train_on_ray(
         with follow_progress(folder, config):
             _fit(trainer, folder, launch_id)
     return json.loads((folder / "result.json").read_bytes())
+
+
+def _decode_cpus(config: TrainConfig) -> int:
+    """CPU slots of the actors that decode for one worker."""
+    data = config.data
+    return data.decode_actors * data.decode_threads if data.kind == "images" else 0
 
 
 def preflight(config: TrainConfig, launch: LaunchConfig) -> None:

@@ -4,10 +4,12 @@
     shards/tokens-00000000.arrow one Arrow IPC file per range of source samples
     tokens.arrow                 one row per shard (Arrow IPC file)
     tokens.json                  published last: a dataset without it is not finished
+    job-0001.json ...            the same files of the first growth and later ones, see `grown_from`
 
-A shard has one row per (sample, view), a sample's views one after the other. Its schema metadata
-holds, as JSON, the spec, which samples it covers, its share of the latent statistics, the bad
-samples met, and a hash over its contents, so that damage shows even before there is a manifest.
+A shard has one row per (sample, view), a sample's views one after the other, so a row's place says
+which it is; names of samples are in the source's manifest. Its schema metadata holds, as JSON, the
+spec, which samples it covers, its share of the latent statistics, the bad samples met, and a hash
+over its contents, so that damage shows even before there is a manifest.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.budget import BadSample
@@ -31,6 +34,16 @@ TOKENS_JSON = "tokens.json"
 TOKENS_TABLE = "tokens.arrow"
 SHARD_FOLDER = "shards/"
 METADATA_KEY = b"ifsq_tokens"
+
+
+def job_name(generation: int) -> str:
+    """Path of the job of a dataset that has grown so often."""
+    return f"job-{generation:04d}.json" if generation else JOB_JSON
+
+
+def table_name(generation: int) -> str:
+    """Path of the shard table of a dataset that has grown so often."""
+    return f"tokens-{generation:04d}.arrow" if generation else TOKENS_TABLE
 
 
 def shard_name(index: int) -> str:
@@ -86,6 +99,9 @@ class TokenSpec:
     """Backend that decoded the images, `ImageDecoder.name`."""
     numerics: str
     """Device kind and precision of the encoder, such as cpu/fp32 or cuda/bf16."""
+    grown_from: tuple[tuple[int, str], ...] = ()
+    """(num_samples, source_digest) of the earlier states of a source that has grown, oldest first.
+    Each growth begins a new shard, so the shards before stay what they are."""
     extra_columns: Mapping[str, ExtraColumn] = field(default_factory=dict)
     digits: DigitTable | None = None
     """How tokens become latents; None where that takes the tokenizer (vq) or there are none."""
@@ -101,6 +117,23 @@ class TokenSpec:
                 f"num_samples={self.num_samples}, num_views={self.num_views}, samples_per_shard="
                 f"{self.samples_per_shard}, batch_size={self.batch_size}: use 1 or more of each"
             )
+        if any(size <= 0 for size in np.diff(self._ends, prepend=0)):
+            raise UserError(
+                f"a token dataset of {self._ends[-2]} samples cannot go on with {self.num_samples};"
+                " only sources that have more than before can be added"
+            )
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Number of samples after each growth, the present one last."""
+        return np.array([*(count for count, _ in self.grown_from), self.num_samples], np.int64)
+
+    @cached_property
+    def _shard_firsts(self) -> NDArray[np.int64]:
+        """First sample of every shard, int64 [num_shards]."""
+        begins = [0, *self._ends[:-1].tolist()]
+        ranges = zip(begins, self._ends.tolist(), strict=True)
+        return np.concatenate([np.arange(a, b, self.samples_per_shard) for a, b in ranges])
 
     @property
     def has_tokens(self) -> bool:
@@ -119,7 +152,7 @@ class TokenSpec:
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.samples_per_shard)
+        return len(self._shard_firsts)
 
     @property
     def num_rows(self) -> int:
@@ -129,8 +162,35 @@ class TokenSpec:
     def shard_range(self, index: int) -> tuple[int, int]:
         """First sample id of shard `index` and how many samples it covers."""
         assert 0 <= index < self.num_shards
-        first = index * self.samples_per_shard
-        return first, min(self.samples_per_shard, self.num_samples - first)
+        first = int(self._shard_firsts[index])
+        end = self._ends[np.searchsorted(self._ends, first, side="right")]
+        return first, min(self.samples_per_shard, int(end) - first)
+
+    def locate(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shards of samples, int64 [B], and the samples' places in them, int64 [B]."""
+        if not self.grown_from:
+            shards, places = np.divmod(sample_ids, self.samples_per_shard)
+            return shards, places
+        shards = np.searchsorted(self._shard_firsts, sample_ids, side="right") - 1
+        return shards, sample_ids - self._shard_firsts[shards]
+
+    def before_growth(self) -> "TokenSpec":
+        """The spec of the dataset before it last grew."""
+        num_samples, digest = self.grown_from[-1]
+        return replace(
+            self,
+            num_samples=num_samples,
+            source_digest=digest,
+            grown_from=self.grown_from[:-1],
+            latent_statistics=None,
+        )
+
+    def of_shard(self, index: int) -> "TokenSpec":
+        """The spec that shard `index` was made to: this one, or of before a growth."""
+        first, spec = int(self._shard_firsts[index]), self
+        while spec.grown_from and first < spec.grown_from[-1][0]:
+            spec = spec.before_growth()
+        return spec
 
     @cached_property
     def digest(self) -> str:
@@ -171,7 +231,7 @@ class TokenSpec:
                 f"{FORMAT_VERSION}; use the version that wrote it or precompute again"
             )
         known = {f.name for f in fields(TokenSpec)}
-        optional = {"extra_columns", "digits", "teacher", "latent_statistics"}
+        optional = {"extra_columns", "digits", "teacher", "latent_statistics", "grown_from"}
         if wrong := (set(values) - known) | (known - optional - set(values)):
             raise DataError(
                 f"token spec has unknown or missing fields {', '.join(sorted(wrong))}; "
@@ -192,6 +252,7 @@ class TokenSpec:
                 "codebook_sizes": tuple(values["codebook_sizes"]),
                 "grid": (height, width),
                 "extra_columns": extra,
+                "grown_from": tuple((n, digest) for n, digest in values.get("grown_from", ())),
                 "digits": DigitTable.from_dict(values["digits"]) if values.get("digits") else None,
                 "latent_statistics": statistics or None,
             }
@@ -207,6 +268,8 @@ class ShardMetadata:
     latent_sums: LatentSums
     bad_samples: tuple[BadSample, ...]
     """Samples that could not be decoded and were replaced, sorted; of this or of other shards."""
+    replaced: tuple[tuple[int, int], ...] = ()
+    """(row, sample id whose pixels were encoded instead) for the views of those samples."""
     content_sha256: str = ""
     """Hash over rows and metadata values, whatever way Arrow laid them out."""
 
@@ -215,6 +278,7 @@ class ShardMetadata:
             "index": self.index,
             "latent_sums": asdict(self.latent_sums),
             "bad_samples": [asdict(bad) for bad in self.bad_samples],
+            "replaced": self.replaced,
             "content_sha256": self.content_sha256,
             "spec": self.spec.with_statistics(None).to_dict(),
         }
@@ -230,5 +294,6 @@ class ShardMetadata:
             values["index"],
             LatentSums(sums["count"], tuple(sums["sums"]), tuple(sums["squares"])),
             tuple(BadSample(**bad) for bad in values["bad_samples"]),
+            tuple((row, used) for row, used in values["replaced"]),
             values["content_sha256"],
         )

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,26 +15,28 @@ from numpy.typing import NDArray
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.hashing import hash_u64, uniform_int
 from data_pipelines.lru import Lru
-from data_pipelines.storage import LocalStorage, Storage, open_storage
+from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.features import FEATURE_SCALES, FEATURES
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
     SHARD_FOLDER,
     TOKENS_JSON,
-    TOKENS_TABLE,
     TokenSpec,
+    table_name,
 )
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
+from data_pipelines.tokens.local_copy import default_cache_folder, local_copy
 from data_pipelines.tokens.shard import TokenShard, decode_shard
-from data_pipelines.tokens.writer import TokenShardEntry, read_job
+from data_pipelines.tokens.writer import TokenRows, TokenShardEntry, read_job
 
 MAX_OPEN_SHARDS = 256
 _DOMAIN_CHOOSE_VIEW = 31
+_DOMAIN_POSTERIOR = 32
 
 
 def choose_views(
-    seed: int, epoch: int, sample_ids: NDArray[np.int64], num_views: int
+    seed: int, epoch: int | NDArray[np.int64], sample_ids: NDArray[np.int64], num_views: int
 ) -> NDArray[np.int64]:
     """Which of the stored views a sample shows in an epoch: uniform in [0, num_views), int64 [B].
 
@@ -133,7 +133,7 @@ class TokenDataset:
         """
         storage = open_storage(url) if isinstance(url, str | Path) else url
         facts = read_tokens_json(storage)
-        data = storage.read(TOKENS_TABLE)
+        data = storage.read(table_name(len(facts["spec"].get("grown_from", ()))))
         if hashlib.sha256(data).hexdigest() != facts.get("table_sha256"):
             raise _does_not_match(storage)
         try:
@@ -221,7 +221,7 @@ class TokenDataset:
         chosen = np.zeros_like(ids) if views is None else np.asarray(views, dtype=np.int64)
         _check_bounds(ids, self.num_samples, "sample ids", self.storage.url)
         _check_bounds(chosen, self.num_views, "views", self.storage.url)
-        shards, offsets = np.divmod(ids, self.spec.samples_per_shard)
+        shards, offsets = self.spec.locate(ids)
         rows = offsets * self.num_views + chosen
         width = self.spec.packer.row_bytes if self.spec.has_tokens else 0
         packed = np.empty((len(ids), width), dtype=np.uint8)
@@ -270,6 +270,23 @@ class TokenDataset:
         stored = (LATENT_MEAN, LATENT_LOGVAR)
         return tuple(name for name in stored if name in self.spec.extra_columns)
 
+    def posterior_noise(
+        self, seed: int, epoch: int, sample_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32] | None:
+        """Noise for `latents`, float32 [B, C, h, w]; None where rows have no posterior.
+
+        A function of (seed, epoch, sample id), so the same for every rank and after a resume.
+        """
+        if LATENT_LOGVAR not in self.spec.extra_columns:
+            return None
+        keys = hash_u64(seed, _DOMAIN_POSTERIOR, epoch, np.asarray(sample_ids, dtype=np.int64))
+        shape = (self.spec.latent_channels, *self.spec.grid)
+        rows = [
+            np.random.Generator(np.random.Philox(key=int(key))).standard_normal(shape, np.float32)
+            for key in keys
+        ]
+        return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
+
     @cached_property
     def feature_columns(self) -> tuple[str, ...]:
         """The extra columns that `decode_features` turns into teacher features; none if not stored.
@@ -301,9 +318,27 @@ class TokenDataset:
         assert self.spec.latent_statistics is not None
         return self.spec.latent_statistics.normalized(latents)
 
+    def rows_of(self, sample_id: int) -> TokenRows:
+        """Everything stored of a sample, all its views; tokens int64 [num_views, T, G]."""
+        ids = np.array([sample_id])
+        _check_bounds(ids, self.num_samples, "sample ids", self.storage.url)
+        number, offset = (int(values[0]) for values in self.spec.locate(ids))
+        shard = self.shard(number)
+        at = slice(offset * self.num_views, (offset + 1) * self.num_views)
+        tokens = np.empty((self.num_views, self.spec.tokens_per_row, 0), np.int64)
+        if self.spec.has_tokens:
+            packed = np.ascontiguousarray(shard.packed[at])
+            groups = len(self.spec.codebook_sizes)
+            tokens = self.spec.packer.unpack(packed).reshape(*tokens.shape[:2], groups)
+        return TokenRows(
+            shard.sample_ids[at], shard.source_ids[at], shard.labels[at],
+            shard.views[at], shard.windows[at], shard.flips[at], tokens,
+            {name: shard.extra(name)[at] for name in self.spec.extra_columns},
+        )  # fmt: skip
+
     def shard(self, number: int) -> TokenShard:
         """An opened shard. Raises DataError if it is missing or not the one recorded."""
-        return self._open.get(number, lambda: self._open_shard(self.entry(number)))
+        return self._open.get(number, lambda: self._open_shard(number))
 
     def entry(self, number: int) -> TokenShardEntry:
         return TokenShardEntry(**self._table.slice(number, 1).to_pylist()[0])
@@ -317,8 +352,11 @@ class TokenDataset:
             )
         return {name: np.empty((rows, *known[name].shape), known[name].dtype) for name in columns}
 
-    def _open_shard(self, entry: TokenShardEntry) -> TokenShard:
-        path = self.storage.local_path(entry.name) or self._cached(entry)
+    def _open_shard(self, number: int) -> TokenShard:
+        entry = self.entry(number)
+        path = self.storage.local_path(entry.name) or local_copy(
+            self.storage, entry, self._cache_folder or default_cache_folder(self.digest)
+        )
         try:
             with pa.memory_map(str(path)) as mapped:
                 data = mapped.read_buffer()
@@ -333,30 +371,12 @@ class TokenDataset:
                 "or delete it and run the precompute again"
             )
         shard = decode_shard(data, str(path))
-        if shard.num_rows != entry.num_rows or shard.metadata.spec.digest != self.spec.digest:
+        expected = self.spec.of_shard(number).digest
+        if shard.num_rows != entry.num_rows or shard.metadata.spec.digest != expected:
             raise DataError(
                 f"{path} is a shard of another dataset; restore the one of {self.storage.url}"
             )
         return shard
-
-    def _cached(self, entry: TokenShardEntry) -> Path:
-        """The shard as a file of this machine; downloaded and checked if it is not here yet."""
-        cache = LocalStorage(self._cache_folder or default_cache_folder(self.digest))
-        path = cache.local_path(entry.name)
-        if not path.is_file() or path.stat().st_size != entry.num_bytes:
-            data = self.storage.read(entry.name)
-            if hashlib.sha256(data).hexdigest() != entry.sha256:
-                raise DataError(
-                    f"{self.storage.url}/{entry.name} is damaged (its sha256 is not the one "
-                    "recorded); delete it and run the precompute again"
-                )
-            cache.write(entry.name, data)
-        return path
-
-
-def default_cache_folder(digest: str) -> Path:
-    """Where shards of a remote dataset are kept on this machine, per user."""
-    return Path(tempfile.gettempdir()) / f"ifsq-tokens-{os.getuid()}" / digest[:32]
 
 
 def _check_bounds(values: NDArray[np.int64], limit: int, what: str, url: str) -> None:
@@ -369,7 +389,7 @@ def _check_bounds(values: NDArray[np.int64], limit: int, what: str, url: str) ->
 
 def _does_not_match(storage: Storage) -> DataError:
     return DataError(
-        f"{storage.url}/{TOKENS_TABLE} does not match {TOKENS_JSON}; run the precompute again, "
+        f"{storage.url}: the shard table does not match {TOKENS_JSON}; run the precompute again, "
         "it writes both anew"
     )
 

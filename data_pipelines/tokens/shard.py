@@ -11,21 +11,19 @@ from data_pipelines.errors import DataError
 from data_pipelines.tokens.format import METADATA_KEY, ShardMetadata
 from data_pipelines.tokens.writer import content_hash
 
-_COLUMNS = ("sample_id", "source_id", "key", "label", "view", "box", "flip")
+_COLUMNS = ("label", "window", "flip")
 
 
 @dataclass(frozen=True)
 class TokenShard:
     """Columns of N rows; arrays are read-only views where Arrow's layout allows.
 
-    sample_ids, views, labels: as in `TokenRows`.
+    labels: as in `TokenRows`.
     packed: uint8 [N, row_bytes], see `TokenPacker`; [N, 0] where there are no tokens.
     """
 
     batch: pa.RecordBatch
     metadata: ShardMetadata
-    sample_ids: NDArray[np.int64]
-    views: NDArray[np.int16]
     labels: NDArray[np.int32]
     packed: NDArray[np.uint8]
 
@@ -34,17 +32,29 @@ class TokenShard:
         return self.batch.num_rows
 
     @property
-    def keys(self) -> list[str]:
-        return self.batch.column("key").to_pylist()
+    def sample_ids(self) -> NDArray[np.int64]:
+        """int64 [N], by the rows' places."""
+        spec = self.metadata.spec
+        first, _ = spec.shard_range(self.metadata.index)
+        return first + np.arange(self.num_rows, dtype=np.int64) // spec.num_views
+
+    @property
+    def views(self) -> NDArray[np.int64]:
+        """int64 [N], by the rows' places."""
+        return np.arange(self.num_rows, dtype=np.int64) % self.metadata.spec.num_views
 
     @property
     def source_ids(self) -> NDArray[np.int64]:
-        return self.batch.column("source_id").to_numpy()
+        """int64 [N], whose pixels were encoded: the same, but for replaced bad samples."""
+        ids = self.sample_ids
+        for row, used in self.metadata.replaced:
+            ids[row] = used
+        return ids
 
     @property
-    def boxes(self) -> NDArray[np.float32]:
-        """float32 [N, 4]: x0, y0, x1, y1 in pixels of the source image."""
-        return self.batch.column("box").flatten().to_numpy().reshape(-1, 4)
+    def windows(self) -> NDArray[np.uint16]:
+        """uint16 [N, 4], as in `TokenRows`."""
+        return self.batch.column("window").flatten().to_numpy().reshape(-1, 4)
 
     @property
     def flips(self) -> NDArray[np.bool_]:
@@ -88,7 +98,7 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
         metadata = ShardMetadata.from_bytes((reader.schema.metadata or {})[METADATA_KEY])
         spec = metadata.spec
         tokens = ["tokens"] if spec.has_tokens else []
-        names = [*_COLUMNS, *tokens, *spec.extra_columns]
+        names = [*_COLUMNS, *tokens, *sorted(spec.extra_columns)]
         if reader.num_record_batches != 1 or reader.schema.names != names:
             raise DataError(f"columns {reader.schema.names} are not {names}")
         batch = reader.get_batch(0)
@@ -96,8 +106,6 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
         return TokenShard(
             batch,
             metadata,
-            batch.column("sample_id").to_numpy(),
-            batch.column("view").to_numpy(),
             batch.column("label").to_numpy(),
             _binary_rows(batch.column("tokens"), spec.packer.row_bytes)
             if spec.has_tokens

@@ -135,6 +135,6 @@ def _check_shard(
         shard = decode_shard(data, entry.name)
     except DataError as error:
         return RowCount(missing=wanted), [*faults, str(error)]
-    if shard.metadata.spec.digest != spec.digest or shard.metadata.index != index:
+    if shard.metadata.spec.digest != spec.of_shard(index).digest or shard.metadata.index != index:
         faults.append("is a shard of another dataset or place")
     return count_rows(spec, index, shard), faults

@@ -15,14 +15,14 @@ from data_pipelines.storage import Storage
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    JOB_JSON,
     METADATA_KEY,
     TOKENS_JSON,
-    TOKENS_TABLE,
     ShardMetadata,
     TokenSpec,
     canonical_json,
+    job_name,
     shard_name,
+    table_name,
 )
 from data_pipelines.tokens.latents import LatentStatistics
 
@@ -60,20 +60,20 @@ class TokenRows:
 
     sample_ids: int64 [N], ids in the source manifest.
     source_ids: int64 [N], whose pixels were encoded: the same, but for replaced bad samples.
-    keys, labels: of the image encoded; labels int32 [N], -1 where there is none.
-    views: int16 [N].
-    boxes: float32 [N, 4], region of the source image, x0 y0 x1 y1 in pixels.
-    flips: bool [N].
+    labels: int32 [N], of the image encoded, -1 where there is none.
+    views: int64 [N].
+    windows: uint16 [N, 4], height and width the image was resized to, top and left of the crop in
+        it, in pixels (65,535 stands for that or more).
+    flips: bool [N], whether the crop was then mirrored.
     tokens: int64 [N, T] or [N, T, G]; G is 0 where there are none.
     extra: further arrays [N, ...] as the spec's `extra_columns` say.
     """
 
     sample_ids: NDArray[np.int64]
     source_ids: NDArray[np.int64]
-    keys: Sequence[str]
     labels: NDArray[np.int32]
-    views: NDArray[np.int16]
-    boxes: NDArray[np.float32]
+    views: NDArray[np.int64]
+    windows: NDArray[np.uint16]
     flips: NDArray[np.bool_]
     tokens: NDArray[np.int64]
     extra: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -87,9 +87,6 @@ def content_hash(batch: pa.RecordBatch, metadata: ShardMetadata) -> str:
     digest = hashlib.sha256(replace(metadata, content_sha256="").to_bytes())
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         digest.update(f"\n{name} {column.type} {len(column)}\n".encode())
-        if pa.types.is_string(column.type):
-            digest.update(json.dumps(column.to_pylist()).encode())
-            continue
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.uint8())
         while pa.types.is_fixed_size_list(column.type):
@@ -103,7 +100,7 @@ def content_hash(batch: pa.RecordBatch, metadata: ShardMetadata) -> str:
 def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
     """A shard as an Arrow IPC file; the same bytes for the same arguments.
 
-    `metadata.content_sha256` is filled in here.
+    `metadata.content_sha256` and `metadata.replaced` are filled in here.
 
     Raises:
         DataError: tokens or rows that do not fit the spec.
@@ -117,13 +114,9 @@ def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
             f"{first} to {first + count - 1} in order; this is a fault of the encoding program"
         )
     columns = {
-        "sample_id": pa.array(rows.sample_ids, pa.int64()),
-        "source_id": pa.array(rows.source_ids, pa.int64()),
-        "key": pa.array(rows.keys, pa.string()),
         "label": pa.array(rows.labels, pa.int32()),
-        "view": pa.array(rows.views, pa.int16()),
-        "box": pa.FixedSizeListArray.from_arrays(
-            pa.array(rows.boxes.astype(np.float32).reshape(-1), pa.float32()), 4
+        "window": pa.FixedSizeListArray.from_arrays(
+            pa.array(rows.windows.reshape(-1), pa.uint16()), 4
         ),
         "flip": pa.array(rows.flips, pa.bool_()),
     }
@@ -131,6 +124,9 @@ def encode_shard(rows: TokenRows, metadata: ShardMetadata) -> bytes:
         columns["tokens"] = _fixed_size_binary(spec.packer.pack(rows.tokens))
     columns |= _extra_columns(rows, spec)
     batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    others = np.flatnonzero(rows.source_ids != rows.sample_ids)
+    replaced = tuple(zip(others.tolist(), rows.source_ids[others].tolist(), strict=True))
+    metadata = replace(metadata, replaced=replaced)
     metadata = replace(metadata, content_sha256=content_hash(batch, metadata))
     return _ipc_file(batch.replace_schema_metadata({METADATA_KEY: metadata.to_bytes()}))
 
@@ -158,11 +154,18 @@ def pin_job(storage: Storage, spec: TokenSpec) -> None:
     Raises:
         DataError: the folder was begun with another spec; names every difference.
     """
+    generation = len(spec.grown_from)
+    if generation:
+        before = _read_job(storage, job_name(generation - 1))
+        refuse_differences(storage, before, spec.before_growth())
     job = {"format": f"{FORMAT_NAME}-job", "version": FORMAT_VERSION, "spec": spec.to_dict()}
-    if storage.put_if_absent(JOB_JSON, (canonical_json(job) + "\n").encode()):
+    if storage.put_if_absent(job_name(generation), (canonical_json(job) + "\n").encode()):
         return
-    pinned = read_job(storage)
-    assert pinned is not None
+    refuse_differences(storage, _read_job(storage, job_name(generation)), spec)
+
+
+def refuse_differences(storage: Storage, pinned: TokenSpec, spec: TokenSpec) -> None:
+    """Raise DataError naming every difference, if there is one."""
     if differences := pinned.differences(spec):
         raise DataError(
             f"{storage.url} was begun with other settings ({'; '.join(differences)}); use those "
@@ -171,20 +174,25 @@ def pin_job(storage: Storage, spec: TokenSpec) -> None:
 
 
 def read_job(storage: Storage) -> TokenSpec | None:
-    """The spec a folder was begun with; None where there is no job.
+    """The spec a folder is being filled to, growths counted; None where there is no job.
 
     Raises:
-        DataError: job.json is damaged or of another version.
+        DataError: the job's file is damaged or of another version.
     """
-    if not storage.exists(JOB_JSON):
-        return None
+    generation = 0
+    while storage.exists(job_name(generation)):
+        generation += 1
+    return _read_job(storage, job_name(generation - 1)) if generation else None
+
+
+def _read_job(storage: Storage, name: str) -> TokenSpec:
     try:
-        return TokenSpec.from_dict(json.loads(storage.read(JOB_JSON))["spec"])
+        return TokenSpec.from_dict(json.loads(storage.read(name))["spec"])
     except DataError as error:
-        raise DataError(f"{storage.url}/{JOB_JSON}: {error}") from None
+        raise DataError(f"{storage.url}/{name}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{storage.url}/{JOB_JSON} is damaged; delete the folder and precompute again"
+            f"{storage.url}/{name} is damaged; delete the folder and precompute again"
         ) from None
 
 
@@ -195,7 +203,11 @@ def publish_tokens(
     statistics: LatentStatistics | None,
     num_bad_samples: int = 0,
 ) -> str:
-    """Write tokens.arrow, then tokens.json, after which the dataset exists. Returns its digest."""
+    """Write the shard table, then tokens.json, after which the dataset exists.
+
+    Returns:
+        Its digest.
+    """
     table = pa.RecordBatch.from_pylist(
         [asdict(shard) for shard in shards], schema=SHARD_TABLE_SCHEMA
     )
@@ -214,7 +226,8 @@ def publish_tokens(
         "table_sha256": hashlib.sha256(data).hexdigest(),
         "spec": spec.with_statistics(statistics).to_dict(),
     }
-    storage.write(TOKENS_TABLE, data)
+    # A growing dataset stays readable: its old table is under another name.
+    storage.write(table_name(len(spec.grown_from)), data)
     storage.write(TOKENS_JSON, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     return digest
 
@@ -234,7 +247,7 @@ def _extra_columns(rows: TokenRows, spec: TokenSpec) -> dict[str, pa.Array]:
             f"{sorted(spec.extra_columns)}; give exactly those"
         )
     columns = {}
-    for name, column in spec.extra_columns.items():
+    for name, column in sorted(spec.extra_columns.items()):
         values = rows.extra[name]
         if values.dtype != np.dtype(column.dtype) or values.shape != (len(rows), *column.shape):
             raise DataError(

@@ -20,6 +20,7 @@ from ifsq_train.config.networks import (
 from ifsq_train.config.run import (
     CheckpointConfig,
     EvaluateConfig,
+    FlowDrawConfig,
     KeepBestConfig,
     LaunchConfig,
     OptimConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "DiffusionTaskConfig",
     "EvaluateConfig",
     "FlowConfig",
+    "FlowDrawConfig",
     "FsqConfig",
     "ImageDataConfig",
     "KeepBestConfig",

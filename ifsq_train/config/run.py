@@ -132,6 +132,10 @@ class TrainConfig(Config):
             )
         return self
 
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of step `step`, counted from 0, are recorded."""
+        return step + 1 == self.steps or (step + 1) % self.log_every_steps == 0
+
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if set(self.optim) != (needed := self._networks()):
@@ -210,6 +214,24 @@ class PrecomputeConfig(Config):
     max_bad_samples: int = Field(default=100, ge=0)
 
 
+class FlowDrawConfig(Config):
+    """How DiT's flow is integrated."""
+
+    num_steps: int = Field(default=250, ge=1)
+    """Steps of the time grid; dopri5 chooses its own."""
+    method: Literal["euler", "midpoint", "heun", "heun3", "dopri5"] = "euler"
+    shift: float = Field(default=0.0, ge=0)
+    """s > 0 maps the times t to s t / (1 + (s - 1) t); 0 is off."""
+    rtol: float = Field(default=1e-3, gt=0)
+    atol: float = Field(default=1e-6, gt=0)
+    """dopri5: allowed error of a step, of each sample by itself."""
+    cfg_start: float = Field(default=0.0, ge=0, le=1)
+    cfg_end: float = Field(default=1.0, ge=0, le=1)
+    """Guidance acts at times from cfg_start to cfg_end; 0 is noise, 1 is data."""
+    guided_channels: int | None = Field(default=None, ge=1)
+    """Only the first channels are guided; the released code guides 3. All when not given."""
+
+
 class SampleConfig(Config):
     """Draw images from a trained generator."""
 
@@ -219,32 +241,86 @@ class SampleConfig(Config):
     tokenizer: str
     """Run folder or checkpoint of the tokenizer its tokens came from."""
     output: str
+    """Folder to write (path or s3://)."""
     samples_per_class: int = Field(default=100, ge=1)
     classes: tuple[int, ...] | None = None
     """Class indices to draw; all when not given."""
     seed: int = Field(default=0, ge=0)
+    """Sample i is drawn from this and i alone, whatever draws it."""
     batch_size: int = Field(default=100, ge=1)
+    """Samples drawn together; also what one worker takes at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the networks under autocast; guidance and drawing stay fp32."""
+    compile: bool = False
+    """Compile the decoding step, with CUDA graphs (GPU only)."""
     cfg_scale: float = Field(default=1.0, ge=0)
+    """Guidance s: unconditional + s (conditional - unconditional); 1 turns it off."""
+    cfg_last: int = Field(default=-1, ge=-1)
+    """LlamaGen: guide the first token and those up to one after this; -1 guides all (released
+    `cfg_interval`)."""
     temperature: float = Field(default=1.0, gt=0)
+    """LlamaGen: divides the logits."""
     top_k: int = Field(default=0, ge=0)
+    """LlamaGen: keep the k most likely tokens; 0 keeps all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """LlamaGen: keep the fewest most likely tokens whose probabilities sum to more than p."""
+    greedy: bool = False
+    """LlamaGen: always take the most likely token."""
+    flow: FlowDrawConfig = FlowDrawConfig()
+    """DiT: how the flow is integrated."""
+    format: Literal["npz", "png", "webp", "tar"] = "npz"
+    """npz: one file as evaluators read it (arr_0 uint8 [N, H, W, 3]); png, webp (lossless): one
+    file per image; tar: WebDataset shards of one batch each."""
+    preview: int = Field(default=64, ge=0)
+    """Images shown in preview.png, spread evenly over all; 0 writes none."""
 
 
 class EvaluateConfig(Config):
-    """Measure a tokenizer's reconstructions, or samples against a reference dataset."""
+    """Measure a tokenizer's reconstructions, samples against a reference, or both."""
 
     kind: Literal["evaluate"]
-    tokenizer: str
-    """Run folder or checkpoint; reconstructs the data, and its encoder is the default feature
-    network of the Frechet distance."""
-    data: str
-    """Held-out image dataset folder."""
-    view: ViewConfig
     output: str
     """Result JSON to write."""
+    tokenizer: str | None = None
+    """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
+    `frechet_distance`."""
+    data: str | None = None
+    """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
+    view: ViewConfig | None = None
+    """How the data are seen; goes with `data`."""
     samples: str | None = None
-    """Folder of `ifsq sample`; adds the Frechet distance of samples against the data."""
+    """Folder of `ifsq sample`, or an .npz file with uint8 images `arr_0` [N, H, W, 3]."""
+    reference: str | None = None
+    """ADM's reference .npz (`mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0`) for the samples."""
+    inception: str | None = None
+    """FID-Inception weight file in pytorch-fid's layout; adds rFID, FID, sFID and so on."""
+    lpips: tuple[str, ...] = ()
+    """Weight files of LPIPS: backbone and linear heads."""
+    lpips_backbone: Literal["alexnet", "vgg16"] = "alexnet"
+    """`alexnet`, as spatial maps, is the released evaluation."""
+    neighbors: int = Field(default=3, ge=1)
+    """Precision and recall: a manifold reaches to this many-th nearest neighbour."""
+    manifold_images: int = Field(default=10_000, ge=2)
+    """Precision and recall: images of each set that are used, the first ones."""
     batch_size: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> EvaluateConfig:
+        problems = {
+            "give a tokenizer, samples or both": not (self.tokenizer or self.samples),
+            "data and view go together": (self.data is None) != (self.view is None),
+            "a tokenizer needs data to reconstruct": bool(self.tokenizer) and not self.data,
+            "samples need data or a reference to be compared with": bool(self.samples)
+            and not (self.data or self.reference),
+            "samples need a tokenizer or inception as feature network": bool(self.samples)
+            and not (self.tokenizer or self.inception),
+            "reference is Inception's: it needs inception and samples": bool(self.reference)
+            and not (self.inception and self.samples),
+            "lpips needs a tokenizer": bool(self.lpips) and not self.tokenizer,
+        }
+        if found := [text for text, wrong in problems.items() if wrong]:
+            raise ValueError("; ".join(found))
+        return self
 
 
 RecipeConfig = Annotated[

@@ -130,15 +130,12 @@ def lr_factor(optim: OptimConfig, update: int, total_updates: int) -> float:
 
 
 def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (the fused kernel where the device has it) or Muon over all trainable parameters."""
+    """AdamW (by the fused kernel, which CPUs have too) or Muon over all trainable parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = _decay_groups(parameters, optim)
     if optim.kind == "muon":
         return Muon(groups, lr=optim.lr, momentum=optim.momentum, betas=optim.betas, eps=optim.eps)
-    on_gpu = any(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(
-        groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True if on_gpu else None
-    )
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def _decay_groups(parameters: list[nn.Parameter], optim: OptimConfig) -> list[dict[str, Any]]:

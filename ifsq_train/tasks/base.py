@@ -38,8 +38,11 @@ class Batch:
         return len(self.positions)
 
     def pinned(self) -> Batch:
-        """Page-locked, so that the copy to the GPU can overlap with computing."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """Page-locked, so that the copy to the GPU can overlap with computing.
+
+        What a decoder made on the GPU stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """On a device; the copy from pinned memory is asynchronous."""
@@ -77,6 +80,7 @@ class StepInfo:
             there is one micro-batch.
         num_micro_batches: micro-batches this update is split into.
         strategy: for its autocast.
+        logged: this step's metrics are looked at; in others a task may leave out dear ones.
     """
 
     step: int
@@ -84,6 +88,7 @@ class StepInfo:
     share: float
     num_micro_batches: int
     strategy: Autocast
+    logged: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.images.pack import pack_folder
+from data_pipelines.storage import open_storage
 from ifsq_train.build import build_tokenizer
 from ifsq_train.checkpoint_writer import CheckpointWriter, Piece
 from ifsq_train.config import PrecomputeConfig, TokenizerTaskConfig, TrainConfig, to_dict
@@ -20,11 +21,11 @@ SHARDS = 6
 """Of 4 images each, the last of one."""
 
 
-def make_parts(folder: Path) -> dict[str, Any]:
+def make_parts(folder: Path, levels: int = 17) -> dict[str, Any]:
     """Dataset and tokenizer below `folder`; the fields of a PrecomputeConfig except `output`."""
     write_images(folder / "images")
     pack_folder(folder / "images", folder / "dataset", shard_bytes=20_000)
-    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", levels=levels)
     return {
         "kind": "precompute",
         "source": str(folder / "dataset"),
@@ -51,9 +52,11 @@ def write_images(folder: Path) -> None:
         Image.fromarray(pixels).resize((40 + i, 36)).save(path)
 
 
-def write_tokenizer(folder: Path, seed: int = 0, kind: str = "ifsq") -> None:
-    """The checkpoint of a run that has not taken a step."""
-    recipe = _tokenizer_recipe(folder, kind)
+def write_tokenizer(
+    folder: Path, seed: int = 0, kind: str = "ifsq", levels: int = 17, **model: Any
+) -> None:
+    """The checkpoint of a run that has not taken a step; `model` changes its architecture."""
+    recipe = _tokenizer_recipe(folder, kind, levels, model)
     assert isinstance(recipe.task, TokenizerTaskConfig)
     torch.manual_seed(seed)
     network = build_tokenizer(recipe.task.model)
@@ -75,16 +78,13 @@ def write_tokenizer(folder: Path, seed: int = 0, kind: str = "ifsq") -> None:
 
 
 def published_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a token dataset by name."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    """Every file of a dataset by name; what a killed writer left unfinished is none."""
+    storage = open_storage(folder)
+    return {path: storage.read(path) for path in storage.list()}
 
 
-def _tokenizer_recipe(folder: Path, kind: str) -> TrainConfig:
-    quantizer = {"kind": kind, "levels": [17] * 4} if kind == "ifsq" else {"kind": kind}
+def _tokenizer_recipe(folder: Path, kind: str, levels: int, model: dict[str, Any]) -> TrainConfig:
+    quantizer = {"kind": kind, "levels": [levels] * 4} if kind == "ifsq" else {"kind": kind}
     return TrainConfig.model_validate(
         {
             "kind": "train",
@@ -105,7 +105,8 @@ def _tokenizer_recipe(folder: Path, kind: str) -> TrainConfig:
                     "base_channels": 8,
                     "num_res_blocks": 1,
                     "norm_groups": 4,
-                },
+                }
+                | model,
                 "adversarial": None,
             },
             "optim": {"autoencoder": {"lr": 1e-3}},

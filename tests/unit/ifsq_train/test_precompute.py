@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
 from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import ListedItems
+from ifsq_train.encode_stream import ListedItems, publishing
 from ifsq_train.precompute import ItemEncoder, run_precompute_local, with_absolute_paths
+from ifsq_train.precompute_check import check_sample
 from ifsq_train.precompute_run import PrecomputeRun, WorkItem, pending_items, plan_items
+from ifsq_train.token_encoder import EncodedViews, TokenEncoder
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +70,12 @@ def run(config: PrecomputeConfig) -> Any:
     return run_precompute_local(config, device="cpu")
 
 
-def test_items_cover_all_samples_once() -> None:
-    assert plan_items(10, 4) == [WorkItem(0, 0, 4), WorkItem(1, 4, 4), WorkItem(2, 8, 2)]
+def test_items_cover_all_samples_once(undisturbed: Path) -> None:
+    """Also of a source that had 10 samples once and then 15."""
+    spec = replace(TokenDataset.open(undisturbed).spec, num_samples=10)
+    assert plan_items(spec) == [WorkItem(0, 0, 4), WorkItem(1, 4, 4), WorkItem(2, 8, 2)]
+    grown = replace(spec, num_samples=15, grown_from=((10, "d"),))
+    assert plan_items(grown) == [*plan_items(spec), WorkItem(3, 10, 4), WorkItem(4, 14, 1)]
 
 
 def test_report_and_callback_count_every_row(parts: dict[str, Any], tmp_path: Path) -> None:
@@ -222,11 +229,14 @@ def test_item_does_not_depend_on_what_shared_its_batches(
     parts: dict[str, Any], undisturbed: Path, tmp_path: Path
 ) -> None:
     config = configure(parts, undisturbed)
-    encoder, items = ItemEncoder(config), plan_items(NUM_IMAGES, 4)
+    encoder = ItemEncoder(config)
+    items = plan_items(encoder.spec)
     for order in ([5, 0, 2], [2]):
         output = open_storage(tmp_path / f"{len(order)}")
         feed = ListedItems([items[index] for index in order])
-        assert {result.item.index for result in encoder.make(feed, output)} == set(order)
+        assert {result.item.index for result in encoder.make(feed, publishing(output))} == set(
+            order
+        )
         for index in order:
             made = output.read(f"shards/tokens-{index:08}.arrow")
             assert made == shard(undisturbed, index).read_bytes()
@@ -238,7 +248,7 @@ def test_half_there_folder_is_no_dataset(parts: dict[str, Any], tmp_path: Path) 
     encoder = ItemEncoder(config)
     job = PrecomputeRun(storage, encoder.spec, 0)
     items = next(job.rounds())
-    list(encoder.make(ListedItems(items[:1]), storage))
+    list(encoder.make(ListedItems(items[:1]), publishing(storage)))
     assert [item.index for item in pending_items(storage, items)] == [1, 2, 3, 4, 5]
     with pytest.raises(DataError, match=r"1 of 6 shards.*run ifsq precompute again"):
         TokenDataset.open(tmp_path)
@@ -280,6 +290,35 @@ def test_image_size_that_is_no_whole_number_of_tokens_is_refused(
     view = {"kind": "adm_center", "image_size": 17}
     with pytest.raises(UserError, match=r"image_size=17 .* 2 pixels per token; use 16"):
         run(configure(parts, tmp_path, view=view))
+
+
+def test_samples_made_again_are_the_same(parts: dict[str, Any], undisturbed: Path) -> None:
+    report = check_sample(configure(parts, undisturbed), 7, device="cpu")
+    assert (report.ok, report.samples, report.rows) == (True, 7, 7 * NUM_VIEWS)
+    assert report.tokens == report.rows * 64
+
+
+def test_a_dataset_that_is_not_what_the_tokenizer_makes_is_found(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that no checksum shows: the wrong tokens were written in good order."""
+    encode = TokenEncoder.encode
+
+    def shifted(self: TokenEncoder, images: torch.Tensor) -> EncodedViews:
+        views = encode(self, images)
+        return replace(views, tokens=views.tokens.flip(-2))
+
+    config = configure(parts, tmp_path / "tokens")
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenEncoder, "encode", shifted)
+        run(config)
+    assert verify_tokens(tmp_path / "tokens").ok
+    report = check_sample(config, 3, device="cpu")
+    assert not report.ok
+    assert set(report.differing) == {"tokens"}
+    assert "tokens differ" in str(report)
+    with pytest.raises(UserError, match="view_seed: 0, not 1"):
+        check_sample(configure(parts, tmp_path / "tokens", view_seed=1), 3, device="cpu")
 
 
 def test_paths_become_absolute_but_urls_stay(parts: dict[str, Any]) -> None:

@@ -47,11 +47,10 @@ def make_rows(spec: TokenSpec, index: int, seed: int = 0) -> TokenRows:
     columns = [rng.integers(0, size, shape) for size in spec.codebook_sizes]
     return TokenRows(
         sample_ids=ids,
-        source_ids=ids,
-        keys=[f"class/{i:05d}" for i in ids],
+        source_ids=ids.copy(),
         labels=(ids % 3).astype(np.int32),
-        views=np.tile(np.arange(spec.num_views, dtype=np.int16), count),
-        boxes=np.zeros((len(ids), 4), dtype=np.float32),
+        views=np.tile(np.arange(spec.num_views), count),
+        windows=rng.integers(0, 2**16, (len(ids), 4)).astype(np.uint16),
         flips=np.tile(np.arange(spec.num_views) == 1, count),
         tokens=np.stack(columns, axis=-1),
         extra={

@@ -1,0 +1,199 @@
+"""Images to token shards: the pipeline beside its bare encoder and beside the released manner.
+
+    python tests/benchmarks/tokens/encode_pipeline.py
+
+Three ways with the same weights, in turns, medians of the rounds:
+
+bare      `TokenEncoder` on batches that lie in memory
+pipeline  read, decode, crop, encode, pack, hash and publish shards (one encoder)
+released  one image a step: DataLoader, Pillow ADM crop, its views as one batch, a .npy of codes and
+          a .npy of the label per image (the way of the released extract_features.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
+
+import numpy as np
+import torch
+from cifar import write_cifar
+from PIL import Image
+from precompute_parts import write_tokenizer
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.reader import ImageReader
+from data_pipelines.manifest import ShardManifest
+from data_pipelines.storage import open_storage
+from ifsq_train.artifacts import load_tokenizer
+from ifsq_train.config import PrecomputeConfig
+from ifsq_train.encode_stream import ListedItems, publishing
+from ifsq_train.precompute import ItemEncoder
+from ifsq_train.precompute_run import plan_items
+from ifsq_train.token_encoder import open_encoder
+
+IMAGENET = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenet-sample"
+
+
+def main() -> None:
+    options = parse()
+    folder = Path(tempfile.mkdtemp(prefix="encode-"))
+    config = prepare(folder, options)
+    images = min(options.images, ShardManifest.open(config.source).num_samples)
+    ways: dict[str, Callable[[], float]] = {
+        "bare": lambda: bare(config, images),
+        "pipeline": lambda: pipeline(config, folder, images),
+        "released": lambda: released(config, folder, images, options.workers),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            times[name].append(images * config.view.num_views / way())
+    rates = {name: statistics.median(values) for name, values in times.items()}
+    for name, rate in rates.items():
+        print(
+            f"{name:9} {rate:9.1f} views/s  (rounds: {', '.join(f'{v:.1f}' for v in times[name])})"
+        )
+    print(f"pipeline / bare      {rates['pipeline'] / rates['bare']:.3f}")
+    print(f"pipeline / released  {rates['pipeline'] / rates['released']:.2f}")
+    shutil.rmtree(folder)
+
+
+def parse() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--data", choices=["cifar", "imagenet"], default="cifar")
+    options.add_argument("--images", type=int, default=2000)
+    options.add_argument("--base-channels", type=int, default=16)
+    options.add_argument("--levels", type=int, default=3, help="resolutions of the encoder")
+    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--workers", type=int, default=1, help="of the released loader")
+    return options.parse_args()
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> PrecomputeConfig:
+    if options.data == "cifar":
+        source, size = write_cifar(folder / "images", options.images), 32
+    else:
+        pack_folder(IMAGENET, folder / "images", shard_bytes=64 << 20)
+        source, size = folder / "images", 256
+    model = {
+        "base_channels": options.base_channels,
+        "channel_multipliers": [1, 1, 2, 4, 4][: options.levels],
+        "num_res_blocks": 2,
+    }
+    write_tokenizer(folder / "tokenizer", **model)
+    return PrecomputeConfig.model_validate(
+        {
+            "kind": "precompute",
+            "source": str(source),
+            "tokenizer": str(folder / "tokenizer"),
+            "output": str(folder / "tokens"),
+            "view": {"kind": "center_flip", "image_size": size},
+            "samples_per_shard": 256,
+            "batch_size": options.batch_size,
+            "decoder": "cpu",
+        }
+    )
+
+
+def bare(config: PrecomputeConfig, images: int) -> float:
+    """Seconds; the same number of views, from a few batches in memory."""
+    encoder = open_encoder(config, "cpu")
+    size = config.view.image_size
+    batches = [torch.rand(config.batch_size, 3, size, size) * 2 - 1 for _ in range(4)]
+    encoder.encode(batches[0])
+    began = time.perf_counter()
+    for number in range(-(-images * config.view.num_views // config.batch_size)):
+        encoder.encode(batches[number % len(batches)]).arrays()
+    return time.perf_counter() - began
+
+
+def pipeline(config: PrecomputeConfig, folder: Path, images: int) -> float:
+    encoder = ItemEncoder(config, "cpu")
+    output = open_storage(folder / "pipeline")
+    began = time.perf_counter()
+    seconds: dict[str, float] = {}
+    for result in encoder.make(ListedItems(plan_items(encoder.spec)), publishing(output)):
+        for stage, value in result.stage_seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+    took = time.perf_counter() - began
+    encoder.close()
+    shutil.rmtree(folder / "pipeline")
+    print({stage: round(value / took, 3) for stage, value in seconds.items()}, flush=True)
+    return took
+
+
+class _ReleasedDataset(Dataset[Any]):
+    """A file per image, cropped by Pillow as ADM does, and its mirror."""
+
+    def __init__(self, paths: list[Path], labels: list[int], size: int) -> None:
+        self.paths, self.labels, self.size = paths, labels, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = Image.open(self.paths[index]).convert("RGB")
+        size = self.size
+        while min(image.size) >= 2 * size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = size / min(image.size)
+        wanted = (round(image.width * scale), round(image.height * scale))
+        pixels = np.array(image.resize(wanted, Image.Resampling.BICUBIC))
+        top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+        crop = torch.from_numpy(pixels[top : top + size, left : left + size]).permute(2, 0, 1)
+        view = crop.float().div(255).sub(0.5).div(0.5)
+        return torch.stack([view, view.flip(-1)]), self.labels[index]
+
+
+def released(config: PrecomputeConfig, folder: Path, images: int, workers: int) -> float:
+    files, labels = loose_files(config, folder / "loose", images)
+    network = load_tokenizer(config.tokenizer).network.eval()
+    output = folder / "npy"
+    for name in ("codes", "labels"):
+        (output / name).mkdir(parents=True)
+    loader = DataLoader(
+        _ReleasedDataset(files, labels, config.view.image_size),
+        batch_size=1,
+        num_workers=workers,
+    )
+    began = time.perf_counter()
+    for number, (views, label) in enumerate(loader):
+        with torch.no_grad():
+            indices = network.encode(views.flatten(0, 1)).indices
+        codes = indices.reshape(1, views.shape[1], -1)
+        np.save(output / "codes" / f"{number}.npy", codes.cpu().numpy())
+        np.save(output / "labels" / f"{number}.npy", label.cpu().numpy())
+    took = time.perf_counter() - began
+    shutil.rmtree(output)
+    return took
+
+
+def loose_files(
+    config: PrecomputeConfig, folder: Path, images: int
+) -> tuple[list[Path], list[int]]:
+    folder.mkdir(exist_ok=True)
+    samples = ImageReader(ShardManifest.open(config.source)).read(np.arange(images))
+    paths, labels = [], []
+    for sample in samples:
+        path = folder / f"{sample.id}.jpg"
+        if not path.exists():
+            path.write_bytes(sample.data)
+        paths.append(path)
+        labels.append(sample.label)
+    return paths, labels
+
+
+if __name__ == "__main__":
+    main()
