@@ -206,7 +206,9 @@ class ObjectStorage:
 
     def read(self, path: str) -> bytes:
         with _naming(self.url, path):
-            return bytes(self._obstore.get(self._objects, path).bytes())
+            answer = self._obstore.get(self._objects, path)
+            data = bytes(answer.bytes())
+        return _check_range(self.url, path, 0, int(answer.meta["size"]), data)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         if size == 0:

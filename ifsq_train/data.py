@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +96,20 @@ class ImageTrainData:
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
-        return self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+        device = self.source.decoder.device
+        if device.type != "cuda":
+            return self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+        # A stream of its own: decoding and copying do not queue up behind the training step.
+        with torch.cuda.stream(self._side_stream):
+            batch = self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+        self._side_stream.synchronize()
+        for tensor in (batch.inputs, batch.labels):
+            tensor.record_stream(torch.cuda.default_stream(device))
+        return batch
+
+    @functools.cached_property
+    def _side_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.source.decoder.device)
 
     def load_pixels(self, step: int, rank: int, world_size: int) -> PixelBatch:
         """The rank's share as the decoder makes it; any process can make it for any rank."""

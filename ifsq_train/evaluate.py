@@ -7,6 +7,7 @@ features that Inception Score, precision and recall need.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts import TrainedTokenizer, load_tokenizer
 from ifsq_train.config import EvaluateConfig
-from ifsq_train.context import InProcessContext, RunContext
+from ifsq_train.context import InProcessContext, RunContext, TorchrunContext
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.image_sets import (
@@ -74,7 +75,7 @@ def evaluate(
     Raises:
         UserError: missing tokenizer, weights, dataset or samples, or parts that do not fit.
     """
-    tools = Tools.open(config, context or InProcessContext())
+    tools = Tools.open(config, context or _own_context())
     metrics: dict[str, Any] = {}
     if tools.tokenizer is not None:
         metrics |= measure_reconstructions(tools, on_batch)
@@ -142,6 +143,11 @@ class Tools:
     def new_statistics(self) -> InceptionStatistics:
         """Empty, keeping as many features as precision and recall want."""
         return InceptionStatistics(self.config.manifold_images if self.samples else 0)
+
+
+def _own_context() -> RunContext:
+    """This process alone, or its place under torchrun."""
+    return TorchrunContext() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else InProcessContext()
 
 
 def _existing(key: str, path: str) -> Path:

@@ -34,7 +34,7 @@ def optimize_for_inference(network: Network, *, compiled: bool = False) -> Netwo
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for module in network.modules():
         if type(module) is nn.Conv2d and not isinstance(module.forward, _PackedConv):
-            module.forward = _PackedConv(module)
+            module.forward = _PackedConv(module)  # pyright: ignore[reportAttributeAccessIssue]
     if compiled:
         network.compile()
     return network

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ifsq_train.models.quantizers.vq import NormalizedVQ
 from ifsq_train.models.weight_files import read_weight_file
 
 _PLACES = {
@@ -26,12 +27,16 @@ _PLACES = {
 def load_released_tokenizer(network: nn.Module, path: Path, *, averaged: bool = True) -> None:
     """Load a released tokenizer checkpoint into a `Tokenizer` of the same architecture.
 
-    The quantizer's integer constants, which the averaged copy holds as floats, are left out.
+    The quantizer's integer constants, which the averaged copy holds as floats, are left out. A
+    tokenizer with `NormalizedVQ` takes LlamaGen's public files, which hold one set of weights.
 
     Raises:
         ValueError: another kind of file, or tensors missing, left over or of another shape.
     """
-    _load(network, path, "tokenizer", averaged)
+    if isinstance(getattr(network, "quantize", None), NormalizedVQ):
+        load_llamagen_tokenizer(network, path)
+    else:
+        _load(network, path, "tokenizer", averaged)
 
 
 def load_llamagen_tokenizer(network: nn.Module, path: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_LOGITS = 2**26
-"""Logits held at once: a quarter of a gigabyte in fp32."""
+MAX_LOGIT_BYTES = 2**28
+"""Held at once."""
+_CACHED_ROWS = 8
 
 
 class TokenHead(nn.Linear):
@@ -52,18 +53,18 @@ class _MeanCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             w = weight.to(dtype)
             x_grad = torch.empty_like(x) if wants_x else None
-            w_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+            w_grad = torch.empty_like(weight, dtype=torch.float32) if wants_weight else None
             losses = []
-            rows = max(1, MAX_LOGITS // len(weight))
+            rows = max(1, MAX_LOGIT_BYTES // (len(weight) * w.element_size()))
             for first in range(0, len(x), rows):
                 at = slice(first, first + rows)
                 h = x[at].to(dtype)
-                loss, gradient = _part(h, w, targets[at], len(x), wants_x or wants_weight)
+                loss, gradient = _loss_and_gradient(h @ w.t(), targets[at], len(x))
                 losses.append(loss)
                 if x_grad is not None:
-                    x_grad[at] = gradient.to(dtype) @ w
+                    x_grad[at] = gradient @ w
                 if w_grad is not None:
-                    _add_outer(w_grad, gradient.to(dtype), h)
+                    _add_outer(w_grad, gradient, h, begin=first == 0)
         ctx.gradients = (x_grad, w_grad)
         return torch.stack(losses).sum()
 
@@ -80,24 +81,32 @@ class _MeanCrossEntropy(torch.autograd.Function):
         )
 
 
-def _part(
-    h: Tensor, w: Tensor, targets: Tensor, count: int, differentiate: bool
-) -> tuple[Tensor, Tensor]:
-    """Share in the mean over `count` of some rows, and its gradient by their logits, fp32."""
-    logits = (h @ w.t()).float()
-    normalizer = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(-1, targets.unsqueeze(-1))
-    loss = (normalizer - chosen).sum() / count
-    if not differentiate:
-        return loss, logits
-    gradient = logits.sub_(normalizer).exp_()
-    ones = torch.full_like(chosen, -1.0)
-    return loss, gradient.scatter_add_(-1, targets.unsqueeze(-1), ones).div_(count)
+def _loss_and_gradient(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Share of rows [N, V] in the mean over `count`; the logits turn into its gradient by them.
+
+    The softmax is fp32 whatever the logits are, on a CPU a few rows at a time, which stay in its
+    cache meanwhile.
+    """
+    step = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    losses = []
+    for rows, chosen in zip(logits.split(step), targets.split(step), strict=True):
+        wide = rows.float()  # the rows themselves where they are fp32
+        chosen = chosen.unsqueeze(-1)
+        wide.sub_(wide.amax(-1, keepdim=True))
+        own = wide.gather(-1, chosen)
+        total = wide.exp_().sum(-1, keepdim=True)
+        losses.append((total.log() - own).sum())
+        wide.mul_((total * count).reciprocal_())
+        wide.scatter_add_(-1, chosen, torch.full_like(own, -1.0 / count))
+        if wide.dtype != rows.dtype:
+            rows.copy_(wide)
+    return torch.stack(losses).sum() / count, logits
 
 
-def _add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T right, fp32 [V, D] of [N, V] and [N, D]."""
-    if left.dtype == total.dtype:
-        total.addmm_(left.t(), right)
+def _add_outer(total: Tensor, left: Tensor, right: Tensor, *, begin: bool) -> None:
+    """total fp32 [V, D] becomes, or grows by, left^T right of [N, V] and [N, D]."""
+    if left.dtype != total.dtype:
+        product = left.t() @ right
+        _ = total.copy_(product) if begin else total.add_(product)
     else:
-        total.add_(left.t() @ right)
+        total.addmm_(left.t(), right, beta=0 if begin else 1)

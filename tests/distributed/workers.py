@@ -14,9 +14,10 @@ from torch import nn
 from ifsq_train.build import build_strategy
 from ifsq_train.checkpoint import newest_checkpoint
 from ifsq_train.checkpoint_writer import CheckpointWriter
-from ifsq_train.config import OptimConfig, StrategyConfig, TrainConfig
+from ifsq_train.config import EvaluateConfig, OptimConfig, StrategyConfig, TrainConfig
 from ifsq_train.context import TorchrunContext, mean_over_ranks
 from ifsq_train.ema import WeightAverage
+from ifsq_train.evaluate import evaluate
 from ifsq_train.recipe import validate_recipe
 from ifsq_train.saved_state import collect_state, load_network
 from ifsq_train.strategy.base import Strategy
@@ -139,6 +140,13 @@ def train_recipe(values: dict[str, Any]) -> dict[str, Any]:
     config = validate_recipe(values, "test")
     assert isinstance(config, TrainConfig)
     return run(config, TorchrunContext())
+
+
+def evaluate_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Measure what a recipe names; the result."""
+    config = validate_recipe(values, "test")
+    assert isinstance(config, EvaluateConfig)
+    return evaluate(config, context=TorchrunContext())
 
 
 def main() -> None:

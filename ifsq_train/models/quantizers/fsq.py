@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
-from ifsq_train.models.quantizers.rounding import BoundAndRound, PerChannel
+from ifsq_train.models.quantizers.rounding import PerChannel, bound_and_round
 from ifsq_train.models.quantizers.usage import count_levels, level_entropies_bits
 
 _SHIFTED_EPS = 1e-3
@@ -47,6 +47,7 @@ class FSQ(Quantizer, RunningMoments):
 
     levels: Tensor
     radix: Tensor
+    offsets: Tensor
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class FSQ(Quantizer, RunningMoments):
         lowest = [
             level // 2 * weight for level, weight in zip(self.level_counts, radix, strict=True)
         ]
-        self._offsets = [sum(part) for part in self._split(lowest)]
+        offsets = [sum(part) for part in self._split(lowest)]
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def _check(self) -> None:
         if min(self.level_counts) < 2:
@@ -131,7 +133,8 @@ class FSQ(Quantizer, RunningMoments):
         latents = latents.float()
         if self._track_statistics and self.training:
             self._track(latents)
-        if self.bound_kind == "simple" and not plain_paths():
+        plain = plain_paths() or torch.compiler.is_compiling()
+        if self.bound_kind == "simple" and not plain:
             codes, rounded = self._round_fused(latents)
         else:
             codes, rounded = self._round_plainly(latents)
@@ -152,7 +155,7 @@ class FSQ(Quantizer, RunningMoments):
             levels = self._per_channel(self.levels)
             spread = (levels if limit else levels - 1).to(latents.dtype)
             half = (levels // 2).to(latents.dtype)
-        return BoundAndRound.apply(latents, self.alpha, spread, half, limit)  # pyright: ignore
+        return bound_and_round(latents, self.alpha, spread, half, limit=limit)
 
     def _round_plainly(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and levels as whole numbers around zero; both float32 [B, C, H, W]."""
@@ -188,23 +191,16 @@ class FSQ(Quantizer, RunningMoments):
 
         Sums of whole numbers, in the narrowest type that holds the whole codebook exactly.
         """
-        weights = self._per_channel(self.radix)
+        largest = max(self.codebook_sizes)
+        exact = torch.float32 if largest <= 2**24 else torch.float64
+        exact = exact if largest <= 2**53 else torch.int64
+        # No matrix product: on a GPU it may be in TF32.
+        weighted = rounded.to(exact) * self._per_channel(self.radix).to(exact)
         if len(self.groups) == 1:
-            size, offset = self.codebook_sizes[0], self._offsets[0]
-            return _group_index(rounded, weights, size, offset).unsqueeze(-1)
-        return torch.stack(
-            [
-                _group_index(part, weight, size, offset)
-                for part, weight, size, offset in zip(
-                    rounded.split(self.groups, 1),
-                    weights.split(self.groups, 1),
-                    self.codebook_sizes,
-                    self._offsets,
-                    strict=True,
-                )
-            ],
-            -1,
-        )
+            sums = weighted.sum(1).unsqueeze(-1)
+        else:
+            sums = torch.stack([part.sum(1) for part in weighted.split(self.groups, 1)], -1)
+        return sums.to(torch.int64).add_(self.offsets)
 
     def indices_to_digits(self, indices: Tensor) -> Tensor:
         """Digits int64 [B, H, W, C] in 0..L-1 of indices int64 [B, H, W, num_groups]."""
@@ -228,14 +224,6 @@ class FSQ(Quantizer, RunningMoments):
             "digit_order": self.digit_order,
             "groups": list(self.groups),
         }
-
-
-def _group_index(rounded: Tensor, weights: Tensor, size: int, offset: int) -> Tensor:
-    """Index int64 [B, H, W] of one group's levels around zero, float32 [B, C, H, W]."""
-    exact = torch.float32 if size <= 2**24 else torch.float64 if size <= 2**53 else torch.int64
-    # No matrix product: on a GPU it may be in TF32.
-    index = (rounded.to(exact) * weights.to(exact)).sum(1)
-    return index.add_(offset).to(torch.int64)
 
 
 class ProjectedFSQ(nn.Module):

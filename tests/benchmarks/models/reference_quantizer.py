@@ -14,6 +14,9 @@ from torch import Tensor, nn
 class ReferenceFsq(nn.Module):
     """Simple bound, optional groups, running input moments in training mode."""
 
+    levels: Tensor
+    basis: Tensor
+
     def __init__(self, levels: list[int], alpha: float, groups: list[int] | None = None) -> None:
         super().__init__()
         self.alpha = alpha
@@ -91,6 +94,9 @@ class ReferenceVq(nn.Module):
 
 class ReferenceLfq(nn.Module):
     """Signs; entropies over all codes at temperature 0.01 in training mode."""
+
+    mask: Tensor
+    codebook: Tensor
 
     def __init__(self, bits: int, temperature: float = 0.01) -> None:
         super().__init__()

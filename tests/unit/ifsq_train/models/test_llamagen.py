@@ -33,7 +33,7 @@ def test_losses_without_logits_are_the_same(
     codebooks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In parts of four positions of the 11-way head, the last part being shorter."""
-    monkeypatch.setattr(token_head, "MAX_LOGITS", 44)
+    monkeypatch.setattr(token_head, "MAX_LOGIT_BYTES", 176)
     model, labels = build(codebooks), torch.tensor([1, 2])
     shape = (2, 9) if len(codebooks) == 1 else (2, 9, 2)
     tokens = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0))

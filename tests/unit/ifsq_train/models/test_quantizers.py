@@ -7,7 +7,7 @@ import torch
 
 from ifsq_train.evaluation.codes import CodeCounter, DigitCounter
 from ifsq_train.models.plain import VARIABLE
-from ifsq_train.models.quantizers import FSQ, LFQ, VQ, NormalizedVQ, Quantizer
+from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
 
 
 @pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [65] * 4, [8, 5, 5, 5], [257] * 4])
@@ -187,3 +187,46 @@ def test_latents_that_are_not_finite_do_not_stop_the_log() -> None:
     output = quantizer(torch.full((1, 2, 4, 4), float("nan")))
     assert output.latents.isnan().all()
     assert "digit_entropy/0" in output.stats
+
+
+def tokens_of(scaled: torch.Tensor) -> torch.Tensor:
+    """Little-endian index of bounded values [B, 4, H, W] on the scale of 17 levels."""
+    digits = scaled.round().to(torch.int64) + 8
+    return (digits * torch.tensor([1, 17, 289, 4913]).view(1, 4, 1, 1)).sum(1)
+
+
+def test_bf16_bound_gives_other_tokens_than_float64_and_ours_does_not() -> None:
+    """The released code bounds in bf16 under autocast: one token in ten is another one."""
+    z = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = tokens_of((2 * torch.sigmoid(1.6 * z.double()) - 1) * 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = FSQ([17] * 4)(z).indices[..., 0]
+    released = tokens_of((2 * torch.sigmoid(1.6 * z.bfloat16()) - 1).float() * 8)
+    assert float((released != exact).float().mean()) > 0.05
+    # A value on a cell's border may fall to either side in fp32; none of these does.
+    assert torch.equal(ours, exact)
+
+
+def test_continuous_latents_are_fp32_under_autocast() -> None:
+    """So that an AE is compared with a quantizer at the same precision."""
+    moments = torch.randn(2, 8, 4, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for deterministic in (True, False):
+            output = Continuous(4, deterministic=deterministic)(moments)
+            assert output.latents.dtype == torch.float32
+
+
+def test_lfq_trains_with_several_groups() -> None:
+    """The released code crashes here; the entropies of independent groups add up."""
+    z = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.01
+    grouped = LFQ(6, entropy_weight=1.0, groups=[2, 4])
+    output = grouped(z.requires_grad_())
+    parts = [
+        LFQ(size, entropy_weight=1.0)(part).losses["entropy"]
+        for size, part in zip((2, 4), z.split([2, 4], 1), strict=True)
+    ]
+    expected = torch.stack(parts).sum().detach()
+    assert torch.allclose(output.losses["entropy"].detach(), expected, rtol=1e-5)
+    torch.stack(list(output.losses.values())).sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().min() > 0

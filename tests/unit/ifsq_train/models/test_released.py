@@ -6,6 +6,8 @@ import pytest
 import torch
 from goldens import Golden
 
+from ifsq_train.build import build_tokenizer
+from ifsq_train.config import TokenizerTaskConfig, TrainConfig
 from ifsq_train.models.autoencoder import AttentionBlock, Tokenizer
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.quantizers import FSQ, NormalizedVQ
@@ -14,6 +16,7 @@ from ifsq_train.models.released import (
     load_released_generator,
     load_released_tokenizer,
 )
+from ifsq_train.recipe import load_recipe
 
 
 def tokenizer() -> Tokenizer:
@@ -101,7 +104,7 @@ def test_llamagen_vq_checkpoint(tmp_path: Path, place: str) -> None:
     assert "encoder.mid.1.q.bias" in content
     content["quantize.codebook_used"] = torch.zeros(65536)
     torch.save({place: content}, tmp_path / "vq.pt")
-    load_llamagen_tokenizer(second, tmp_path / "vq.pt")
+    load_released_tokenizer(second, tmp_path / "vq.pt")
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert torch.equal(first(images)[0], second(images)[0])
@@ -117,10 +120,16 @@ def test_llamagen_vq_of_another_shape_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("multipliers", "millions"), [((1, 1, 2, 2, 4), 72), ((1, 2, 2, 4), 70)])
 def test_llamagen_vq_sizes(multipliers: tuple[int, ...], millions: int) -> None:
     """The published sizes of VQ-16 and VQ-8."""
+    config = load_recipe(f"released/llamagen-vq-{2 ** (len(multipliers) - 1)}")
+    assert isinstance(config, TrainConfig)
+    assert isinstance(config.task, TokenizerTaskConfig)
     with torch.device("meta"):
-        network = llamagen_vq(multipliers, 128, 2, 256)
-        count = sum(p.numel() for p in network.parameters()) + (16384 - 64) * 8
-    assert round(count / 1e6) == millions
+        network = build_tokenizer(config.task.model)
+        same = llamagen_vq(multipliers, 128, 2, 256)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    expected = {name: value.shape for name, value in same.state_dict().items()}
+    assert shapes == expected | {"quantize.embedding.weight": torch.Size([16384, 8])}
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
 
 
 def test_attention_is_softmax_over_positions() -> None:
