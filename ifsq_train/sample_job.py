@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data_pipelines.errors import DataError
 from data_pipelines.storage import Storage
 from ifsq_train.config import SampleConfig, to_dict
-from ifsq_train.precompute_run import WorkItem, plan_items
+from ifsq_train.precompute_run import WorkItem
 from ifsq_train.sample_files import remove_images, write_images, write_preview
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,11 @@ class SampleJob:
     def __init__(self, storage: Storage, spec: SampleSpec, config: SampleConfig) -> None:
         self.storage, self.spec = storage, spec
         self._config = config
-        self.items = plan_items(len(spec.labels), config.batch_size)
+        count, size = len(spec.labels), config.batch_size
+        self.items = [
+            WorkItem(index, first, min(size, count - first))
+            for index, first in enumerate(range(0, count, size))
+        ]
 
     def is_finished(self) -> bool:
         """Whether the folder holds exactly these samples already."""
