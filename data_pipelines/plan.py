@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,52 @@ MAX_LANES = 64
 DEFAULT_SHUFFLE_WINDOW = 16_384
 
 _DOMAIN_SHARDS, _DOMAIN_ROTATION, _DOMAIN_BLOCKS = 1, 2, 3
+
+
+class DataPlan(Protocol):
+    """An order of samples as a pure function of the step: of one dataset, or of a mixture."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per step over all ranks."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Different samples there are."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches until every sample was drawn once, on average."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity of the order: changes with anything that changes a batch."""
+        ...
+
+    def epoch(self, step: int) -> int:
+        """How often, on average, every sample was drawn before global batch `step`."""
+        ...
+
+    def rank_ids(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Sample ids of a rank's share of global batch `step`."""
+        ...
+
+    def rank_epochs(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """How often each of these samples was drawn before, int64 [B]; decides its view."""
+        ...
+
+
+def rank_slots(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and last (exclusive) place of a rank's share in a global batch.
+
+    Shares are contiguous and differ by one where the world size does not divide the batch.
+    """
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank={rank} is not allowed; use 0 to {world_size - 1}")
+    return rank * global_batch_size // world_size, (rank + 1) * global_batch_size // world_size
 
 
 def choose_num_lanes(num_samples: int, global_batch_size: int, shuffle_window: int) -> int:
@@ -123,7 +170,7 @@ class SamplePlan:
 
     def batch_ids(self, step: int) -> NDArray[np.int64]:
         """Sample ids of global batch `step`, int64 [B]."""
-        return self._slots(step, 0, self.global_batch_size)
+        return self.rank_ids(step, 0, 1)
 
     def rank_ids(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
         """The contiguous slice `[rank*B//R, (rank+1)*B//R)` of `batch_ids(step)`.
@@ -131,20 +178,37 @@ class SamplePlan:
         Where `world_size` R does not divide B the slices differ by one in length, so losses must
         be weighted by true counts; with more ranks than samples some slices are empty.
         """
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank={rank} is not allowed; use 0 to {world_size - 1}")
-        batch = self.global_batch_size
-        return self._slots(step, rank * batch // world_size, (rank + 1) * batch // world_size)
-
-    def _slots(self, step: int, first: int, last: int) -> NDArray[np.int64]:
         if step < 0:
             raise UserError(f"step={step} is not allowed; use 0 or more")
-        epoch, batch_in_epoch = divmod(step, self.steps_per_epoch)
+        first, last = rank_slots(self.global_batch_size, rank, world_size)
+        return self.drawn(step * self.global_batch_size + np.arange(first, last, dtype=np.int64))
+
+    def rank_epochs(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Epoch of each of `rank_ids`, int64: all the same."""
+        first, last = rank_slots(self.global_batch_size, rank, world_size)
+        return np.full(last - first, self.epoch(step), dtype=np.int64)
+
+    def drawn(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids of the samples drawn as number 0, 1, ... of the endless order, int64 like `numbers`.
+
+        Number `step * B + slot` is slot `slot` of global batch `step`.
+        """
         per_lane = self.global_batch_size // self.lanes
-        lane, place = np.divmod(np.arange(first, last, dtype=np.int64), per_lane)
         lane_length = self.num_samples // self.lanes
-        position = self._shuffle_in_lane(epoch, lane, batch_in_epoch * per_lane + place)
-        return self._ids_at(epoch, lane * lane_length + position)
+        step, slot = np.divmod(numbers, self.global_batch_size)
+        epochs, batch_in_epoch = np.divmod(step, self.steps_per_epoch)
+        lane, place = np.divmod(slot, per_lane)
+        in_lane = batch_in_epoch * per_lane + place
+        ids = np.empty_like(numbers)
+        for epoch in np.unique(epochs).tolist():
+            at = np.flatnonzero(epochs == epoch)
+            position = self._shuffle_in_lane(epoch, lane[at], in_lane[at])
+            ids[at] = self._ids_at(epoch, lane[at] * lane_length + position)
+        return ids
+
+    def drawn_epochs(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Epochs that the samples of `drawn(numbers)` belong to, int64."""
+        return numbers // (self.global_batch_size * self.steps_per_epoch)
 
     def _shuffle_in_lane(
         self, epoch: int, lane: NDArray[np.int64], position: NDArray[np.int64]

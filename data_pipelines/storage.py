@@ -15,6 +15,12 @@ from typing import Any, BinaryIO, Protocol
 
 from data_pipelines.errors import DataError, UserError
 
+FIRST_TRY_TIMEOUT_SECONDS = 1
+"""Of the first try of a small range: a stalled body is given up early, and asked for again."""
+FIRST_TRY_BYTES = 1 << 20
+FIRST_TRY_RETRIES = 2
+MAX_SLOW_TRIES = 8
+"""First tries in a row that failed where a patient one succeeded, before they are left out."""
 SMALL_RANGE_TIMEOUT_SECONDS = 5
 """obstore's default waits half a minute on a stalled body; a short limit and retries do better."""
 LARGE_OBJECT_TIMEOUT_SECONDS = 300
@@ -184,6 +190,8 @@ class ObjectStorage:
                 "run: pip install 'ifsq-train[s3]'"
             ) from None
         self._obstore = obstore
+        self._first_try = _open_store(self.url, FIRST_TRY_TIMEOUT_SECONDS, FIRST_TRY_RETRIES)
+        self._slow_tries = 0
         self._ranges = _open_store(self.url, SMALL_RANGE_TIMEOUT_SECONDS)
         self._objects = _open_store(self.url, LARGE_OBJECT_TIMEOUT_SECONDS)
 
@@ -198,15 +206,34 @@ class ObjectStorage:
 
     def read(self, path: str) -> bytes:
         with _naming(self.url, path):
-            return bytes(self._obstore.get(self._objects, path).bytes())
+            answer = self._obstore.get(self._objects, path)
+            data = bytes(answer.bytes())
+        return _check_range(self.url, path, 0, int(answer.meta["size"]), data)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         if size == 0:
             return b""
+        if size <= FIRST_TRY_BYTES and self._slow_tries < MAX_SLOW_TRIES:
+            data = self._read_quickly(path, offset, size)
+            if data is not None:
+                return data
         with _naming(self.url, path):
             store = self._ranges if size <= _COPY_CHUNK_BYTES else self._objects
             data = bytes(self._obstore.get_range(store, path, start=offset, length=size))
         return _check_range(self.url, path, offset, size, data)
+
+    def _read_quickly(self, path: str, offset: int, size: int) -> bytes | None:
+        """The bytes if they come soon; None after any fault, which a patient try then names."""
+        from obstore.exceptions import BaseError
+
+        try:
+            data = bytes(self._obstore.get_range(self._first_try, path, start=offset, length=size))
+        except (BaseError, FileNotFoundError):
+            # Over a link that is always this slow, quick tries would only cost time.
+            self._slow_tries += 1
+            return None
+        self._slow_tries = 0
+        return data if len(data) == size else None
 
     def size(self, path: str) -> int:
         with _naming(self.url, path):
@@ -222,8 +249,14 @@ class ObjectStorage:
     def list(self, prefix: str = "") -> list[str]:
         folder = prefix.rpartition("/")[0]
         found: list[str] = []
-        for batch in self._obstore.list(self._ranges, prefix=folder or None):
-            found.extend(entry["path"] for entry in batch)
+        try:
+            with _naming(self.url, prefix):
+                for batch in self._obstore.list(self._ranges, prefix=folder or None):
+                    found.extend(entry["path"] for entry in batch)
+        except DataError as error:
+            # Some servers create a bucket with its first object; until then it holds nothing.
+            if "NoSuchBucket" not in str(error.__cause__):
+                raise
         return sorted(path for path in found if path.startswith(prefix))
 
     def write(self, path: str, data: bytes) -> None:
@@ -286,7 +319,7 @@ def scratch_file(storage: Storage, path: str) -> Iterator[tuple[BinaryIO, Path]]
         yield opened
 
 
-def _open_store(url: str, timeout_seconds: int) -> Any:
+def _open_store(url: str, timeout_seconds: int, max_retries: int = MAX_RETRIES) -> Any:
     from obstore.store import from_url
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
@@ -296,7 +329,7 @@ def _open_store(url: str, timeout_seconds: int) -> Any:
             "timeout": f"{timeout_seconds}s",
             "allow_http": endpoint.startswith("http://"),
         },
-        retry_config={"max_retries": MAX_RETRIES},
+        retry_config={"max_retries": max_retries},
     )
 
 

@@ -73,7 +73,7 @@ class _Request:
     """What a view is computed from; arrays [B]."""
 
     seed: int
-    epoch: int
+    epoch: int | IntArray
     sample_ids: IntArray
     views: IntArray
     heights: IntArray
@@ -314,7 +314,7 @@ def view_geometry(
     spec: ViewSpec,
     *,
     seed: int,
-    epoch: int,
+    epoch: int | IntArray,
     sample_ids: IntArray,
     views: IntArray,
     heights: NDArray[np.integer],
@@ -323,6 +323,7 @@ def view_geometry(
     """Geometry of B views; a pure function of its arguments, element by element.
 
     Args:
+        epoch: of all samples, or of each, int64 [B].
         sample_ids, views: which view of which sample, int64 [B]; views in [0, spec.num_views).
         heights, widths: size of the source images in pixels, [B].
 

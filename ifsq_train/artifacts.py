@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
-from data_pipelines.tokens.format import LatentStatistics
+from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.build import build_dit, build_llamagen, build_tokenizer
 from ifsq_train.checkpoint import Checkpoint, open_checkpoint
 from ifsq_train.config import (

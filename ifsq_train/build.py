@@ -55,6 +55,13 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             groups=config.factorized_channels,
             track_statistics=True,
         )
+    if isinstance(config, VqConfig) and config.normalized:
+        return vq.NormalizedVQ(
+            config.codebook_size,
+            config.num_channels,
+            beta=config.beta,
+            entropy_ratio=config.entropy_ratio,
+        )
     if isinstance(config, VqConfig):
         return vq.VQ(
             config.codebook_size, config.num_channels, beta=config.beta, loss_form=config.loss_form
@@ -64,6 +71,7 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             config.num_channels,
             entropy_weight=config.entropy_weight,
             commitment_weight=config.commitment_weight,
+            groups=config.factorized_channels,
         )
     return continuous.Continuous(
         config.num_channels, deterministic=config.kind == "ae", kl_weight=config.kl_weight
@@ -79,6 +87,8 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
         num_res_blocks=config.num_res_blocks,
         z_channels=config.z_channels,
         norm_groups=config.norm_groups,
+        attention=config.attention,
+        double_z=config.double_z,
     )
 
 
@@ -198,12 +208,21 @@ def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
     return TokenizerTask(config, tokenizer, discriminator, perceptual)
 
 
-def build_strategy(config: StrategyConfig, context: RunContext) -> Strategy:
-    """The engine a recipe asks for; deepspeed is imported only when it is."""
+def build_strategy(
+    config: StrategyConfig, context: RunContext, *, skip_nonfinite: bool = False
+) -> Strategy:
+    """The engine a recipe asks for; deepspeed is imported only when it is.
+
+    Args:
+        config: the recipe's strategy.
+        context: this worker's place.
+        skip_nonfinite: an update with a gradient that is not finite must be left out (DeepSpeed
+            always does).
+    """
     if config.kind == "torch":
         from ifsq_train.strategy.torch import TorchStrategy
 
-        return TorchStrategy(config, context)
+        return TorchStrategy(config, context, skip_nonfinite=skip_nonfinite)
     from ifsq_train.strategy.deepspeed import DeepSpeedStrategy
 
     return DeepSpeedStrategy(config, context)

@@ -30,10 +30,11 @@ from ifsq_train.data import DataFacts, TrainData
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.fsq import FSQ
 from ifsq_train.models.quantizers.lfq import LFQ
-from ifsq_train.models.repa import DinoTeacher, load_dino
+from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, ImageEncoder, LatentInputs, TokenInputs
+from ifsq_train.token_encoder import open_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _token_source(
         return Source(sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint)
     quantizer = quantizer_of(spec, task.tokenizer or data_tokenizer)
     return Source(
-        sizes, grid, quantizer.num_channels, spec.tokenizer_fingerprint, quantizer=quantizer
+        sizes, grid, spec.latent_channels, spec.tokenizer_fingerprint, quantizer=quantizer
     )
 
 
@@ -189,13 +190,11 @@ def build_alignment(
     if repa is None:
         return None
     if repa.teacher is not None:
-        teacher = open_teacher(repa, grid)
+        teacher = open_teacher(repa.teacher, repa.size, grid, "task.repa.teacher")
         return Alignment(teacher, repa.weight, repa.precision)
     assert facts.tokens is not None
     stored = facts.tokens.extra_columns[FEATURES].shape
-    from ifsq_train.models.repa import SIZES
-
-    wanted = (grid[0] * grid[1], SIZES[repa.size]["dim"])
+    wanted = (grid[0] * grid[1], TEACHERS[repa.size]["dim"])
     if tuple(stored) != wanted:
         raise UserError(
             f"the stored features are {stored[0]} x {stored[1]} per view, the model aligns"
@@ -203,24 +202,6 @@ def build_alignment(
             " them for this grid and teacher, or name task.repa.teacher"
         )
     return Alignment(None, repa.weight)
-
-
-def open_teacher(repa: RepaConfig, grid: tuple[int, int]) -> DinoTeacher:
-    """The frozen teacher from its local file.
-
-    Raises:
-        UserError: the file is missing or not that backbone.
-    """
-    assert repa.teacher is not None
-    if not Path(repa.teacher).is_file():
-        raise UserError(
-            f"task.repa.teacher: no file '{repa.teacher}'; give a local DINOv2 weight file such as"
-            " dinov2_vitb14_pretrain.pth"
-        )
-    try:
-        return load_dino(Path(repa.teacher), size=repa.size, grid=grid)
-    except ValueError as error:
-        raise UserError(f"task.repa.teacher: {error}") from error
 
 
 def latent_scaling(

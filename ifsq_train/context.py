@@ -6,10 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+from ifsq_train.interruption import Interruption, terminated
+
+if TYPE_CHECKING:
+    from ifsq_train.config import TrainConfig
+    from ifsq_train.data import TrainData
 
 
 class RunContext(Protocol):
@@ -19,6 +26,12 @@ class RunContext(Protocol):
     world_size: int
     local_rank: int
     device: torch.device
+    launch_id: str
+    """Names the launch; its workers may be started several times."""
+
+    def interruption(self) -> Interruption:
+        """What this worker was told; cheap, never waits."""
+        ...
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Tell the launcher about progress; collective where the launcher needs it to be."""
@@ -26,6 +39,10 @@ class RunContext(Protocol):
 
     def restore_from(self) -> Path | None:
         """Checkpoint folder the launcher insists on; None to take the run folder's newest."""
+        ...
+
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """The same data, perhaps made by helpers the launcher has; batches are bit-identical."""
         ...
 
 
@@ -46,6 +63,11 @@ class InProcessContext:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: default_device(0))
     reports: list[dict[str, float]] = field(default_factory=list)
+    launch_id: str = "local"
+
+    def interruption(self) -> Interruption:
+        """SIGTERM."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """Keep the metrics in `reports`."""
@@ -56,6 +78,10 @@ class InProcessContext:
         """Nothing is insisted on."""
         return None
 
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """As it is: there are no helpers. `data.decode_actors` needs the Ray launcher."""
+        return without_helpers(data, config)
+
 
 @dataclass
 class TorchrunContext:
@@ -65,11 +91,16 @@ class TorchrunContext:
     world_size: int = field(default_factory=lambda: int(os.environ["WORLD_SIZE"]))
     local_rank: int = field(default_factory=lambda: int(os.environ["LOCAL_RANK"]))
     device: torch.device = field(init=False)
+    launch_id: str = "torchrun"
 
     def __post_init__(self) -> None:
         self.device = default_device(self.local_rank)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def interruption(self) -> Interruption:
+        """SIGTERM, which torchrun passes on."""
+        return Interruption.STOP if terminated() else Interruption.NONE
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None = None) -> None:
         """torchrun listens to nobody; metrics are in the run folder."""
@@ -77,6 +108,23 @@ class TorchrunContext:
     def restore_from(self) -> Path | None:
         """Nothing is insisted on."""
         return None
+
+    def serve(self, data: TrainData, config: TrainConfig) -> TrainData:
+        """As it is: there are no helpers. `data.decode_actors` needs the Ray launcher."""
+        return without_helpers(data, config)
+
+
+def without_helpers(data: TrainData, config: TrainConfig) -> TrainData:
+    """The data itself.
+
+    Raises:
+        UserError: the recipe asks for decode actors.
+    """
+    if config.data.kind == "images" and config.data.decode_actors:
+        raise UserError(
+            f"data.decode_actors={config.data.decode_actors} needs Ray; use --launcher ray, or 0"
+        )
+    return data
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +13,10 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.images.budget import ErrorBudget
 from data_pipelines.images.decode import DecoderKind, open_decoder
-from data_pipelines.images.source import ImageSource
+from data_pipelines.images.source import ImageSource, MixedSource, PixelBatch
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
+from data_pipelines.mix import MixMember, MixPlan
+from data_pipelines.plan import DataPlan, SamplePlan, rank_slots
 from data_pipelines.tokens.features import FEATURES, decode_features
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.reader import TokenDataset, choose_views
@@ -54,7 +56,10 @@ class Extras:
 class TrainData(Protocol):
     """What the loop needs from a dataset."""
 
-    plan: SamplePlan
+    @property
+    def plan(self) -> DataPlan:
+        """The order of the samples."""
+        ...
 
     @property
     def facts(self) -> DataFacts:
@@ -70,18 +75,17 @@ class TrainData(Protocol):
         ...
 
 
-def positions(plan: SamplePlan, rank: int, world_size: int) -> np.ndarray:
+def positions(plan: DataPlan, rank: int, world_size: int) -> np.ndarray:
     """int64 [B], places of a rank's share in the global batch."""
-    first, last = (r * plan.global_batch_size // world_size for r in (rank, rank + 1))
-    return np.arange(first, last, dtype=np.int64)
+    return np.arange(*rank_slots(plan.global_batch_size, rank, world_size), dtype=np.int64)
 
 
 @dataclass
 class ImageTrainData:
     """Decoded images in the view of the sample's epoch."""
 
-    plan: SamplePlan
-    source: ImageSource
+    plan: DataPlan
+    source: ImageSource | MixedSource
     num_views: int
     seed: int
 
@@ -92,20 +96,49 @@ class ImageTrainData:
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """See TrainData.load."""
+        device = self.source.decoder.device
+        if device.type != "cuda":
+            return self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+        # A stream of its own: decoding and copying do not queue up behind the training step.
+        with torch.cuda.stream(self._side_stream):
+            batch = self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
+        self._side_stream.synchronize()
+        for tensor in (batch.inputs, batch.labels):
+            tensor.record_stream(torch.cuda.default_stream(device))
+        return batch
+
+    @functools.cached_property
+    def _side_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.source.decoder.device)
+
+    def load_pixels(self, step: int, rank: int, world_size: int) -> PixelBatch:
+        """The rank's share as the decoder makes it; any process can make it for any rank."""
         ids = self.plan.rank_ids(step, rank, world_size)
-        epoch = self.plan.epoch(step)
-        views = choose_views(self.seed, epoch, ids, self.num_views)
-        images = self.source.batch(ids, epoch, views)
+        return self.show(ids, self.plan.rank_epochs(step, rank, world_size))
+
+    def show(self, ids: np.ndarray, epochs: np.ndarray) -> PixelBatch:
+        """Samples as they are seen in their epochs; both int64 [B]."""
+        views = choose_views(self.seed, epochs, ids, self.num_views)
+        return self.source.pixels(ids, epochs, views)
+
+    def to_batch(self, pixels: PixelBatch, rank: int, world_size: int) -> Batch:
+        """Decoded pixels as the loop wants them."""
+        images = pixels.to_images()
         return Batch(images.images, images.labels, positions(self.plan, rank, world_size))
 
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
-        return {
+        facts = {
             "kind": "images",
             "num_samples": self.plan.num_samples,
-            "digest": self.source.manifest.digest,
             "decoder": self.source.decoder.name,
         }
+        if isinstance(self.source, ImageSource):
+            return facts | {"digest": self.source.manifest.digest}
+        assert isinstance(self.plan, MixPlan)
+        members = zip(self.source.sources, self.plan.weights, strict=True)
+        mix = [{"digest": s.manifest.digest, "weight": weight} for s, weight in members]
+        return facts | {"mix": mix}
 
 
 @dataclass
@@ -192,7 +225,13 @@ def open_train_data(
     if isinstance(config, TokenDataConfig):
         return _open_tokens(config, seed, extras, device)
     assert isinstance(config, ImageDataConfig)
-    return _open_images(config, seed, run_folder / f"quarantine-rank{rank:05d}.jsonl", device)
+    budget = image_budget(config, run_folder, rank)
+    return open_images(config, seed=seed, budget=budget, device=device)
+
+
+def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorBudget:
+    """How many bad images a rank puts up with; they are named in a file of its own."""
+    return ErrorBudget(config.max_bad_samples, run_folder / f"quarantine-rank{rank:05d}.jsonl")
 
 
 def extras_for(task: TaskConfig) -> Extras:
@@ -215,7 +254,7 @@ def _open_tokens(
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
     if extras.features and FEATURES not in dataset.spec.extra_columns:
         raise UserError(
-            f"{config.url} has no stored features, which the task reads; precompute"
+            f"{config.url} stores no {FEATURES}, which the task reads; precompute"
             " with a teacher, or name task.repa.teacher"
         )
     plan = SamplePlan(
@@ -252,28 +291,39 @@ def _open_pixels(
     return source
 
 
-def _open_images(
-    config: ImageDataConfig, seed: int, quarantine: Path, device: torch.device
+def open_images(
+    config: ImageDataConfig, *, seed: int, budget: ErrorBudget, device: torch.device
 ) -> ImageTrainData:
-    source = open_image_source(
-        config.url,
-        config.view,
-        decoder=config.decoder,
-        seed=seed,
-        device=device,
-        threads=config.decode_threads,
-        max_bad_samples=config.max_bad_samples,
-        quarantine_path=quarantine,
-    )
-    manifest = source.manifest
-    plan = SamplePlan(
+    """The images a recipe names, whoever asks for them.
+
+    Raises:
+        UserError: missing or damaged dataset, a decoder that is not installed, too few samples.
+    """
+    view = config.view
+    decoder = open_decoder(config.decoder, view.image_size, device, config.decode_threads)
+    manifests = [ShardManifest.open(url) for url in config.urls]
+    sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
+    source = MixedSource(sources) if config.mix else sources[0]
+    return ImageTrainData(_image_plan(config, manifests, seed), source, view.num_views, seed)
+
+
+def _image_plan(
+    config: ImageDataConfig, manifests: list[ShardManifest], seed: int
+) -> SamplePlan | MixPlan:
+    if config.mix:
+        members = [
+            MixMember(manifest.digest, manifest.shard_sizes, part.weight)
+            for manifest, part in zip(manifests, config.mix, strict=True)
+        ]
+        return MixPlan(members, config.global_batch_size, seed, config.shuffle_window)
+    (manifest,) = manifests
+    return SamplePlan(
         manifest.digest,
         manifest.shard_sizes,
         config.global_batch_size,
         seed,
         shuffle_window=config.shuffle_window,
     )
-    return ImageTrainData(plan, source, config.view.num_views, seed)
 
 
 def open_image_source(

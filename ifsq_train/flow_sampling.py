@@ -1,6 +1,7 @@
 """Integrating a flow from noise to latents.
 
-Only fixed time grids: with an adaptive step a sample would depend on the others of its batch.
+On a fixed time grid, or with steps chosen for each sample by itself: a solver that chooses one step
+for its whole batch, as usual ones do, makes a sample depend on the others drawn beside it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ifsq_train.losses.flow_matching import shift_times
+from ifsq_train.losses.flow_matching import expand_time, shift_times
 from ifsq_train.models.dit import DiT
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""Takes latents [B, ...] and a time, a scalar on the CPU; gives the velocity [B, ...]."""
-Method = Literal["euler", "midpoint", "heun3"]
+"""Takes latents [B, ...] and a time on the CPU, a scalar or [B]; gives the velocity [B, ...]."""
+FixedMethod = Literal["euler", "midpoint", "heun", "heun3"]
+Method = Literal["euler", "midpoint", "heun", "heun3", "dopri5"]
 
 # Explicit Runge-Kutta methods: per stage its time and the weights of the earlier stages; then the
 # weights of all stages in the step.
-_STAGES: dict[Method, tuple[list[tuple[float, tuple[float, ...]]], tuple[float, ...]]] = {
+_STAGES: dict[FixedMethod, tuple[list[tuple[float, tuple[float, ...]]], tuple[float, ...]]] = {
     "euler": ([(0.0, ())], (1.0,)),
     "midpoint": ([(0.0, ()), (1 / 2, (1 / 2,))], (0.0, 1.0)),
+    "heun": ([(0.0, ()), (1.0, (1.0,))], (1 / 2, 1 / 2)),
     "heun3": (
         [(0.0, ()), (1 / 3, (1 / 3,)), (2 / 3, (0.0, 2 / 3))],
         (1 / 4, 0.0, 3 / 4),
@@ -38,7 +41,7 @@ def time_grid(num_steps: int, shift: float = 0.0) -> Tensor:
 
 
 def integrate(
-    velocity: Velocity, noise: Tensor, times: Tensor, method: Method = "euler"
+    velocity: Velocity, noise: Tensor, times: Tensor, method: FixedMethod = "euler"
 ) -> list[Tensor]:
     """States at every time, the first being `noise`; float [B, ...] each."""
     stages, weights = _STAGES[method]
@@ -58,6 +61,76 @@ def integrate(
     return states
 
 
+# Dormand and Prince 1980: per stage its time and the weights of the earlier stages. The last row is
+# the fifth-order step itself; the error is the difference to the fourth-order weights.
+_DOPRI5: list[tuple[float, tuple[float, ...]]] = [
+    (1 / 5, (1 / 5,)),
+    (3 / 10, (3 / 40, 9 / 40)),
+    (4 / 5, (44 / 45, -56 / 15, 32 / 9)),
+    (8 / 9, (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729)),
+    (1.0, (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656)),
+    (1.0, (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
+]
+_DOPRI5_ERROR = (
+    35 / 384 - 5179 / 57600,
+    0.0,
+    500 / 1113 - 7571 / 16695,
+    125 / 192 - 393 / 640,
+    -2187 / 6784 + 92097 / 339200,
+    11 / 84 - 187 / 2100,
+    -1 / 40,
+)
+_SAFETY, _SHRINK, _GROW, _FIRST_STEP, _MAX_STEPS = 0.9, 0.2, 10.0, 0.01, 10_000
+
+
+def integrate_adaptive(
+    velocity: Velocity, noise: Tensor, *, rtol: float = 1e-3, atol: float = 1e-6
+) -> Tensor:
+    """The state at time 1 by the Dormand-Prince pair, step sizes of each sample its own.
+
+    Samples that have arrived are carried along with steps of 0 until the last has.
+
+    Args:
+        velocity: called with times [B].
+        noise: float [B, ...], the states at time 0.
+        rtol, atol: a step's root-mean-square error is at most 1 in units of
+            ``atol + rtol max(|before|, |after|)``.
+
+    Raises:
+        RuntimeError: after 10,000 steps.
+    """
+    x, t = noise, torch.zeros(len(noise), dtype=torch.float64)
+    size = torch.full_like(t, _FIRST_STEP)
+    first = velocity(x, t.float())
+    for _ in range(_MAX_STEPS):
+        step = torch.minimum(size, 1.0 - t)
+        after, last, error = _dopri5_step(velocity, x, t, step, first)
+        scale = atol + rtol * torch.maximum(x.abs(), after.abs())
+        ratio = (error / scale).flatten(1).square().mean(1).sqrt().cpu().double()
+        accepted = ratio <= 1.0
+        keep = expand_time(accepted.to(x.device), x)
+        x, first = torch.where(keep, after, x), torch.where(keep, last, first)
+        t = torch.where(accepted, t + step, t)
+        if bool((t >= 1.0 - 1e-12).all()):
+            return x
+        factor = (_SAFETY * ratio.clamp_min(1e-10) ** -0.2).clamp(_SHRINK, _GROW)
+        size = torch.where(step > 0, step * factor, size)
+    raise RuntimeError(f"dopri5 took {_MAX_STEPS} steps and is not at the end; raise rtol or atol")
+
+
+def _dopri5_step(
+    velocity: Velocity, x: Tensor, t: Tensor, step: Tensor, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """State after the step, velocity there, and the error's estimate; t and step fp64 [B]."""
+    wide = expand_time(step.to(x.device, x.dtype), x)
+    slopes, after = [first], x
+    for place, shares in _DOPRI5:
+        after = x + wide * sum(w * k for w, k in zip(shares, slopes, strict=True) if w)
+        slopes.append(velocity(after, (t + place * step).float()))
+    error = wide * sum(w * k for w, k in zip(_DOPRI5_ERROR, slopes, strict=True) if w)
+    return after, slopes[-1], error
+
+
 @dataclass(frozen=True)
 class FlowSamplingConfig:
     """How latents are drawn.
@@ -67,9 +140,10 @@ class FlowSamplingConfig:
         method: integrator.
         shift: see `time_grid`; 0 is off.
         cfg_scale: guidance s: ``uncond + s (cond - uncond)``; 1 turns guidance off.
-        cfg_start: guide only from this time on.
+        cfg_start, cfg_end: guide only at times in between, both included.
         guided_channels: first channels that are guided; None guides all. The released code
             guides 3, whatever the latents have.
+        rtol, atol: see `integrate_adaptive`; for dopri5, which has neither steps nor shift.
     """
 
     num_steps: int = 250
@@ -77,7 +151,10 @@ class FlowSamplingConfig:
     shift: float = 0.0
     cfg_scale: float = 1.0
     cfg_start: float = 0.0
+    cfg_end: float = 1.0
     guided_channels: int | None = None
+    rtol: float = 1e-3
+    atol: float = 1e-6
 
 
 def guided_velocity(model: DiT, labels: Tensor, config: FlowSamplingConfig) -> Velocity:
@@ -91,16 +168,18 @@ def guided_velocity(model: DiT, labels: Tensor, config: FlowSamplingConfig) -> V
     null = torch.full_like(labels, model.num_classes)
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
-        times = time.to(x.device).expand(len(x))
-        if config.cfg_scale == 1.0 or float(time) < config.cfg_start:
+        times = time.expand(len(x))
+        within = (times >= config.cfg_start) & (times <= config.cfg_end)
+        times = times.to(x.device)
+        if config.cfg_scale == 1.0 or not bool(within.any()):
             return model(x, times, labels).prediction.float()
         both = model(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
         conditional, unconditional = both.prediction.float().chunk(2)
         guided = unconditional + config.cfg_scale * (conditional - unconditional)
         channels = config.guided_channels
-        if channels is None:
-            return guided
-        return torch.cat([guided[:, :channels], conditional[:, channels:]], 1)
+        if channels is not None:
+            guided = torch.cat([guided[:, :channels], conditional[:, channels:]], 1)
+        return torch.where(expand_time(within.to(x.device), x), guided, conditional)
 
     return velocity
 
@@ -119,6 +198,8 @@ def sample_latents(model: DiT, labels: Tensor, noise: Tensor, config: FlowSampli
         float32 [B, C, h, w], in the normalization the model was trained on.
     """
     assert not model.training, "dropout would make every draw another one"
-    times = time_grid(config.num_steps, config.shift)
     velocity = guided_velocity(model, labels, config)
+    if config.method == "dopri5":
+        return integrate_adaptive(velocity, noise, rtol=config.rtol, atol=config.atol)
+    times = time_grid(config.num_steps, config.shift)
     return integrate(velocity, noise, times, config.method)[-1]

@@ -81,14 +81,15 @@ def run_precompute_local(
 def with_absolute_paths(config: PrecomputeConfig) -> PrecomputeConfig:
     """The same job for processes that run in another folder."""
     named = {name: getattr(config, name) for name in ("source", "tokenizer", "output")}
-    changes: dict[str, object] = {name: _absolute(value) for name, value in named.items()}
+    changes: dict[str, object] = {name: absolute_place(value) for name, value in named.items()}
     if config.teacher is not None:
-        weights = _absolute(config.teacher.weights)
+        weights = absolute_place(config.teacher.weights)
         changes["teacher"] = config.teacher.model_copy(update={"weights": weights})
     return config.model_copy(update=changes)
 
 
-def _absolute(path: str) -> str:
+def absolute_place(path: str) -> str:
+    """A path or URL for processes that run in another folder."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 

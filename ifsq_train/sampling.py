@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.plain import plain_paths
+
+_BLOCK = 128
+"""Codebook entries looked at together when a token is drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class SamplingConfig:
         top_k: keep logits at least as large as the k-th largest; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose mass exceeds p.
         greedy: take the most likely token.
+        compiled: compile the decoding step with CUDA graphs; ignored on the CPU.
     """
 
     cfg_scale: float = 1.0
@@ -35,11 +41,14 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    compiled: bool = False
 
 
 def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     """Probabilities fp32 [..., V] after temperature, top-k and top-p (in this order)."""
-    logits = logits.float() / config.temperature
+    logits = logits.float()
+    if config.temperature != 1.0:
+        logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         threshold = logits.topk(config.top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -80,12 +89,17 @@ def sample_tokens(
     guided = config.cfg_scale > 1.0
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, model.num_classes)])
-    caches = model.new_caches(len(labels), length)
+    trunk = _Trunk(model, len(labels), config.compiled)
+    head_caches = model.new_caches(len(labels), groups, head=True) if groups > 1 else []
     tokens = torch.zeros(len(seeds), length, groups, dtype=torch.int64, device=labels.device)
     x = model.cls_embedding(labels).unsqueeze(1)
     for position in range(length):
-        stream = model.decode_step(x, caches, position)
-        head_caches = model.new_caches(len(labels), groups, head=True) if groups > 1 else []
+        if guided and _is_last_guided(config, position - 1) and not plain_paths():
+            # Nothing is guided any more: the unconditional branch is not needed again.
+            guided, x = False, x[: len(seeds)]
+            for cache in (*trunk.caches, *head_caches):
+                cache.keep_first(len(seeds))
+        stream = trunk.step(x, position)
         for group in range(groups):
             logits, head_caches = model.head_step(stream, head_caches, group)
             logits = logits.float()  # guidance amplifies what bf16 rounds away
@@ -101,6 +115,34 @@ def sample_tokens(
     return tokens if groups > 1 else tokens[..., 0]
 
 
+class _Trunk:
+    """The blocks with their caches, allocated once; compiled with CUDA graphs where asked for."""
+
+    def __init__(self, model: LlamaGen, batch: int, compiled: bool) -> None:
+        self.caches = model.new_caches(batch, model.num_tokens)
+        self._device = model.norm.weight.device
+        self._static = compiled and self._device.type == "cuda" and not plain_paths()
+        self._step: Callable[..., Tensor] = model.decode_step
+        if self._static:
+            # Kept with the model, so that further batches find it compiled.
+            found = _COMPILED.get(model)
+            if found is None:
+                found = torch.compile(model.decode_step, mode="reduce-overhead", fullgraph=True)
+                _COMPILED[model] = found
+            self._step = found
+
+    def step(self, x: Tensor, position: int) -> Tensor:
+        """Residual stream [B, 1, D] of an embedded position [B, 1, D]."""
+        if not self._static:
+            return self._step(x, self.caches, position)
+        place = torch.full((1,), position, device=self._device)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._step(x, self.caches, place).clone()
+
+
+_COMPILED: WeakKeyDictionary[LlamaGen, Callable[..., Tensor]] = WeakKeyDictionary()
+
+
 def _repeat(x: Tensor, guided: bool) -> Tensor:
     """Both branches of guidance see the same tokens."""
     return torch.cat([x, x]) if guided else x
@@ -113,15 +155,46 @@ def _guide(logits: Tensor, config: SamplingConfig, position: int) -> Tensor:
     return unconditional + (conditional - unconditional) * config.cfg_scale
 
 
+def _is_last_guided(config: SamplingConfig, position: int) -> bool:
+    """Whether no later position is guided, released counting: j - 1 <= interval, and token 0."""
+    return config.cfg_interval >= 0 and position == config.cfg_interval + 1
+
+
 def _draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Inverse of the cumulative distribution at `uniform` fp64 [B]; int64 [B]."""
     if config.greedy:
         return logits.argmax(-1)
-    cumulative = filtered_probabilities(logits, config).double().cumsum(-1)
-    target = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    # `right`: entries of zero probability are never chosen.
-    chosen = torch.searchsorted(cumulative, target, right=True)[..., 0]
-    return chosen.clamp_max(logits.shape[-1] - 1)
+    probabilities = filtered_probabilities(logits, config)
+    if plain_paths() or probabilities.shape[-1] < 2 * _BLOCK:
+        return _invert(probabilities.double().cumsum(-1), uniform)
+    return _invert_in_blocks(probabilities, uniform)
+
+
+def _invert(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """First entry whose cumulative mass fp64 [B, V] is above the share `uniform` of all; [B]."""
+    total = cumulative[:, -1]
+    # Below the total, so that rounding never lets a last entry of zero probability be chosen.
+    target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)[:, 0]
+
+
+def _invert_in_blocks(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """`_invert` without a cumulative sum over the whole codebook: its block first; fp32 [B, V]."""
+    size = probabilities.shape[-1]
+    whole = size // _BLOCK * _BLOCK
+    sums = probabilities[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1, dtype=torch.float64)
+    if whole < size:
+        rest = probabilities[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)
+        sums = torch.cat([sums, rest], 1)
+    cumulative = sums.cumsum(-1)
+    block = _invert(cumulative, uniform).unsqueeze(-1)
+    mass = sums.gather(1, block)[:, 0]
+    before = cumulative.gather(1, block)[:, 0] - mass
+    within = ((uniform * cumulative[:, -1] - before) / mass).clamp(0.0, 1.0)
+    entries = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    inside = probabilities.gather(1, entries.clamp_max(size - 1)).double()
+    inside = inside.masked_fill(entries >= size, 0.0)
+    return block[:, 0] * _BLOCK + _invert(inside.cumsum(-1), within)
 
 
 def _uniforms(seeds: Sequence[int], length: int, groups: int) -> Tensor:

@@ -71,13 +71,38 @@ def restore(
     if checkpoint is None:
         return None
     state.restore(checkpoint.header["train_state"])
+    _load(checkpoint, strategy, averages)
+    if context.rank == 0:
+        logger.info("resumed from %s at step %d", checkpoint.folder.name, state.step)
+    return state.step
+
+
+def roll_back(
+    folder: Path, context: RunContext, strategy: Strategy, averages: Mapping[str, WeightAverage]
+) -> None:
+    """Weights, moments and averages of the newest intact checkpoint; progress stays (collective).
+
+    Raises:
+        UserError: there is none yet.
+    """
+    checkpoint = _agreed_checkpoint(folder / "checkpoints", context)
+    if checkpoint is None:
+        raise UserError(
+            "on_nonfinite: rollback: there is no checkpoint to roll back to yet; lower"
+            " checkpoint.every_steps or the learning rate"
+        )
+    _load(checkpoint, strategy, averages)
+    if context.rank == 0:
+        logger.warning("rolled back to the weights of %s", checkpoint.folder.name)
+
+
+def _load(
+    checkpoint: Checkpoint, strategy: Strategy, averages: Mapping[str, WeightAverage]
+) -> None:
     for name, steps in checkpoint.header["optimizer_steps"].items():
         load_network(checkpoint, strategy, name, steps)
     for average in averages.values():
         average.load(checkpoint)
-    if context.rank == 0:
-        logger.info("resumed from %s at step %d", checkpoint.folder.name, state.step)
-    return state.step
 
 
 def _agreed_checkpoint(folder: Path, context: RunContext) -> Checkpoint | None:
@@ -92,7 +117,9 @@ def _agreed_checkpoint(folder: Path, context: RunContext) -> Checkpoint | None:
         dist.broadcast(step, src=0)
     if int(step) < 0:
         return None
-    return found if context.rank == 0 else Checkpoint(step_folder(folder, int(step)))
+    if context.rank == 0:
+        return found
+    return Checkpoint(step_folder(folder, int(step)), verify=False)
 
 
 def check_resumable(folder: Path, plan_digest: str, steps: int) -> None:

@@ -27,9 +27,10 @@ from data_pipelines.errors import UserError
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.latents import DigitTable
 from ifsq_train.artifacts import load_tokenizer
-from ifsq_train.config import PrecomputeConfig, TeacherFeaturesConfig
+from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.fingerprint import update_with_tensors
+from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.continuous import Continuous, split_moments
 from ifsq_train.models.quantizers.fsq import FSQ
@@ -123,7 +124,7 @@ class TokenEncoder:
         self.downsample_ratio = network.downsample_ratio
         self.numerics = f"{device}/{precision}"
         self.batch_size = batch_size
-        self._network = network.eval().to(device)
+        self._network = optimize_for_inference(network.to(device))
         self.teacher = None if teacher is None else (teacher_fingerprint(teacher), teacher.dim)
         self._teacher = teacher.eval().to(device) if teacher is not None else None
         self._device, self._precision = device, precision
@@ -140,7 +141,7 @@ class TokenEncoder:
         if count < self.batch_size:
             filler = images.new_zeros(self.batch_size - count, *images.shape[1:])
             images = torch.cat([images, filler])
-        images = images.to(self._device, non_blocking=True)
+        images = channels_last(images.to(self._device, non_blocking=True))
         with reproducible_kernels():
             with torch.autocast(self._device, torch.bfloat16, enabled=self._precision == "bf16"):
                 moments = self._network.quant_conv(self._network.encoder(images))
@@ -242,25 +243,35 @@ def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:
     """
     network = load_tokenizer(config.tokenizer).network
     grid = token_grid(config.view.image_size, network.downsample_ratio)
-    teacher = open_teacher(config.teacher, grid) if config.teacher is not None else None
+    teacher = None
+    if config.teacher is not None:
+        teacher = open_teacher(config.teacher.weights, config.teacher.size, grid, "teacher.weights")
     return TokenEncoder(network, device, config.batch_size, config.precision, teacher)
 
 
-def open_teacher(config: TeacherFeaturesConfig, grid: tuple[int, int]) -> DinoTeacher:
-    """The teacher of a recipe, giving a feature per token of `grid`.
+def open_teacher(
+    weights: str, size: Literal["S", "B", "L"], grid: tuple[int, int], key: str
+) -> DinoTeacher:
+    """The frozen teacher in a local file, giving a feature per cell of `grid`.
+
+    Args:
+        weights: published DINOv2 backbone, with or without registers.
+        size: which one it is.
+        grid: height and width.
+        key: of the recipe, for messages.
 
     Raises:
         UserError: no such file, or not such a network.
     """
-    if not Path(config.weights).is_file():
+    if not Path(weights).is_file():
         raise UserError(
-            f"teacher.weights: no file '{config.weights}'; give a local DINOv2 backbone, or null to"
-            " store no features"
+            f"{key}: no file '{weights}'; give a local DINOv2 weight file such as"
+            " dinov2_vitb14_pretrain.pth, or null to do without"
         )
     try:
-        return load_dino(Path(config.weights), size=config.size, grid=grid)
+        return load_dino(Path(weights), size=size, grid=grid)
     except ValueError as error:
-        raise UserError(f"teacher.weights: {error}") from None
+        raise UserError(f"{key}: {error}") from None
 
 
 def teacher_fingerprint(teacher: DinoTeacher) -> str:

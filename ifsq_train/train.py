@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipelines.errors import UserError
 from data_pipelines.prefetch import Prefetcher
 from ifsq_train.build import build_strategy, build_task
 from ifsq_train.checkpoint import write_atomically
-from ifsq_train.checkpoint_writer import CheckpointWriter, shared_attempt_id
+from ifsq_train.checkpoint_writer import CheckpointWriter, Fence, shared_attempt_id
 from ifsq_train.config import TrainConfig, to_dict
 from ifsq_train.context import RunContext, mean_over_ranks
 from ifsq_train.data import TrainData, extras_for, open_train_data
+from ifsq_train.dry_run import prepare_networks
 from ifsq_train.ema import WeightAverage
+from ifsq_train.failure import FailureLog
+from ifsq_train.interruption import Interrupted, Interruption, catching_sigterm
 from ifsq_train.metrics.training import TrainingMetrics
+from ifsq_train.nonfinite import NonFiniteGuard, as_number
+from ifsq_train.profiling import StepProfiler
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.saved_state import collect_state, restore
+from ifsq_train.retention import Retention
+from ifsq_train.saved_state import collect_state, restore, roll_back
+from ifsq_train.sharing import check_shares, num_micro_batches
 from ifsq_train.state import TrainState
+from ifsq_train.step_meter import StepMeter
 from ifsq_train.strategy.base import StepStats, Strategy
 from ifsq_train.tasks.base import Batch, StepInfo, TrainTask
 from ifsq_train.versions import library_versions
-
-logger = logging.getLogger(__name__)
+from ifsq_train.vote import InterruptionVote, any_rank
+from ifsq_train.watchdog import Watchdog
 
 
 @dataclass
@@ -46,7 +51,11 @@ class Run:
     averages: dict[str, WeightAverage]
     state: TrainState
     writer: CheckpointWriter
+    fence: Fence
     metrics: TrainingMetrics
+    meter: StepMeter
+    guard: NonFiniteGuard
+    watchdog: Watchdog
     resumed_from: int | None = None
 
     def load(self, step: int) -> Batch:
@@ -65,21 +74,32 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
 
     Raises:
         UserError: anything the user can mend (data, batch size, changed recipe, ...).
+        Interrupted: it was asked to leave, and has saved its state.
     """
     started = time.monotonic()
-    run = assemble(config, context)
+    folder = Path(config.output).absolute()
+    failures = FailureLog(folder, context.launch_id)
+    attempt = shared_attempt_id()
     try:
-        fit(run)
-    finally:
-        run.metrics.close()
-        run.writer.close()
-    return finish(run, time.monotonic() - started)
+        run = assemble(config, context, attempt, failures)
+        try:
+            with catching_sigterm(), run.watchdog:
+                fit(run)
+        finally:
+            run.metrics.close()
+            run.writer.abort()
+    except Exception as error:
+        if not isinstance(error, Interrupted):
+            failures.record(attempt, context.rank, error)
+        raise
+    return finish(run, failures, time.monotonic() - started)
 
 
-def assemble(config: TrainConfig, context: RunContext) -> Run:
+def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: FailureLog) -> Run:
     """Open the data, build and wrap the networks, take over saved state."""
     folder = Path(config.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    check_shares(config, context.world_size)
     data = open_train_data(
         config.data,
         seed=config.seed,
@@ -88,68 +108,85 @@ def assemble(config: TrainConfig, context: RunContext) -> Run:
         device=context.device,
         extras=extras_for(config.task),
     )
-    check_batch_split(config, context.world_size)
+    data = context.serve(data, config)
     task = build_task(config, data, context)
-    for module in task.auxiliary().values():
-        module.to(context.device).requires_grad_(False).eval()
-    strategy = build_strategy(config.strategy, context)
+    flops = prepare_networks(config, context, data, task)
+    strategy = build_strategy(
+        config.strategy, context, skip_nonfinite=config.on_nonfinite == "skip"
+    )
     strategy.prepare(task.modules(), config.optim, config.steps)
     averages = (
         {name: WeightAverage(strategy, name, config.ema_decay) for name in task.averaged()}
         if config.ema_decay is not None
         else {}
     )
+    fence = Fence(folder / "checkpoints", attempt)
     writer = CheckpointWriter(
         folder / "checkpoints",
         rank=context.rank,
         world_size=context.world_size,
-        attempt=shared_attempt_id(),
+        attempt=attempt,
         keep_last=config.checkpoint.keep_last,
+        retention=Retention.of(config.checkpoint),
+        max_failed_saves=config.checkpoint.max_failed_saves,
+        agree=any_rank,
+        fence=fence,
     )
+    if context.rank == 0:
+        fence.take()
     state = TrainState(data.plan.digest)
     resumed_from = restore(folder, context, strategy, averages, state)
-    metrics = TrainingMetrics(config, context, folder, state.step)
-    built = Run(config, context, folder, data, task, strategy, averages, state, writer, metrics)
-    built.resumed_from = resumed_from
-    return built
-
-
-def check_batch_split(config: TrainConfig, world_size: int) -> None:
-    """Refuse batches that do not split evenly.
-
-    Raises:
-        UserError: with the nearest sizes that do.
-    """
-    batch = config.data.global_batch_size
-    if batch % world_size:
-        below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
-        choices = " or ".join(str(size) for size in (below, above) if size)
-        raise UserError(
-            f"data.global_batch_size={batch} is not divisible by the {world_size}"
-            f" workers; use {choices}"
-        )
+    watchdog = Watchdog(
+        folder,
+        attempt=attempt,
+        rank=context.rank,
+        world_size=context.world_size,
+        timeout_seconds=config.watchdog_seconds,
+        on_hang=lambda message, stack: failures.record_text(attempt, context.rank, message, stack),
+    )
+    metrics = TrainingMetrics(config, context, folder, state.step, task.describe())
+    meter = StepMeter(context.device, context.world_size, flops)
+    guard = NonFiniteGuard(config.on_nonfinite)
+    parts = (data, task, strategy, averages, state, writer, fence, metrics, meter, guard, watchdog)
+    return Run(config, context, folder, *parts, resumed_from=resumed_from)
 
 
 def fit(run: Run) -> None:
     """The loop: one global batch per step until the recipe's number of steps is reached."""
     config, state = run.config, run.state
     steps = range(state.step, config.steps)
-    with Prefetcher(run.load, steps, config.data.prefetch_batches) as batches:
+    vote, asked = InterruptionVote(run.context), Interruption.NONE
+    profiler = StepProfiler(config.profile, run.context, run.folder)
+    ahead, threads = config.data.prefetch_batches, config.data.reader_threads
+    with Prefetcher(run.load, steps, ahead, threads) as batches:
         while state.step < config.steps:
             began = time.perf_counter()
-            batch = next(batches).to(run.context.device)
+            run.watchdog.beat(state.step, "data")
+            profiler.before(state.step)
+            with run.meter.phase("data"):
+                batch = next(batches).to(run.context.device)
             waited = time.perf_counter() - began
             run.metrics.waited(waited)
+            run.watchdog.beat(state.step, "compute")
             losses, stats = train_step(run, batch)
+            profiler.after(state.step)
+            if run.guard.note(state.step, stats):
+                go_back(run)
             state.step += 1
             state.samples_seen += run.data.plan.global_batch_size
-            last = state.step == config.steps
-            if last or state.step % config.log_every_steps == 0:
+            asked = vote.exchange()
+            ends = state.step == config.steps or asked >= Interruption.PREEMPTED
+            due = ends or asked or state.step % config.checkpoint.every_steps == 0
+            if due or config.is_logged(state.step - 1):
                 log(run, losses, stats, time.perf_counter() - began, waited)
-            if last or state.step % config.checkpoint.every_steps == 0:
+            if due:
                 save(run)
-                run.context.report(run.state.last_record, run.folder)
-    run.writer.wait()
+            if ends:
+                break
+    profiler.close()
+    run.writer.settle()
+    if state.step < config.steps:
+        raise Interrupted(state.step, asked)
 
 
 def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, StepStats]]:
@@ -163,26 +200,25 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
     stats: dict[str, StepStats] = {}
     count = num_micro_batches(config, context.world_size)
     for name in run.task.updates(step):
-        for index in range(count):
-            part = batch.part(index, count)
-            share = len(part) * context.world_size / config.data.global_batch_size
-            random = BatchRandom(config.seed, step, part.positions, context.rank, index)
-            info = StepInfo(step, random, share, count, run.strategy)
-            with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
-                output = run.task.loss(name, models, part, info)
-                run.strategy.backward(name, output.loss * share)
-            for key, value in output.metrics.items():
-                totals[key] = totals.get(key, 0.0) + value.float() * share
-        stats[name] = run.strategy.step(name)
-        if name in run.averages:
-            run.averages[name].update()
+        with run.meter.phase("compute"):
+            for index in range(count):
+                part = batch.part(index, count)
+                share = len(part) * context.world_size / config.data.global_batch_size
+                # A worker that has run out takes part in the collectives, with weight zero.
+                part = part if len(part) else batch.part(0, len(batch))
+                random = BatchRandom(config.seed, step, part.positions, context.rank, index)
+                info = StepInfo(step, random, share, count, run.strategy, config.is_logged(step))
+                with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
+                    output = run.task.loss(name, models, part, info)
+                    run.strategy.backward(name, output.loss * share)
+                for key, value in output.metrics.items():
+                    totals[key] = totals.get(key, 0.0) + value.float() * share
+        with run.meter.phase("optimizer"):
+            stats[name] = run.strategy.step(name)
+            if name in run.averages and stats[name].applied:
+                run.averages[name].update()
+        run.meter.worked(name, config.data.global_batch_size)
     return totals, stats
-
-
-def num_micro_batches(config: TrainConfig, world_size: int) -> int:
-    """Micro-batches per update, equal on all ranks."""
-    share = math.ceil(config.data.global_batch_size / world_size)
-    return math.ceil(share / (config.strategy.micro_batch_size or share))
 
 
 def log(
@@ -193,23 +229,37 @@ def log(
     data_wait_seconds: float,
 ) -> None:
     """Average over ranks, then to Prometheus, JSON lines and the progress line."""
+    run.watchdog.beat(run.state.step, "log")
+    if run.guard.check():
+        go_back(run)
+    if run.context.rank == 0:
+        run.fence.check()
     names = sorted(losses)
     means = mean_over_ranks(torch.stack([losses[name].reshape(()) for name in names]))
     record = dict(zip(names, means.tolist(), strict=True))
     for name, stat in stats.items():
-        record[f"grad_norm/{name}"] = stat.grad_norm
+        record[f"grad_norm/{name}"] = as_number(stat.grad_norm)
         record[f"lr/{name}"] = stat.lr
     # A step that updates one network of two has no loss of the other: keep its latest.
     run.state.last_record |= record
-    run.metrics.step(run.state, record, step_seconds, data_wait_seconds)
+    run.metrics.step(run.state, record, step_seconds, data_wait_seconds, run.meter.take())
+
+
+def go_back(run: Run) -> None:
+    """Take the weights of the last checkpoint and go on with the next batch."""
+    run.writer.settle()
+    roll_back(run.folder, run.context, run.strategy, run.averages)
 
 
 def save(run: Run) -> None:
     """Hand the state to the writer; only the copy to host memory happens on this path."""
+    run.watchdog.beat(run.state.step, "save")
     began = time.perf_counter()
-    pieces, buffers = collect_state(run.strategy, list(run.task.modules()), run.averages)
-    run.writer.save(run.state.step, pieces, buffers, checkpoint_header(run))
+    with run.meter.phase("checkpoint"):
+        pieces, buffers = collect_state(run.strategy, list(run.task.modules()), run.averages)
+        run.writer.save(run.state.step, pieces, buffers, checkpoint_header(run))
     run.metrics.checkpoint(run.state.step, time.perf_counter() - began)
+    run.context.report(run.state.last_record, run.folder)
 
 
 def checkpoint_header(run: Run) -> dict[str, Any]:
@@ -225,7 +275,7 @@ def checkpoint_header(run: Run) -> dict[str, Any]:
     }
 
 
-def finish(run: Run, seconds: float) -> dict[str, Any]:
+def finish(run: Run, failures: FailureLog, seconds: float) -> dict[str, Any]:
     """The run's result; written by rank 0."""
     result = {
         "name": run.config.name,
@@ -233,6 +283,7 @@ def finish(run: Run, seconds: float) -> dict[str, Any]:
         "steps": run.state.step,
         "resumed_from": run.resumed_from,
         "samples_seen": run.state.samples_seen,
+        "skipped_updates": run.guard.skipped,
         "final_loss": run.state.last_record.get("loss"),
         "final": run.state.last_record,
         "seconds": seconds,
@@ -242,4 +293,5 @@ def finish(run: Run, seconds: float) -> dict[str, Any]:
     }
     if run.context.rank == 0:
         write_atomically(run.folder / "result.json", json.dumps(result, indent=1).encode())
+        failures.clear()
     return result

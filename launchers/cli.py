@@ -11,6 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from ifsq_train.interruption import Interrupted
+from launchers import cli_checkpoint, cli_data, cli_plan
+from launchers.cli_jobs import register as register_job_commands
+from launchers.cli_monitor import monitor
 from launchers.cli_tokens import export_codes, import_codes
 
 app = typer.Typer(
@@ -21,19 +25,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Pack, index, inspect and verify datasets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
+cli_data.app.command("import-codes")(import_codes)
+cli_data.app.command("export-codes")(export_codes)
 app.add_typer(config_app, name="config")
-app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.command("plan")(cli_plan.plan)
+register_job_commands(app)
+app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value changes, dots between nested keys.")
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; a local one if left out.")]
-MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
 
 
 @app.callback()
@@ -48,6 +54,9 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
+    ] = None,
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
@@ -58,8 +67,13 @@ def train(
     from ifsq_train.config import LaunchConfig, TrainConfig
 
     config = _load(recipe, overrides, TrainConfig, "train")
+    if min_workers is not None and min_workers > workers:
+        raise UserError(
+            f"--min-workers {min_workers} is more than --workers {workers}; use at most {workers}"
+        )
     launch = LaunchConfig(
         num_workers=workers,
+        min_workers=min_workers,
         gpus_per_worker=gpus_per_worker,
         cpus_per_worker=cpus_per_worker,
         address=address,
@@ -118,13 +132,21 @@ def precompute(
 
 
 @app.command()
-def sample(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Draw images from a trained generator."""
+def sample(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Samplers on Ray, one per GPU; 0 draws in this process.")
+    ] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0)] = 0,
+    address: Address = None,
+) -> None:
+    """Draw images from a trained generator; run again to finish what was interrupted."""
     from ifsq_train.config import SampleConfig
     from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = sample_images(config)
+    count = sample_images(config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address)
     _say(f"{count} images in {config.output}")
 
 
@@ -192,74 +214,6 @@ def config_schema() -> None:
     _say(json.dumps(recipe_schema(), indent=1))
 
 
-data_app.command("import-codes")(import_codes)
-data_app.command("export-codes")(export_codes)
-
-
-@data_app.command("pack")
-def data_pack(
-    source: Annotated[Path, typer.Argument(help="Folder of class folders with images.")],
-    dataset: Annotated[str, typer.Argument(help="Dataset folder to write (path or s3://).")],
-    shard_megabytes: Annotated[float, typer.Option(min=0.01)] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the one global shuffle.")] = 0,
-    max_bad_samples: MaxBad = 100,
-) -> None:
-    """Write an image folder as WebDataset tar shards with a manifest."""
-    from launchers.stages import pack_images
-
-    manifest = pack_images(
-        source, dataset, int(shard_megabytes * 2**20), seed, max_bad_samples=max_bad_samples
-    )
-    _print_info(manifest)
-
-
-@data_app.command("index")
-def data_index(
-    tars: Annotated[str, typer.Argument(help="Folder of WebDataset tars; they are not touched.")],
-    dataset: Annotated[
-        str | None, typer.Argument(help="Where the manifest goes; beside the tars if left out.")
-    ] = None,
-    max_bad_samples: MaxBad = 100,
-) -> None:
-    """Make a manifest for existing WebDataset tars."""
-    from launchers.stages import index_images
-
-    _print_info(index_images(tars, dataset, max_bad_samples=max_bad_samples))
-
-
-@data_app.command("info")
-def data_info(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
-    """Say what a dataset holds."""
-    from launchers.stages import open_any_dataset
-
-    _print_info(open_any_dataset(dataset))
-
-
-@data_app.command("verify")
-def data_verify(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
-    """Check every checksum and count; exit code 1 if anything is damaged."""
-    from launchers.stages import verify_any_dataset
-
-    lines, intact = verify_any_dataset(dataset)
-    for line in lines:
-        _say(line)
-    if not intact:
-        raise typer.Exit(1)
-
-
-@checkpoint_app.command("info")
-def checkpoint_info(
-    path: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
-) -> None:
-    """Verify a checkpoint and say what it holds."""
-    from ifsq_train.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
-    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
-    shown = ("step", "world_size", "train_state", "engine", "data", "versions")
-    _say(json.dumps(facts | {key: checkpoint.header[key] for key in shown}, indent=1))
-
-
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
     from ifsq_train.recipe import load_recipe
 
@@ -270,11 +224,6 @@ def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> An
             f" use `ifsq {config.kind}`"
         )
     return config
-
-
-def _print_info(dataset: Any) -> None:
-    for key, value in dataset.summary().items():
-        _say(f"{key:20} {value}")
 
 
 def _say(text: str) -> None:
@@ -289,6 +238,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
+    except Interrupted as interrupted:
+        sys.stderr.write(f"stopped: {interrupted}\n")
+        sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:

@@ -18,7 +18,7 @@ def import_codes(
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 4096,
 ) -> None:
     """Make a token dataset of codes extracted by the released scripts."""
-    from data_pipelines.tokens.released import ReleasedCodes, import_released
+    from data_pipelines.tokens.code_files import ReleasedCodes, import_released
     from ifsq_train.token_encoder import spec_of_tokenizer
 
     like = spec_of_tokenizer(tokenizer, image_size, samples_per_shard)
@@ -33,8 +33,8 @@ def export_codes(
     labels: Annotated[Path, typer.Argument(help="Folder for 0.npy, 1.npy, ... of labels.")],
 ) -> None:
     """Write a token dataset as one .npy per image, as the released training reads them."""
+    from data_pipelines.tokens.code_files import export_released
     from data_pipelines.tokens.reader import TokenDataset
-    from data_pipelines.tokens.released import export_released
 
     count = export_released(TokenDataset.open(dataset), codes, labels)
     sys.stdout.write(f"{count} images in {codes}\n")

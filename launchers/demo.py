@@ -158,7 +158,7 @@ class Demo:
             manifest = pack_images(
                 source,
                 str(self.folder / "data" / part),
-                SHARD_BYTES,
+                shard_bytes=SHARD_BYTES,
                 seed=0,
                 max_bad_samples=MAX_BAD_SAMPLES,
                 keep=lambda name, wanted=wanted: held_out(name) == wanted,
@@ -191,7 +191,9 @@ class Demo:
         """Reconstructions, code usage, samples; and what an independent classifier says."""
         from launchers.demo_classifier import judge_samples
 
-        metrics = evaluate_images(self._evaluate_config())["metrics"]
+        config = self._evaluate_config()
+        assert config.view is not None
+        metrics = evaluate_images(config)["metrics"]
         self.stages["tokenizer"] |= {
             key: metrics[key] for key in ("psnr_db", "ssim", "code_entropy_bits")
         }
@@ -200,7 +202,7 @@ class Demo:
             self.folder / "data" / "train",
             self.folder / "data" / "held-out",
             self._sample_config().output,
-            self._evaluate_config().view,
+            config.view,
         )
 
     # ------------------------------------------------------------ result

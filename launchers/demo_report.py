@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ifsq_train.artifacts import load_tokenizer, to_uint8
 from ifsq_train.config import EvaluateConfig
-from ifsq_train.evaluate import HeldOutImages
+from ifsq_train.context import InProcessContext
+from ifsq_train.evaluation.image_sets import HeldOutImages
 from ifsq_train.evaluation.result import read_result
 from ifsq_train.generate import read_samples
 from ifsq_train.metrics.jsonl import read_jsonl
@@ -66,8 +67,11 @@ def write_demo_report(
 
 
 def _reconstructions(config: EvaluateConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    batch = next(iter(HeldOutImages(config).batches()))
-    images = batch.images[:PAIRS].cpu()
+    assert config.tokenizer is not None
+    assert config.data is not None
+    assert config.view is not None
+    held_out = HeldOutImages(config.data, config.view, config.batch_size)
+    images = next(held_out.batches(InProcessContext()))[:PAIRS].cpu()
     with torch.inference_mode():
         reconstructions, _ = load_tokenizer(config.tokenizer).network(images)
     as_rows = (to_uint8(part).permute(0, 2, 3, 1).numpy() for part in (images, reconstructions))

@@ -11,7 +11,6 @@ import math
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from ifsq_train.config import PrecomputeConfig, to_dict
+from ifsq_train.metrics.precompute import PrecomputeMetrics
 from ifsq_train.precompute import preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
     CheckedShard,
@@ -33,7 +33,7 @@ from ifsq_train.precompute_run import (
     plan_items,
     published_report,
 )
-from launchers.precompute_monitor import PrecomputeMonitor
+from launchers.precompute_line import PrecomputeLine
 from launchers.ray_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
 from launchers.ray_cluster import ray_session
 
@@ -94,15 +94,21 @@ def precompute_on_ray(
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
         pool = ActorPool(ray, start, num_actors)
         try:
-            run = PrecomputeRun(
-                storage, pool.spec(), config.max_bad_samples, on_item, _checker(ray)
-            )
-            with closing(PrecomputeMonitor(run, show_progress)) as monitor:
+            with (
+                PrecomputeMetrics(config.output, num_actors) as metrics,
+                PrecomputeLine(pool.spec().num_rows, show_progress) as line,
+            ):
+                counting = metrics.counting(on_item)
+                run = PrecomputeRun(
+                    storage, pool.spec(), config.max_bad_samples, counting, _checker(ray)
+                )
+                metrics.expect(run.spec.num_rows)
                 for items in run.rounds():
                     for result in pool.make(items):
                         run.done(result)
-                        monitor.item(result, pool.retries)
-            return run.finish(pool.restarts)
+                        metrics.item(result, pool.retries)
+                        line.item(run.rows_done, result)
+                return run.finish(pool.restarts)
         finally:
             pool.close()
             for reader in readers:

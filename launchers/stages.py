@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import MANIFEST_JSON, ShardManifest
@@ -16,6 +16,10 @@ from data_pipelines.tokens.reader import TokenDataset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from data_pipelines.images.classes import ClassMap
+    from data_pipelines.images.pack import PackArguments
+    from data_pipelines.images.parquet import ParquetColumns
+    from data_pipelines.images.shards import MapShards
     from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig
     from ifsq_train.precompute_run import PrecomputeReport
 
@@ -23,32 +27,52 @@ if TYPE_CHECKING:
 def pack_images(
     source: Path,
     dataset: str,
-    shard_bytes: int,
-    seed: int,
     *,
-    max_bad_samples: int,
+    class_map: ClassMap | None = None,
     keep: Callable[[str], bool] | None = None,
+    **options: Unpack[PackArguments],
 ) -> ShardManifest:
     """Image folder to tar shards with a manifest; see `data_pipelines.images.pack.pack_folder`."""
     from data_pipelines.images.pack import pack_folder
 
     with _progress("images", "pack") as show:
-        return pack_folder(
-            source,
-            dataset,
-            shard_bytes=shard_bytes,
-            seed=seed,
-            max_bad_samples=max_bad_samples,
-            keep=keep,
-            on_progress=lambda done, total: show(done, total or done),
+        options["on_progress"] = lambda done, total: show(done, total or done)
+        return pack_folder(source, dataset, class_map=class_map, keep=keep, **options)
+
+
+def pack_parquet_files(
+    source: str,
+    dataset: str,
+    *,
+    columns: ParquetColumns,
+    pattern: str = "*",
+    class_map: ClassMap | None = None,
+    **options: Unpack[PackArguments],
+) -> ShardManifest:
+    """Parquet files to tar shards; see `data_pipelines.images.pack.pack_parquet`."""
+    from data_pipelines.images.pack import pack_parquet
+
+    with _progress("images", "pack") as show:
+        options["on_progress"] = lambda done, total: show(done, total or done)
+        return pack_parquet(
+            source, dataset, columns=columns, pattern=pattern, class_map=class_map, **options
         )
 
 
-def index_images(tars: str, dataset: str | None, *, max_bad_samples: int) -> ShardManifest:
+def index_images(
+    tars: str,
+    dataset: str | None,
+    *,
+    max_bad_samples: int,
+    class_map: ClassMap | None = None,
+    map_shards: MapShards | None = None,
+) -> ShardManifest:
     """Existing tars to a manifest; see `data_pipelines.images.index.index_tars`."""
     from data_pipelines.images.index import index_tars
 
-    return index_tars(tars, dataset, max_bad_samples=max_bad_samples)
+    return index_tars(
+        tars, dataset, class_map=class_map, max_bad_samples=max_bad_samples, map_shards=map_shards
+    )
 
 
 def open_any_dataset(url: str) -> ShardManifest | TokenDataset:
@@ -117,12 +141,28 @@ def verify_precompute(config: PrecomputeConfig, num_samples: int) -> tuple[list[
     return str(report).splitlines(), report.ok
 
 
-def sample_images(config: SampleConfig) -> int:
-    """Draw images with a progress line; see `ifsq_train.generate.draw_samples`."""
-    from ifsq_train.generate import draw_samples
-
+def sample_images(
+    config: SampleConfig,
+    *,
+    num_actors: int = 0,
+    gpus_per_actor: float = 0,
+    address: str | None = None,
+) -> int:
+    """Draw images with a progress line, in this process or on actors; returns their number."""
     with _progress("images", "sample") as show:
-        return draw_samples(config, on_batch=show)
+        if not num_actors:
+            from ifsq_train.generate import draw_samples
+
+            return draw_samples(config, on_batch=show)
+        from launchers.ray_sample import sample_on_ray
+
+        return sample_on_ray(
+            config,
+            num_actors=num_actors,
+            gpus_per_actor=gpus_per_actor,
+            address=address,
+            on_batch=show,
+        )
 
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipelines.images.decode import DecodedBatch
+from data_pipelines.images.decode import DecodedBatch, Encoded
 from data_pipelines.images.pixels import (
     MAX_PIXELS,
     BadImage,
@@ -22,7 +22,6 @@ from data_pipelines.images.pixels import (
     decode_rgb,
     sniff_format,
 )
-from data_pipelines.images.reader import EncodedSample
 from data_pipelines.images.workers import default_threads
 from data_pipelines.views import ViewGeometry
 
@@ -51,53 +50,58 @@ class CpuDecoder:
         self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads or default_threads(), "decode")
 
-    def decode(self, samples: Sequence[EncodedSample], geometry: ViewGeometry) -> DecodedBatch:
+    def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
         """As ImageDecoder.decode."""
         assert geometry.image_size == self.image_size
-        assert len(samples) == len(geometry)
+        assert len(encoded) == len(geometry)
         size = self.image_size
-        images = torch.zeros(len(samples), 3, size, size, dtype=torch.uint8)
+        # Page-locked for a GPU, so that the copy runs beside computing; torch reuses the memory.
+        pinned = self.device.type == "cuda"
+        images = torch.zeros(len(encoded), 3, size, size, dtype=torch.uint8, pin_memory=pinned)
 
         def fill(position: int) -> str | None:
             try:
-                images[position] = self._decode_one(samples[position], geometry, position)
+                images[position] = self._decode_one(encoded[position], geometry, position)
             except BadImage as error:
                 return str(error)
             return None
 
-        reasons = self._pool.map(fill, range(len(samples)))
+        reasons = self._pool.map(fill, range(len(encoded)))
         failures = [(at, reason) for at, reason in enumerate(reasons) if reason is not None]
-        return DecodedBatch(images.to(self.device), failures)
+        return DecodedBatch(images.to(self.device, non_blocking=True), failures)
 
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _decode_one(self, sample: EncodedSample, geometry: ViewGeometry, at: int) -> torch.Tensor:
-        denominator = _denominator(sample, geometry, at)
+    def _decode_one(self, data: Encoded, geometry: ViewGeometry, at: int) -> torch.Tensor:
+        denominator = _denominator(geometry, at)
         crop = None
-        if denominator > 1 and sniff_format(sample.data) == "jpeg":
-            scaled = decode_jpeg_scaled(sample.data, denominator)
+        if denominator > 1 and sniff_format(data) == "jpeg":
+            scaled = decode_jpeg_scaled(data, denominator)
             if scaled is not None:
-                _check_size(scaled, sample, denominator)
+                _check_size(scaled, geometry, at, denominator)
                 crop = _resize_box(scaled, geometry, at, denominator)
         if crop is None:
-            pixels = decode_rgb(sample.data, self._max_pixels)
-            _check_size(pixels, sample, 1)
+            pixels = decode_rgb(data, self._max_pixels)
+            _check_size(pixels, geometry, at, 1)
             crop = _resize_and_crop(pixels, geometry, at)
         return crop.flip(-1) if geometry.flips[at] else crop
 
 
-def _denominator(sample: EncodedSample, geometry: ViewGeometry, at: int) -> int:
+def _denominator(geometry: ViewGeometry, at: int) -> int:
     """Largest DCT reduction that keeps twice the resolution of the resized image."""
     ratio = min(
-        sample.height // int(geometry.resized_heights[at]),
-        sample.width // int(geometry.resized_widths[at]),
+        int(geometry.source_heights[at]) // int(geometry.resized_heights[at]),
+        int(geometry.source_widths[at]) // int(geometry.resized_widths[at]),
     )
     return max(d for d in (1, 2, 4, 8) if d == 1 or ratio >= _KEPT_RESOLUTION * d)
 
 
-def _check_size(pixels: NDArray[np.uint8], sample: EncodedSample, denominator: int) -> None:
-    expected = (-(-sample.height // denominator), -(-sample.width // denominator))
+def _check_size(
+    pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int, denominator: int
+) -> None:
+    indexed = int(geometry.source_heights[at]), int(geometry.source_widths[at])
+    expected = (-(-indexed[0] // denominator), -(-indexed[1] // denominator))
     if pixels.shape[:2] != expected:
         raise BadImage(
             f"decoded to {pixels.shape[1]}x{pixels.shape[0]} pixels where the index implies "

@@ -11,6 +11,7 @@ CPU backend, so that both refuse the same images otherwise.
 
 import importlib.util
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,8 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.cpu import CpuDecoder
-from data_pipelines.images.decode import DecodedBatch
+from data_pipelines.images.decode import DecodedBatch, Encoded
 from data_pipelines.images.pixels import MAX_PIXELS, BadImage, read_facts, sniff_format
-from data_pipelines.images.reader import EncodedSample
 from data_pipelines.images.workers import default_threads
 from data_pipelines.views import ViewGeometry
 
@@ -65,59 +65,65 @@ class DaliDecoder:
         self._threads = threads or default_threads()
         self._max_pixels = max_pixels
         self._pipelines: dict[str, tuple[int, Any]] = {}
+        self._running = threading.Lock()
+        """A pipeline decodes one batch at a time."""
         self._fallback = CpuDecoder(
             image_size, device=self.device, threads=self._threads, max_pixels=max_pixels
         )
 
-    def decode(self, samples: Sequence[EncodedSample], geometry: ViewGeometry) -> DecodedBatch:
+    def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
         """As ImageDecoder.decode."""
         assert geometry.image_size == self.image_size
-        assert len(samples) == len(geometry)
-        left_out = {at for at, sample in enumerate(samples) if not self._suits(sample)}
-        size = (len(samples), 3, self.image_size, self.image_size)
+        assert len(encoded) == len(geometry)
+        left_out = {at for at in range(len(encoded)) if not self._suits(encoded[at], geometry, at)}
+        size = (len(encoded), 3, self.image_size, self.image_size)
         images = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        while len(left_out) < len(samples):
-            kept = [at for at in range(len(samples)) if at not in left_out]
+        while len(left_out) < len(encoded):
+            kept = [at for at in range(len(encoded)) if at not in left_out]
             try:
-                images[kept] = self._run([samples[at] for at in kept], geometry.take(kept))
+                with self._running:
+                    images[kept] = self._run([encoded[at] for at in kept], geometry.take(kept))
                 break
             except RuntimeError as error:
                 left_out.add(kept[_position_of_bad_sample(error)])
         failures: list[tuple[int, str]] = []
         if left_out:
-            failures = self._decode_others(sorted(left_out), samples, geometry, images)
+            failures = self._decode_others(sorted(left_out), encoded, geometry, images)
         return DecodedBatch(images, failures)
 
     def close(self) -> None:
         self._pipelines.clear()
         self._fallback.close()
 
-    def _suits(self, sample: EncodedSample) -> bool:
+    def _suits(self, data: Encoded, geometry: ViewGeometry, at: int) -> bool:
         """Whether DALI gets it: a JPEG of the recorded size. Other formats decode on the CPU."""
         try:
-            if sniff_format(sample.data) != "jpeg":
+            if sniff_format(data) != "jpeg":
                 return False
-            facts = read_facts(sample.data, self._max_pixels)
+            facts = read_facts(data, self._max_pixels)
         except BadImage:
             return False
-        return (facts.height, facts.width) == (sample.height, sample.width)
+        return (facts.height, facts.width) == (
+            geometry.source_heights[at],
+            geometry.source_widths[at],
+        )
 
     def _decode_others(
         self,
         positions: list[int],
-        samples: Sequence[EncodedSample],
+        encoded: Sequence[Encoded],
         geometry: ViewGeometry,
         images: torch.Tensor,
     ) -> list[tuple[int, str]]:
-        batch = self._fallback.decode([samples[at] for at in positions], geometry.take(positions))
+        batch = self._fallback.decode([encoded[at] for at in positions], geometry.take(positions))
         images[positions] = batch.images
         return [(positions[at], reason) for at, reason in batch.failures]
 
-    def _run(self, samples: Sequence[EncodedSample], geometry: ViewGeometry) -> torch.Tensor:
-        pipeline = self._pipeline(geometry.interpolation, len(samples))
+    def _run(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> torch.Tensor:
+        pipeline = self._pipeline(geometry.interpolation, len(encoded))
         starts, shapes, roi_starts, roi_ends = _windows(geometry)
         inputs = {
-            "encoded": [np.frombuffer(sample.data, dtype=np.uint8) for sample in samples],
+            "encoded": [np.frombuffer(data, dtype=np.uint8) for data in encoded],
             "start": list(starts),
             "shape": list(shapes),
             "roi_start": list(roi_starts),

@@ -7,16 +7,16 @@ Whoever stores something made from pixels records `ImageDecoder.name`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.pixels import MAX_PIXELS
-from data_pipelines.images.reader import EncodedSample
 from data_pipelines.views import ViewGeometry
 
 DecoderKind = Literal["auto", "cpu", "dali"]
+Encoded: TypeAlias = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,17 @@ class ImageDecoder(Protocol):
     """A decoding backend. `name` identifies what made the pixels, such as "cpu" or "dali-mixed"."""
 
     name: str
+    device: torch.device
+    """Where the images come out."""
 
-    def decode(self, samples: Sequence[EncodedSample], geometry: ViewGeometry) -> DecodedBatch:
-        """Decode, crop, resize and mirror B samples; a bad one never fails the others."""
+    def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
+        """Decode, crop, resize and mirror B images; a bad one never fails the others.
+
+        Args:
+            encoded: the images' bytes.
+            geometry: of as many views, made with the indexed sizes; an image of another size
+                than indexed is bad.
+        """
         ...
 
     def close(self) -> None: ...

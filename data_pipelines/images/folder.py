@@ -1,59 +1,108 @@
 """Images of a folder on this machine, in a fixed order, with labels from class folders."""
 
+import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.images.classes import ClassMap, class_map_of
 from data_pipelines.images.pixels import ALLOWED_EXTENSIONS
+from data_pipelines.images.shards import PackItem
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An image file; `relative` is its path below the source folder, `label` -1 means none."""
+    """An image file below a source folder.
+
+    Attributes:
+        relative: its path below the source, with forward slashes.
+        key: what the sample will be called; unique.
+        label: class number, -1 where there is none.
+        num_bytes: size of the file.
+    """
 
     path: Path
     relative: str
+    key: str
     label: int
+    num_bytes: int
 
 
-def list_images(source: Path) -> tuple[list[SourceFile], list[str]]:
+@dataclass(frozen=True)
+class FolderItems:
+    """Some of a folder's images, as the items of a shard."""
+
+    files: Sequence[SourceFile]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[PackItem]:
+        for file in self.files:
+            extension = file.path.suffix.lower().lstrip(".")
+            yield PackItem(file.key, file.label, extension, file.relative, file.path.read_bytes)
+
+
+def list_images(
+    source: Path, class_map: ClassMap | None = None
+) -> tuple[list[SourceFile], list[str]]:
     """All images below `source`, sorted by path, and the class names.
 
-    The folders directly in `source` that hold images are the classes, sorted; a label is the
-    position in that list. Images directly in `source` have no labels. Hidden files and folders and
-    files with other extensions are passed over.
+    The folders directly in `source` that hold images are the classes, numbered in sorted order or
+    by `class_map`. Images directly in `source` have no labels. Hidden files and folders and files
+    with other extensions are passed over.
 
     Raises:
-        UserError: no such folder, no images, or images both directly in it and in class folders.
+        UserError: no such folder, no images, images both directly in it and in class folders, or
+            a class folder that the map does not have.
     """
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise UserError(f"{source} {what}; give a folder of class folders with images")
-    relatives = sorted(_walk(source))
-    if not relatives:
+    sizes = dict(sorted(_walk(source)))
+    if not sizes:
         allowed = ", ".join("." + extension for extension in ALLOWED_EXTENSIONS)
         raise UserError(
             f"{source} holds no images; allowed are {allowed}, in class folders or directly in it"
         )
-    flat = [path for path in relatives if "/" not in path]
-    if flat and len(flat) < len(relatives):
+    flat = [path for path in sizes if "/" not in path]
+    if flat and len(flat) < len(sizes):
         raise UserError(
             f"{source} holds images both directly ({flat[0]}) and in folders; "
             "move them all into class folders, or all out of them"
         )
-    classes = sorted({path.split("/")[0] for path in relatives if "/" in path})
-    labels = {name: label for label, name in enumerate(classes)}
-    files = [SourceFile(source / r, r, labels.get(r.split("/")[0], -1)) for r in relatives]
-    return files, classes
+    folders = sorted({path.partition("/")[0] for path in sizes if "/" in path})
+    classes = class_map or class_map_of(folders)
+    labels = {folder: classes.number(folder) for folder in folders}
+    files = [
+        SourceFile(source / path, path, key, labels.get(path.partition("/")[0], -1), num_bytes)
+        for (path, num_bytes), key in zip(sizes.items(), _keys(list(sizes)), strict=True)
+    ]
+    return files, list(classes.names) if folders else []
 
 
-def _walk(source: Path) -> list[str]:
-    found: list[str] = []
+def _keys(relatives: Sequence[str]) -> list[str]:
+    """Unique keys: the path without extension; a dot would end a WebDataset key early."""
+    keys = []
+    for relative in relatives:
+        folder, slash, base = relative.rpartition("/")
+        keys.append(folder + slash + base.rpartition(".")[0].replace(".", "_"))
+    counts = Counter(keys)
+    return [
+        key if counts[key] == 1 else f"{key}__{hashlib.sha256(relative.encode()).hexdigest()[:12]}"
+        for key, relative in zip(keys, relatives, strict=True)
+    ]
+
+
+def _walk(source: Path) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every image."""
     for parent, folders, names in os.walk(source):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             extension = name.rpartition(".")[2].lower()
             if not name.startswith(".") and extension in ALLOWED_EXTENSIONS and "." in name:
-                found.append((Path(parent) / name).relative_to(source).as_posix())
-    return found
+                path = Path(parent) / name
+                yield path.relative_to(source).as_posix(), path.stat().st_size

@@ -8,6 +8,7 @@ An interrupted run continues: an index that was finished and whose tar still has
 is kept.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.budget import BadSample, ErrorBudget
+from data_pipelines.images.classes import ClassMap, class_map_of
 from data_pipelines.images.pixels import (
     ALLOWED_EXTENSIONS,
     MAX_PIXELS,
@@ -28,6 +30,7 @@ from data_pipelines.images.pixels import (
     read_facts,
     validate_image,
 )
+from data_pipelines.images.shards import MapShards
 from data_pipelines.images.tar import TarSample, file_sha256, group_samples, scan_tar
 from data_pipelines.images.workers import default_threads, ordered_map
 from data_pipelines.manifest import (
@@ -50,39 +53,27 @@ MAX_CLASS_NAMES = 100_000
 _LABEL_EXTENSIONS = ("cls", "json", "txt")
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """How label members become integers; `names` is empty where labels are integers already."""
-
-    names: dict[str, int]
-
-    def number(self, text: str | None) -> int:
-        if text is None:
-            return -1
-        if self.names and text in self.names:
-            return self.names[text]
-        if text.isdigit():
-            return int(text)
-        raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
-
-
 def index_tars(
     source_url: str | Path,
     target_url: str | Path | None = None,
     *,
     classes: Sequence[str] = (),
+    class_map: ClassMap | None = None,
     max_bad_samples: int = 0,
     max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
     validate: bool = True,
+    map_shards: MapShards | None = None,
 ) -> ShardManifest:
     """Make a dataset of all `*.tar` below `source_url`, in order of their names.
 
     Args:
         target_url: where manifest and indices go; None puts them beside the tars.
         classes: class names in label order; found from the data where left out.
+        class_map: numbers of the labels' names, instead of `classes`.
         max_bad_samples: samples without a usable image that are left out and listed.
         validate: decode every image completely; False trusts everything behind its header.
+        map_shards: where tars are indexed; None does one after the other in this process.
 
     Raises:
         UserError: no tars, or another dataset at the target.
@@ -95,112 +86,149 @@ def index_tars(
         raise UserError(f"{source.url} holds no .tar files; give the folder the shards are in")
     if target.exists(MANIFEST_JSON):
         return _existing(source, target, names)
-    classes = list(classes) or _find_classes(source, names)
-    labels = _Labels({name: number for number, name in enumerate(classes)})
-    work = _Indexer(source, target, labels, max_bad_samples, max_pixels, threads, validate)
+    if class_map is None:
+        class_map = class_map_of(list(classes) or _find_classes(source, names))
+    threads = threads or (1 if map_shards else default_threads())
+    index = functools.partial(
+        index_tar, source_url=source.url, target_url=target.url,
+        options=IndexOptions(class_map, validate, max_pixels, threads),
+    )  # fmt: skip
+    budget, results = ErrorBudget(max_bad_samples), list[TarIndexed]()
     try:
-        shards = [work.index(name) for name in names]
+        for result in (map_shards or map)(index, names):
+            results.append(result)
+            for bad in result.bad:
+                budget.record(bad)
     finally:
-        work.write_quarantine()
-    if not classes and work.largest_label >= 0:
-        classes = [str(label) for label in range(work.largest_label + 1)]
+        _write_quarantine(target, results)
+    results.sort(key=lambda result: result.entry.name)
+    recorded = list(class_map.names)
+    if not recorded:
+        top = max(result.largest_label for result in results)
+        recorded = [str(label) for label in range(top + 1)]
     shards_url = None if source.url == target.url else source.url
-    extra = {"num_bad_samples": work.budget.num_bad, "fingerprint": None}
-    publish_manifest(target, shards, classes=classes, shards_url=shards_url, extra=extra)
+    extra = {"num_bad_samples": budget.num_bad, "fingerprint": None}
+    shards = [result.entry for result in results]
+    publish_manifest(target, shards, classes=recorded, shards_url=shards_url, extra=extra)
     return ShardManifest.open(target)
 
 
-class _Indexer:
-    """Indexes one tar after the other; remembers bad samples and the largest label."""
+@dataclass(frozen=True)
+class IndexOptions:
+    """How tars are indexed; `classes` is empty where labels are integers already."""
 
-    def __init__(
-        self,
-        source: Storage,
-        target: Storage,
-        labels: _Labels,
-        max_bad_samples: int,
-        max_pixels: int,
-        threads: int | None,
-        validate: bool,
-    ) -> None:
-        self.source, self.target, self.labels = source, target, labels
-        self.budget = ErrorBudget(max_bad_samples)
-        self.largest_label = -1
-        self._check = validate_image if validate else read_facts
-        self._max_pixels = max_pixels
-        self._threads = threads or default_threads()
-        names = hashlib.sha256(json.dumps(labels.names).encode()).hexdigest()
-        self._options = [INDEX_VERSION, validate, max_pixels, names]
+    classes: ClassMap
+    validate: bool
+    max_pixels: int
+    threads: int
 
-    def index(self, name: str) -> ShardEntry:
-        index_name = f"index/{name.removesuffix('.tar')}.arrow"
-        with as_local_file(self.source, name) as path:
-            num_bytes, sha256 = path.stat().st_size, file_sha256(path)
-            made_from = {"options": self._options, "tar": {"name": name, "sha256": sha256}}
-            kept = self._finished(index_name, made_from)
-            if kept is None:
-                rows, bad = self._read_rows(path, name)
-                index = encode_index(rows, {**made_from, "bad": [asdict(b) for b in bad]})
-                self.target.write(index_name, index)
-            else:
-                rows, index = kept
-        self.largest_label = max([self.largest_label, *(row.label for row in rows)])
-        logger.info("%s: %d samples", name, len(rows))
-        return ShardEntry(
-            name, len(rows), num_bytes, sha256, index_name,
-            hashlib.sha256(index).hexdigest(), content_digest(rows),
-        )  # fmt: skip
+    def identity(self) -> list[Any]:
+        """What decides an index, besides the tar."""
+        numbers = hashlib.sha256(json.dumps(dict(self.classes.numbers)).encode()).hexdigest()
+        return [INDEX_VERSION, self.validate, self.max_pixels, numbers]
 
-    def write_quarantine(self) -> None:
-        if self.budget.bad_samples:
-            lines = (json.dumps(asdict(bad)) + "\n" for bad in self.budget.bad_samples)
-            self.target.write("quarantine.jsonl", "".join(lines).encode())
 
-    def _finished(
-        self, index_name: str, made_from: dict[str, Any]
-    ) -> tuple[list[IndexRow], bytes] | None:
-        if not self.target.exists(index_name):
-            return None
-        data = self.target.read(index_name)
-        try:
-            rows = decode_index(data)
-        except (pa.ArrowInvalid, KeyError, ValueError):
-            return None
-        if any(rows.metadata.get(name) != value for name, value in made_from.items()):
-            return None
-        for bad in rows.metadata["bad"]:
-            self.budget.record(BadSample(**bad))
-        return [IndexRow(**row) for row in rows.table.to_pylist()], data
+@dataclass(frozen=True)
+class TarIndexed:
+    """An indexed tar; `largest_label` is -1 where it has none."""
 
-    def _read_rows(self, path: Path, name: str) -> tuple[list[IndexRow], list[BadSample]]:
-        samples = list(group_samples(scan_tar(path, name)))
-        rows: list[IndexRow] = []
-        bad: list[BadSample] = []
-        found = ordered_map(lambda s: self._read_row(path, s), samples, self._threads)
-        for sample, row in zip(samples, found, strict=True):
-            if isinstance(row, IndexRow):
-                rows.append(row)
-            else:
-                bad.append(BadSample(name, sample.key, -1, row))
-                self.budget.record(bad[-1])
-        return rows, bad
+    entry: ShardEntry
+    bad: list[BadSample]
+    largest_label: int
 
-    def _read_row(self, path: Path, sample: TarSample) -> IndexRow | str:
-        """The sample's row, or why it has none."""
-        images = [member for ext, member in sample.members.items() if ext in ALLOWED_EXTENSIONS]
-        if len(images) != 1:
-            return f"{len(images)} image members, expected one of {', '.join(ALLOWED_EXTENSIONS)}"
-        storage, (image,) = LocalStorage(path.parent), images
-        data = storage.read_range(path.name, image.offset, image.size)
-        try:
-            facts = self._check(data, self._max_pixels)
-            label = self.labels.number(_label_text(path, sample))
-        except BadImage as error:
-            return str(error)
-        return IndexRow(
-            sample.key, image.offset, image.size, label, facts.height, facts.width,
-            zlib.crc32(data), facts.format,
-        )  # fmt: skip
+
+def index_tar(name: str, source_url: str, target_url: str, options: IndexOptions) -> TarIndexed:
+    """Publish the index of one tar, unless it is there already; needs no other tar.
+
+    Raises:
+        DataError: the tar is cut or damaged.
+    """
+    source, target = open_storage(source_url), open_storage(target_url)
+    index_name = f"index/{name.removesuffix('.tar')}.arrow"
+    with as_local_file(source, name) as path:
+        num_bytes, sha256 = path.stat().st_size, file_sha256(path)
+        made_from = {"options": options.identity(), "tar": {"name": name, "sha256": sha256}}
+        kept = _finished(target, index_name, made_from)
+        if kept is None:
+            rows, bad = _read_rows(path, name, options)
+            index = encode_index(rows, {**made_from, "bad": [asdict(b) for b in bad]})
+            target.write(index_name, index)
+        else:
+            rows, bad, index = kept
+    logger.info("%s: %d samples", name, len(rows))
+    entry = ShardEntry(
+        name, len(rows), num_bytes, sha256, index_name,
+        hashlib.sha256(index).hexdigest(), content_digest(rows),
+    )  # fmt: skip
+    return TarIndexed(entry, bad, max([-1, *(row.label for row in rows)]))
+
+
+def _finished(
+    target: Storage, index_name: str, made_from: dict[str, Any]
+) -> tuple[list[IndexRow], list[BadSample], bytes] | None:
+    if not target.exists(index_name):
+        return None
+    data = target.read(index_name)
+    try:
+        rows = decode_index(data)
+    except (pa.ArrowInvalid, KeyError, ValueError):
+        return None
+    if any(rows.metadata.get(name) != value for name, value in made_from.items()):
+        return None
+    bad = [BadSample(**sample) for sample in rows.metadata["bad"]]
+    return [IndexRow(**row) for row in rows.table.to_pylist()], bad, data
+
+
+def _read_rows(
+    path: Path, name: str, options: IndexOptions
+) -> tuple[list[IndexRow], list[BadSample]]:
+    samples = list(group_samples(scan_tar(path, name)))
+    rows: list[IndexRow] = []
+    bad: list[BadSample] = []
+    found = ordered_map(lambda s: _read_row(path, s, options), samples, options.threads)
+    for sample, row in zip(samples, found, strict=True):
+        if isinstance(row, IndexRow):
+            rows.append(row)
+        else:
+            bad.append(BadSample(name, sample.key, -1, row))
+    return rows, bad
+
+
+def _read_row(path: Path, sample: TarSample, options: IndexOptions) -> IndexRow | str:
+    """The sample's row, or why it has none."""
+    images = [member for ext, member in sample.members.items() if ext in ALLOWED_EXTENSIONS]
+    if len(images) != 1:
+        return f"{len(images)} image members, expected one of {', '.join(ALLOWED_EXTENSIONS)}"
+    storage, (image,) = LocalStorage(path.parent), images
+    data = storage.read_range(path.name, image.offset, image.size)
+    check = validate_image if options.validate else read_facts
+    try:
+        facts = check(data, options.max_pixels)
+        label = _label_number(options.classes, _label_text(path, sample))
+    except BadImage as error:
+        return str(error)
+    return IndexRow(
+        sample.key, image.offset, image.size, label, facts.height, facts.width,
+        zlib.crc32(data), facts.format,
+    )  # fmt: skip
+
+
+def _label_number(classes: ClassMap, text: str | None) -> int:
+    if text is None:
+        return -1
+    if text in classes.numbers:
+        return classes.numbers[text]
+    if text.isdigit():
+        return int(text)
+    raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
+
+
+def _write_quarantine(target: Storage, results: Sequence[TarIndexed]) -> None:
+    ordered = sorted(results, key=lambda result: result.entry.name)
+    bad = [sample for result in ordered for sample in result.bad]
+    if bad:
+        lines = (json.dumps(asdict(sample)) + "\n" for sample in bad)
+        target.write("quarantine.jsonl", "".join(lines).encode())
 
 
 def _existing(source: Storage, target: Storage, names: Sequence[str]) -> ShardManifest:

@@ -36,7 +36,7 @@ _DOMAIN_POSTERIOR = 32
 
 
 def choose_views(
-    seed: int, epoch: int, sample_ids: NDArray[np.int64], num_views: int
+    seed: int, epoch: int | NDArray[np.int64], sample_ids: NDArray[np.int64], num_views: int
 ) -> NDArray[np.int64]:
     """Which of the stored views a sample shows in an epoch: uniform in [0, num_views), int64 [B].
 

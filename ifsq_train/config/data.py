@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
@@ -13,12 +13,23 @@ from ifsq_train.config.base import Config
 ViewConfig = Annotated[AnyViewSpec, Field(discriminator="kind")]
 
 
-class ImageDataConfig(Config):
-    """Batches of decoded images from a packed or indexed dataset."""
+class MixedDatasetConfig(Config):
+    """One dataset of a mixture."""
 
-    kind: Literal["images"] = "images"
     url: str
     """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
+    weight: float = Field(gt=0)
+    """Share of every batch, relative to the other weights: 3 and 1 are three quarters and one."""
+
+
+class ImageDataConfig(Config):
+    """Batches of decoded images from a packed or indexed dataset, or from a mixture of several."""
+
+    kind: Literal["images"] = "images"
+    url: str | None = None
+    """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
+    mix: tuple[MixedDatasetConfig, ...] = ()
+    """Datasets to draw from by weight, instead of `url`."""
     view: ViewConfig
     global_batch_size: int = Field(ge=1)
     """Images per optimizer step over all workers."""
@@ -30,7 +41,27 @@ class ImageDataConfig(Config):
     """Unreadable images allowed over the run before it fails."""
     prefetch_batches: int = Field(default=2, ge=1)
     """Batches decoded ahead of the step that needs them."""
+    reader_threads: int = Field(default=1, ge=1)
+    """Batches made at the same time; 2 or more hide the latency of object storage."""
     decode_threads: int = Field(default=1, ge=1)
+    """Images decoded at the same time."""
+    decode_actors: int = Field(default=0, ge=0)
+    """Ray actors that decode for each worker, anywhere in the cluster, each with `decode_threads`
+    CPU slots; 0 decodes in the worker. The pixels are the same."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImageDataConfig:
+        if (self.url is None) == (not self.mix):
+            found = "both" if self.mix else "neither"
+            raise ValueError(f"found {found} of url and mix; give exactly one of them")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All datasets that are read."""
+        if self.url is not None:
+            return (self.url,)
+        return tuple(part.url for part in self.mix)
 
 
 class TokenDataConfig(Config):
@@ -49,6 +80,8 @@ class TokenDataConfig(Config):
     shuffle_window: int = Field(default=16384, ge=1)
     """Samples within which each lane of the order is shuffled."""
     prefetch_batches: int = Field(default=2, ge=1)
+    reader_threads: int = Field(default=1, ge=1)
+    """Batches read at the same time."""
 
 
 DataConfig = Annotated[ImageDataConfig | TokenDataConfig, Field(discriminator="kind")]

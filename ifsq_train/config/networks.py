@@ -68,6 +68,17 @@ class VqConfig(Config):
     beta: float = Field(default=0.5, ge=0)
     loss_form: Literal["released", "vqvae"] = "released"
     """`released` weighs the codebook term by beta, `vqvae` the commitment term."""
+    normalized: bool = False
+    """Latents and entries of unit length, beta on the commitment term (LlamaGen: 8 channels,
+    beta 0.25); loss_form is then not used."""
+    entropy_ratio: float = Field(default=0.0, ge=0)
+    """Weight of the entropy term of a normalized codebook."""
+
+    @model_validator(mode="after")
+    def _entropy_only_where_it_is(self) -> VqConfig:
+        if self.entropy_ratio and not self.normalized:
+            raise ValueError("entropy_ratio needs normalized: true; set it to 0 or normalize")
+        return self
 
 
 class LfqConfig(Config):
@@ -76,7 +87,28 @@ class LfqConfig(Config):
     kind: Literal["lfq"]
     num_channels: int = Field(default=14, ge=1, le=62)
     entropy_weight: float = Field(default=0.1, ge=0)
+    """Weight of the entropy term at the end of its annealing."""
     commitment_weight: float = Field(default=0.25, ge=0)
+    factorized_channels: tuple[int, ...] | None = None
+    """Bits per token group; one group of all bits when not given."""
+    entropy_extra: float = Field(default=3.0, ge=0)
+    """The entropy term starts at 1 + this times its weight and falls linearly."""
+    entropy_anneal_steps: int = Field(default=2000, ge=1)
+
+    @model_validator(mode="after")
+    def _groups_sum(self) -> LfqConfig:
+        groups = self.factorized_channels
+        if groups is not None and (sum(groups) != self.num_channels or min(groups) < 1):
+            raise ValueError(
+                f"factorized_channels {list(groups)} must be positive and sum to num_channels"
+                f" {self.num_channels}"
+            )
+        if self.entropy_weight and max(groups or (self.num_channels,)) > 18:
+            raise ValueError(
+                "the entropy term takes groups of at most 18 bits;"
+                " give factorized_channels or entropy_weight: 0"
+            )
+        return self
 
 
 class ContinuousConfig(Config):
@@ -104,6 +136,10 @@ class TokenizerConfig(Config):
     z_channels: int = Field(default=4, ge=1)
     """Channels between the encoder and the 1x1 convolution before the quantizer."""
     norm_groups: int = Field(default=32, ge=1)
+    attention: bool = False
+    """In the deepest level and the middle, as in LlamaGen's public VQ tokenizers."""
+    double_z: bool = True
+    """The encoder ends in 2 * z_channels (paper) or, as LlamaGen's, in z_channels."""
 
     @property
     def downsample_ratio(self) -> int:

@@ -12,18 +12,27 @@ from ifsq_train.config.tasks import TaskConfig
 
 
 class OptimConfig(Config):
-    """AdamW and its learning-rate schedule for one network."""
+    """Optimizer and learning-rate schedule of one network."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices by Muon, everything else by AdamW with `betas` (released: 0.95, 0.95)."""
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon only."""
     weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["all", "matrices"] = "all"
+    """Which parameters decay: all (released), or only those with two dimensions or more."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm; null turns clipping off."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """wsd: warm-up, then constant, then linearly down over the last `decay_ratio` of the steps."""
     warmup_steps: int = Field(default=0, ge=0)
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Cosine: learning rate at the last step over `lr`."""
+    """cosine and wsd: learning rate at the last step over `lr`."""
+    decay_ratio: float = Field(default=0.2, gt=0, le=1)
+    """wsd: part of the run in which the learning rate falls."""
 
 
 class StrategyConfig(Config):
@@ -36,6 +45,31 @@ class StrategyConfig(Config):
     """bf16: activations under autocast; parameters, gradients and optimizer stay fp32."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Largest batch one worker takes at once; gradients of several are accumulated."""
+    offload_optimizer: bool = False
+    """Keep master weights and moments in host memory (deepspeed, stages 1 to 3)."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    synced_batch_norm: bool = False
+    """Batch norms see the whole global batch's share of all workers, not each its own."""
+    compile: bool = False
+    """Run the networks through torch.compile (not at stage 3, whose hooks it cannot trace)."""
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> StrategyConfig:
+        if self.offload_optimizer and (self.kind != "deepspeed" or self.zero_stage == 0):
+            raise ValueError("offload_optimizer needs kind deepspeed and zero_stage 1, 2 or 3")
+        if self.compile and self.kind == "deepspeed" and self.zero_stage == 3:
+            raise ValueError("compile does not work with zero_stage 3; use 0, 1 or 2")
+        return self
+
+
+class KeepBestConfig(Config):
+    """Checkpoints kept because a logged value was good when they were made."""
+
+    metric: str = "loss"
+    """A key of metrics.jsonl."""
+    mode: Literal["min", "max"] = "min"
+    count: int = Field(default=1, ge=1)
 
 
 class CheckpointConfig(Config):
@@ -43,7 +77,21 @@ class CheckpointConfig(Config):
 
     every_steps: int = Field(default=1000, ge=1)
     keep_last: int = Field(default=2, ge=1)
-    """Complete checkpoints kept besides the newest are at most this many minus one."""
+    """Newest complete checkpoints that are kept."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints whose step is a multiple of this are never deleted."""
+    keep_best: KeepBestConfig | None = None
+    max_failed_saves: int = Field(default=2, ge=0)
+    """Saves in a row that may fail (disk full, storage refusing) before the run ends."""
+
+
+class ProfileConfig(Config):
+    """torch.profiler traces of chosen steps, one file per worker in the run folder."""
+
+    first_step: int = Field(ge=0)
+    num_steps: int = Field(default=3, ge=1)
+    memory: bool = False
+    """Also record allocations."""
 
 
 class TrainConfig(Config):
@@ -65,6 +113,28 @@ class TrainConfig(Config):
     """Decay of the averaged weights; null turns averaging off."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = Field(default=10, ge=1)
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A NaN or infinite gradient: end the run, leave the update out, or take the weights of the
+    last checkpoint and go on with the next batch."""
+    dry_run: bool = True
+    """Try one forward and backward pass before step 1; finds memory and shape errors early."""
+    watchdog_seconds: float | None = Field(default=900.0, gt=0)
+    """A step that takes longer ends the worker and names the rank that hangs; null: never."""
+    profile: ProfileConfig | None = None
+
+    @model_validator(mode="after")
+    def _optimizers_fit(self) -> TrainConfig:
+        sharded = self.strategy.kind == "deepspeed" and self.strategy.zero_stage > 0
+        if sharded and any(optim.kind == "muon" for optim in self.optim.values()):
+            raise ValueError(
+                "muon needs whole matrices, which zero_stage 1 to 3 cut up;"
+                " use zero_stage 0 or strategy.kind torch"
+            )
+        return self
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of step `step`, counted from 0, are recorded."""
+        return step + 1 == self.steps or (step + 1) % self.log_every_steps == 0
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
@@ -144,6 +214,24 @@ class PrecomputeConfig(Config):
     max_bad_samples: int = Field(default=100, ge=0)
 
 
+class FlowDrawConfig(Config):
+    """How DiT's flow is integrated."""
+
+    num_steps: int = Field(default=250, ge=1)
+    """Steps of the time grid; dopri5 chooses its own."""
+    method: Literal["euler", "midpoint", "heun", "heun3", "dopri5"] = "euler"
+    shift: float = Field(default=0.0, ge=0)
+    """s > 0 maps the times t to s t / (1 + (s - 1) t); 0 is off."""
+    rtol: float = Field(default=1e-3, gt=0)
+    atol: float = Field(default=1e-6, gt=0)
+    """dopri5: allowed error of a step, of each sample by itself."""
+    cfg_start: float = Field(default=0.0, ge=0, le=1)
+    cfg_end: float = Field(default=1.0, ge=0, le=1)
+    """Guidance acts at times from cfg_start to cfg_end; 0 is noise, 1 is data."""
+    guided_channels: int | None = Field(default=None, ge=1)
+    """Only the first channels are guided; the released code guides 3. All when not given."""
+
+
 class SampleConfig(Config):
     """Draw images from a trained generator."""
 
@@ -153,32 +241,86 @@ class SampleConfig(Config):
     tokenizer: str
     """Run folder or checkpoint of the tokenizer its tokens came from."""
     output: str
+    """Folder to write (path or s3://)."""
     samples_per_class: int = Field(default=100, ge=1)
     classes: tuple[int, ...] | None = None
     """Class indices to draw; all when not given."""
     seed: int = Field(default=0, ge=0)
+    """Sample i is drawn from this and i alone, whatever draws it."""
     batch_size: int = Field(default=100, ge=1)
+    """Samples drawn together; also what one worker takes at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the networks under autocast; guidance and drawing stay fp32."""
+    compile: bool = False
+    """Compile the decoding step, with CUDA graphs (GPU only)."""
     cfg_scale: float = Field(default=1.0, ge=0)
+    """Guidance s: unconditional + s (conditional - unconditional); 1 turns it off."""
+    cfg_last: int = Field(default=-1, ge=-1)
+    """LlamaGen: guide the first token and those up to one after this; -1 guides all (released
+    `cfg_interval`)."""
     temperature: float = Field(default=1.0, gt=0)
+    """LlamaGen: divides the logits."""
     top_k: int = Field(default=0, ge=0)
+    """LlamaGen: keep the k most likely tokens; 0 keeps all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """LlamaGen: keep the fewest most likely tokens whose probabilities sum to more than p."""
+    greedy: bool = False
+    """LlamaGen: always take the most likely token."""
+    flow: FlowDrawConfig = FlowDrawConfig()
+    """DiT: how the flow is integrated."""
+    format: Literal["npz", "png", "webp", "tar"] = "npz"
+    """npz: one file as evaluators read it (arr_0 uint8 [N, H, W, 3]); png, webp (lossless): one
+    file per image; tar: WebDataset shards of one batch each."""
+    preview: int = Field(default=64, ge=0)
+    """Images shown in preview.png, spread evenly over all; 0 writes none."""
 
 
 class EvaluateConfig(Config):
-    """Measure a tokenizer's reconstructions, or samples against a reference dataset."""
+    """Measure a tokenizer's reconstructions, samples against a reference, or both."""
 
     kind: Literal["evaluate"]
-    tokenizer: str
-    """Run folder or checkpoint; reconstructs the data, and its encoder is the default feature
-    network of the Frechet distance."""
-    data: str
-    """Held-out image dataset folder."""
-    view: ViewConfig
     output: str
     """Result JSON to write."""
+    tokenizer: str | None = None
+    """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
+    `frechet_distance`."""
+    data: str | None = None
+    """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
+    view: ViewConfig | None = None
+    """How the data are seen; goes with `data`."""
     samples: str | None = None
-    """Folder of `ifsq sample`; adds the Frechet distance of samples against the data."""
+    """Folder of `ifsq sample`, or an .npz file with uint8 images `arr_0` [N, H, W, 3]."""
+    reference: str | None = None
+    """ADM's reference .npz (`mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0`) for the samples."""
+    inception: str | None = None
+    """FID-Inception weight file in pytorch-fid's layout; adds rFID, FID, sFID and so on."""
+    lpips: tuple[str, ...] = ()
+    """Weight files of LPIPS: backbone and linear heads."""
+    lpips_backbone: Literal["alexnet", "vgg16"] = "alexnet"
+    """`alexnet`, as spatial maps, is the released evaluation."""
+    neighbors: int = Field(default=3, ge=1)
+    """Precision and recall: a manifold reaches to this many-th nearest neighbour."""
+    manifold_images: int = Field(default=10_000, ge=2)
+    """Precision and recall: images of each set that are used, the first ones."""
     batch_size: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> EvaluateConfig:
+        problems = {
+            "give a tokenizer, samples or both": not (self.tokenizer or self.samples),
+            "data and view go together": (self.data is None) != (self.view is None),
+            "a tokenizer needs data to reconstruct": bool(self.tokenizer) and not self.data,
+            "samples need data or a reference to be compared with": bool(self.samples)
+            and not (self.data or self.reference),
+            "samples need a tokenizer or inception as feature network": bool(self.samples)
+            and not (self.tokenizer or self.inception),
+            "reference is Inception's: it needs inception and samples": bool(self.reference)
+            and not (self.inception and self.samples),
+            "lpips needs a tokenizer": bool(self.lpips) and not self.tokenizer,
+        }
+        if found := [text for text, wrong in problems.items() if wrong]:
+            raise ValueError("; ".join(found))
+        return self
 
 
 RecipeConfig = Annotated[
@@ -190,9 +332,25 @@ class LaunchConfig(Config):
     """The shape of the machine a run gets; never part of a recipe."""
 
     num_workers: int = Field(default=1, ge=1)
+    """Workers wanted; the most an elastic run grows to."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Elastic: the run goes on with as few; not given: always exactly num_workers."""
     gpus_per_worker: int = Field(default=0, ge=0)
     cpus_per_worker: float = Field(default=1, gt=0)
     address: str | None = None
     """Ray cluster to join; a local one is started when not given."""
     max_failures: int = Field(default=3, ge=0)
     """Restarts of the worker group before the run is given up."""
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> LaunchConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} is more than num_workers={self.num_workers}"
+            )
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run lasts."""
+        return self.min_workers is not None

@@ -118,19 +118,31 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
 
 
 def frechet_distance_of(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """`frechet_distance` of means [D] and covariances [D, D], computed in float64.
+    """`frechet_distance` of means [D] and covariances [D, D], computed in float64."""
+    return frechet_distance_of_factors(
+        mean1, covariance_factor(cov1), mean2, covariance_factor(cov2)
+    )
 
-    The trace of the matrix root is the nuclear norm of C1^(1/2) C2^(1/2): a sum of singular
-    values, each exact to rounding, so rank-deficient covariances (fewer samples than features)
-    need no jitter, unlike the root of the unsymmetric product C1 C2.
+
+def covariance_factor(covariance: Tensor) -> Tensor:
+    """F [D, r] in float64 with F F^T the covariance of rank r; eigenvalues of rounding size count
+    as zero. The dearest part of a distance: keep it where one set is compared several times."""
+    symmetric = (covariance.double() + covariance.double().t()) / 2.0
+    values, vectors = torch.linalg.eigh(symmetric)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def frechet_distance_of_factors(
+    mean1: Tensor, factor1: Tensor, mean2: Tensor, factor2: Tensor
+) -> float:
+    """`frechet_distance` of means [D] and `covariance_factor`s.
+
+    The trace of the matrix root is the nuclear norm of F1^T F2: a sum of singular values, each
+    exact to rounding, so rank-deficient covariances (fewer samples than features) need no jitter,
+    unlike the root of the unsymmetric product C1 C2.
     """
-    mean1, cov1, mean2, cov2 = (part.double() for part in (mean1, cov1, mean2, cov2))
-    overlap = torch.linalg.svdvals(_root(cov1) @ _root(cov2)).sum()
-    gap = (mean1 - mean2).square().sum()
-    return float(gap + cov1.trace() + cov2.trace() - 2.0 * overlap)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """Symmetric square root; eigenvalues below zero are rounding and count as zero."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.t()) / 2.0)
-    return (vectors * values.clamp_min(0.0).sqrt()) @ vectors.t()
+    overlap = torch.linalg.svdvals(factor1.t() @ factor2).sum()
+    gap = (mean1.double() - mean2.double()).square().sum()
+    spread = factor1.square().sum() + factor2.square().sum()
+    return float(gap + spread - 2.0 * overlap)

@@ -8,7 +8,7 @@ values rounded to 8 bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -116,13 +116,19 @@ class ReconstructionMeter:
         for suffix, (reference, other) in forms.items():
             values[f"psnr_db{suffix}"] = psnr(reference, other)
             values[f"ssim{suffix}"] = ssim(reference, other)
-        if self._perceptual is not None:
-            distances = self._perceptual(images, reconstructions).double()
-            values["lpips"] = distances.reshape(len(images), -1).mean(1)
+            if min(images.shape[-2:]) >= 2 * _GAUSSIAN_RADIUS + 1:
+                values[f"ssim_gaussian{suffix}"] = ssim(reference, other, window="gaussian")
+            if self._perceptual is not None:
+                distances = self._perceptual(2.0 * reference - 1.0, 2.0 * other - 1.0).double()
+                values[f"lpips{suffix}"] = distances.reshape(len(images), -1).mean(1)
         for name, per_image in values.items():
             assert per_image.shape == (len(images),)
             self._sums[name] = self._sums.get(name, 0.0) + float(per_image.sum())
         self.num_images += len(images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent between ranks without the network."""
+        return {**vars(self), "_perceptual": None}
 
     def merge(self, other: ReconstructionMeter) -> None:
         """Take over what another meter has counted, such as another rank's."""
@@ -131,9 +137,10 @@ class ReconstructionMeter:
         self.num_images += other.num_images
 
     def results(self) -> dict[str, float]:
-        """Mean over images by name: ``psnr_db``, ``ssim``, ``l1`` (difference in [-1, 1] units),
-        ``psnr_db_8bit`` and ``ssim_8bit`` after clamping and rounding, ``lpips`` if asked for;
-        and the count ``num_images``.
+        """Mean over images by name: ``psnr_db``, ``ssim`` (uniform window), ``ssim_gaussian`` and
+        ``lpips`` if asked for, each also with ``_8bit`` after clamping and rounding; ``l1``
+        (difference in [-1, 1] units); and the count ``num_images``. Images too small for the
+        Gaussian window of 11 pixels have no ``ssim_gaussian``.
 
         Raises:
             ValueError: nothing was counted.

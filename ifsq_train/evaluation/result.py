@@ -39,7 +39,8 @@ class Reference:
 
     Attributes:
         digest: of their dataset's manifest.
-        num_samples: how many of them were used; a Frechet distance depends on it.
+        num_samples: how many of them were used; a Frechet distance depends on it. 0 where a file of
+            statistics does not say.
     """
 
     digest: str

@@ -31,19 +31,17 @@ def token_cross_entropy(
 
 
 def sum_of_group_means(
-    token_losses: Sequence[Tensor], group_weights: Sequence[float] | None = None
+    group_losses: Sequence[Tensor], group_weights: Sequence[float] | None = None
 ) -> Tensor:
-    """`token_cross_entropy` of losses that a model has computed itself.
+    """`token_cross_entropy` of group means that a model has computed itself.
 
     Args:
-        token_losses: one tensor of any shape per group, nats.
+        group_losses: one mean per group, nats.
         group_weights: weight of each group's mean; all 1 when None.
 
     Returns:
         fp32 scalar, nats per position.
     """
-    weights = group_weights if group_weights is not None else [1.0] * len(token_losses)
-    terms = [
-        weight * losses.float().mean() for losses, weight in zip(token_losses, weights, strict=True)
-    ]
+    weights = group_weights if group_weights is not None else [1.0] * len(group_losses)
+    terms = [weight * loss.float() for loss, weight in zip(group_losses, weights, strict=True)]
     return torch.stack(terms).sum()

@@ -95,6 +95,28 @@ STEP_SECONDS = MetricSpec(
     "Wall time of a training step on rank 0, waiting for data included.",
     buckets=_STEP_BUCKETS,
 )
+PHASE_SECONDS = MetricSpec(
+    "ifsq_training_phase_seconds_total",
+    "counter",
+    "Wall time of rank 0 by phase of the step: data, compute, optimizer, checkpoint.",
+    ("phase",),
+)
+FLOPS_PER_SECOND = MetricSpec(
+    "ifsq_training_flops_per_second",
+    "gauge",
+    "Floating-point operations of forward and backward passes per second of wall time, all"
+    " workers, since the previous logged step.",
+)
+MODEL_FLOPS_UTILISATION = MetricSpec(
+    "ifsq_training_model_flops_utilisation_ratio",
+    "gauge",
+    "That rate over the workers' dense bf16 peak; only on GPUs whose peak is known.",
+)
+DEVICE_MEMORY_PEAK = MetricSpec(
+    "ifsq_training_device_memory_peak_bytes",
+    "gauge",
+    "Most memory rank 0 had allocated on its GPU since it started.",
+)
 CHECKPOINT_SECONDS = MetricSpec(
     "ifsq_training_checkpoint_seconds",
     "histogram",
@@ -105,6 +127,36 @@ CHECKPOINT_TIMESTAMP = MetricSpec(
     "ifsq_training_checkpoint_last_success_timestamp_seconds",
     "gauge",
     "Unix time at which rank 0 last handed over a checkpoint without error.",
+)
+CHECKPOINT_EVERY = MetricSpec(
+    "ifsq_training_checkpoint_every_steps", "gauge", "Optimizer steps between two checkpoints."
+)
+LAST_STEP_TIMESTAMP = MetricSpec(
+    "ifsq_training_last_step_timestamp_seconds",
+    "gauge",
+    "Unix time of the last logged step; stands still when the run does.",
+)
+USEFUL_SECONDS = MetricSpec(
+    "ifsq_training_useful_seconds",
+    "gauge",
+    "Time spent computing steps that count, over all starts of the run: without waiting for data"
+    " and checkpoints, and without steps that a restart had to repeat.",
+)
+GOODPUT = MetricSpec(
+    "ifsq_training_goodput_ratio",
+    "gauge",
+    "Useful seconds over wall time since the run was submitted.",
+)
+TOKENS = MetricSpec(
+    "ifsq_training_tokens_total",
+    "counter",
+    "Tokens or latent positions of all global batches computed since the workers started.",
+)
+RUN_INFO = MetricSpec(
+    "ifsq_training_run_info",
+    "gauge",
+    "1; the labels say what is trained and how.",
+    ("task", "strategy", "precision"),
 )
 RESTARTS = MetricSpec(
     "ifsq_training_restarts_total",
@@ -150,8 +202,16 @@ INPUT_VARIANCE = MetricSpec(
 PRECOMPUTE_EXPECTED_ROWS = MetricSpec(
     "ifsq_precompute_expected_rows", "gauge", "Token rows the finished dataset will have."
 )
+PRECOMPUTE_DONE_ROWS = MetricSpec(
+    "ifsq_precompute_done_rows",
+    "gauge",
+    "Token rows of published work items, those of earlier starts included.",
+)
 PRECOMPUTE_ROWS = MetricSpec(
-    "ifsq_precompute_rows_total", "counter", "Token rows written.", scope="process"
+    "ifsq_precompute_rows_total",
+    "counter",
+    "Token rows written since this start.",
+    scope="process",
 )
 PRECOMPUTE_ITEMS = MetricSpec(
     "ifsq_precompute_items_total",
@@ -165,6 +225,16 @@ PRECOMPUTE_RETRIES = MetricSpec(
     "Work items given out again because the process that held them was lost.",
     scope="process",
 )
+PRECOMPUTE_PENDING = MetricSpec(
+    "ifsq_precompute_pending_items",
+    "gauge",
+    "Work items that are not published yet: the queue the encoders work off.",
+)
+PRECOMPUTE_ENCODERS = MetricSpec(
+    "ifsq_precompute_encoders",
+    "gauge",
+    "Encoders that are up or starting.",
+)
 PRECOMPUTE_STAGE_SECONDS = MetricSpec(
     "ifsq_precompute_stage_seconds_total",
     "counter",
@@ -172,8 +242,19 @@ PRECOMPUTE_STAGE_SECONDS = MetricSpec(
     " waiting for the storage.",
     ("stage",),
 )
+PRECOMPUTE_LAST_TIMESTAMP = MetricSpec(
+    "ifsq_precompute_last_item_timestamp_seconds",
+    "gauge",
+    "Unix time at which the last work item was published; the start before the first.",
+)
 # ---------------------------------------------------------------- data
 
+BATCH_WAIT_SECONDS = MetricSpec(
+    "ifsq_data_batch_wait_seconds",
+    "histogram",
+    "Time rank 0 waited for one batch.",
+    buckets=(0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0),
+)
 QUARANTINED = MetricSpec(
     "ifsq_data_quarantined_samples_total",
     "counter",
@@ -188,6 +269,19 @@ RESIDENT_MEMORY = MetricSpec(
     "gauge",
     "Resident memory of the run's processes on this node, summed.",
     scope="process",
+)
+
+DEVICE_MEMORY = MetricSpec(
+    "ifsq_process_device_memory_bytes",
+    "gauge",
+    "GPU memory held by the run's processes on this node, summed; only on GPUs.",
+    scope="process",
+)
+STORAGE_FREE = MetricSpec(
+    "ifsq_storage_free_bytes", "gauge", "Free space of the file system with the run folder."
+)
+STORAGE_SIZE = MetricSpec(
+    "ifsq_storage_size_bytes", "gauge", "Size of the file system with the run folder."
 )
 
 METRICS: tuple[MetricSpec, ...] = tuple(

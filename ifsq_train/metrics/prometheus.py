@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -22,14 +24,27 @@ import psutil
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage import LocalStorage
-from ifsq_train.metrics.names import METRICS, RESIDENT_MEMORY, MetricSpec
+from ifsq_train.metrics.names import (
+    DEVICE_MEMORY,
+    METRICS,
+    RESIDENT_MEMORY,
+    STORAGE_FREE,
+    STORAGE_SIZE,
+    MetricSpec,
+)
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
 
 
 def open_metrics(
-    run_dir: Path, rank: int, local_rank: int, port: int | None = 0, *, host: str = "127.0.0.1"
+    run_dir: Path,
+    rank: int,
+    local_rank: int,
+    port: int | None = 0,
+    *,
+    host: str = "127.0.0.1",
+    begin: tuple[str, ...] = ("",),
 ) -> Metrics:
     """Metrics of this process; local rank 0 also starts its node's endpoint.
 
@@ -41,6 +56,8 @@ def open_metrics(
         local_rank: this process on its node.
         port: port of the endpoint; 0 takes a free one, None starts none.
         host: address to listen on; ``0.0.0.0`` to be scraped from other machines.
+        begin: what names of counters begin with that are exported as 0 from the start; others
+            appear with their first value.
 
     Raises:
         UserError: the port is taken, or the node's metrics folder belongs to another user.
@@ -52,7 +69,7 @@ def open_metrics(
     if local_rank == 0 and port is not None:
         server = MetricsServer(directory, host, port)
         server.announce(_endpoint_file(run_dir, rank), run_dir.name)
-    return Metrics(directory, rank, server, clean=local_rank == 0)
+    return Metrics(directory, rank, server, clean=local_rank == 0, begin=begin)
 
 
 def metrics_directory(run_dir: Path) -> Path:
@@ -74,17 +91,23 @@ class Metrics:
     """What one process reports. Use `open_metrics`.
 
     Values of metrics of scope ``run`` are dropped on every rank but 0, so callers need not ask.
-    Counters and histograms start at 0; a gauge appears with its first value.
+    Counters and histograms named by `begin` start at 0; a gauge appears with its first value.
 
     Args:
         directory: where the node's processes keep their files.
         rank: this process in the run.
         server: the node's endpoint, in the process that runs it.
         clean: remove this process's files at the end; for local rank 0, whose end is the run's.
+        begin: see `open_metrics`.
     """
 
     def __init__(
-        self, directory: Path, rank: int, server: MetricsServer | None, clean: bool
+        self,
+        directory: Path,
+        rank: int,
+        server: MetricsServer | None,
+        clean: bool,
+        begin: tuple[str, ...] = ("",),
     ) -> None:
         from prometheus_client import CollectorRegistry
         from prometheus_client.values import MultiProcessValue
@@ -98,7 +121,7 @@ class Metrics:
         self._storage = MultiProcessValue()
         self._metrics: dict[MetricSpec, Any] = {}
         for spec in METRICS:
-            if spec.kind != "gauge" and not spec.labels:
+            if spec.kind != "gauge" and not spec.labels and spec.name.startswith(begin):
                 self._child(spec, {})
         self.observe_process()
 
@@ -121,8 +144,17 @@ class Metrics:
             child.observe(value)
 
     def observe_process(self) -> None:
-        """Bring this process's resident memory up to date."""
+        """Bring this process's memory, on the host and on its GPU, up to date."""
         self.set(RESIDENT_MEMORY, self._process.memory_info().rss)
+        torch = sys.modules.get("torch")  # a process without torch has no GPU memory
+        if torch is not None and torch.cuda.is_initialized():
+            self.set(DEVICE_MEMORY, torch.cuda.memory_reserved())
+
+    def observe_storage(self, folder: Path) -> None:
+        """Bring free and total space of the folder's file system up to date."""
+        usage = shutil.disk_usage(folder)
+        self.set(STORAGE_FREE, usage.free)
+        self.set(STORAGE_SIZE, usage.total)
 
     def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
         # A zero from every other node would stand beside the run's one true value.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from ifsq_train.config import TrainConfig
+from ifsq_train.config import ImageDataConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.context import RunContext
 from ifsq_train.metrics import names
+from ifsq_train.metrics.goodput import Goodput
 from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
 from ifsq_train.metrics.names import MetricSpec
 from ifsq_train.metrics.prometheus import open_metrics
@@ -31,6 +34,12 @@ _BY_PREFIX: dict[str, tuple[MetricSpec, str]] = {
     "prebound_variance": (names.INPUT_VARIANCE, "channel"),
 }
 
+_SPEEDS: dict[str, MetricSpec] = {
+    "flops_per_second": names.FLOPS_PER_SECOND,
+    "mfu": names.MODEL_FLOPS_UTILISATION,
+    "peak_memory_bytes": names.DEVICE_MEMORY_PEAK,
+}
+
 
 class TrainingMetrics:
     """One worker's reports. Rank 0 also writes ``metrics.jsonl`` and ``starts.jsonl``.
@@ -41,7 +50,12 @@ class TrainingMetrics:
     """
 
     def __init__(
-        self, config: TrainConfig, context: RunContext, folder: Path, first_step: int
+        self,
+        config: TrainConfig,
+        context: RunContext,
+        folder: Path,
+        first_step: int,
+        task: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the log and the endpoint.
 
@@ -51,6 +65,7 @@ class TrainingMetrics:
             folder: the run's folder; exists.
             first_step: optimizer steps done by the checkpoint resumed from; later lines of the
                 log are dropped.
+            task: what the task says of itself; a generator's has its `grid`.
 
         Raises:
             UserError: the port is unusable, or a log of this folder is damaged.
@@ -62,22 +77,46 @@ class TrainingMetrics:
             context.local_rank,
             endpoint_port(),
             host=os.environ.get(HOST_VARIABLE, "127.0.0.1"),
+            begin=("ifsq_training_", "ifsq_data_"),
         )
         self._log: JsonlWriter | None = None
         self._last_step = first_step
         self._last_samples = first_step * config.data.global_batch_size
         self._last_time = time.monotonic()
+        self._folder = folder
+        self._tokens_per_sample = tokens_per_sample(config, task or {})
+        self._goodput: Goodput | None = None
         if context.rank == 0:
             self._log = JsonlWriter(folder / "metrics.jsonl", first_step)
             starts = record_start(folder / STARTS, first_step, context.world_size)
+            self._goodput = Goodput(folder / "metrics.jsonl", folder / STARTS)
             self._metrics.inc(names.RESTARTS, starts - 1)
+            self._describe(config)
             self._metrics.set(names.WORLD_SIZE, context.world_size)
             self._metrics.set(names.PLANNED_STEPS, config.steps)
             self._metrics.set(names.STEP, first_step)
 
+    def _describe(self, config: TrainConfig) -> None:
+        """What does not change while the run goes on."""
+        self._metrics.set(names.CHECKPOINT_EVERY, config.checkpoint.every_steps)
+        strategy = config.strategy
+        self._metrics.set(
+            names.RUN_INFO,
+            1.0,
+            task=config.task.kind,
+            strategy=f"{strategy.kind}-{strategy.zero_stage}"
+            if strategy.kind == "deepspeed"
+            else strategy.kind,
+            precision=strategy.precision,
+        )
+        self._metrics.observe_storage(self._folder)
+
     def waited(self, seconds: float) -> None:
         """Count the time this worker waited for one batch; to be called on every step."""
         self._metrics.inc(names.DATA_WAIT_SECONDS, seconds, rank=str(self._rank))
+        self._metrics.observe(names.BATCH_WAIT_SECONDS, seconds)
+        if self._goodput is not None:
+            self._goodput.idle(seconds)
 
     def step(
         self,
@@ -85,6 +124,7 @@ class TrainingMetrics:
         record: dict[str, float],
         step_seconds: float,
         data_wait_seconds: float,
+        speed: Mapping[str, float] | None = None,
     ) -> None:
         """Report a logged step; every rank calls it, not necessarily after every step.
 
@@ -95,14 +135,16 @@ class TrainingMetrics:
                 rest are terms of ``ifsq_training_loss``.
             step_seconds: wall time of this one step.
             data_wait_seconds: part of it spent waiting for the batch.
+            speed: what ``StepMeter.take`` measured since the last call.
         """
         self._metrics.observe_process()
-        if self._log is None:
+        if self._log is None or self._goodput is None:
             return
         now = time.monotonic()
         steps, samples = state.step - self._last_step, state.samples_seen - self._last_samples
         # Over all steps since the last call, so that saving and unlogged steps count too.
         samples_per_second = samples / max(now - self._last_time, 1e-9)
+        self._goodput.add(now - self._last_time, steps)
         self._last_step, self._last_samples = state.step, state.samples_seen
         self._last_time = now
         self._log.write(
@@ -114,13 +156,22 @@ class TrainingMetrics:
                 "data_wait_seconds": data_wait_seconds,
                 "data_wait_ratio": data_wait_seconds / step_seconds if step_seconds else 0.0,
                 "samples_per_second": samples_per_second,
+                "useful_seconds": self._goodput.useful_seconds,
+                "goodput_ratio": self._goodput.ratio,
+                **(speed or {}),
                 "wall_time": time.time(),
             }
         )
         self._export(record)
+        self._export_speed(speed or {})
         self._metrics.set(names.STEP, state.step)
+        self._metrics.set(names.LAST_STEP_TIMESTAMP, time.time())
+        self._metrics.set(names.USEFUL_SECONDS, self._goodput.useful_seconds)
+        self._metrics.set(names.GOODPUT, self._goodput.ratio)
+        self._metrics.observe_storage(self._folder)
         self._metrics.inc(names.STEPS, steps)
         self._metrics.inc(names.SAMPLES, samples)
+        self._metrics.inc(names.TOKENS, samples * self._tokens_per_sample)
         self._metrics.set(names.IMAGES_PER_SECOND, samples_per_second)
         self._metrics.observe(names.STEP_SECONDS, step_seconds)
 
@@ -135,6 +186,14 @@ class TrainingMetrics:
             else:
                 self._metrics.set(names.LOSS, value, term=key)
 
+    def _export_speed(self, speed: Mapping[str, float]) -> None:
+        for key, value in speed.items():
+            prefix, _, phase = key.partition("/")
+            if prefix == "seconds":
+                self._metrics.inc(names.PHASE_SECONDS, value, phase=phase)
+            elif key in _SPEEDS:
+                self._metrics.set(_SPEEDS[key], value)
+
     def checkpoint(self, step: int, stall_seconds: float) -> None:
         """Report a checkpoint handed to the writer.
 
@@ -143,6 +202,8 @@ class TrainingMetrics:
             stall_seconds: wall time the loop stood still for it.
         """
         del step
+        if self._goodput is not None:
+            self._goodput.idle(stall_seconds)
         self._metrics.observe(names.CHECKPOINT_SECONDS, stall_seconds)
         self._metrics.set(names.CHECKPOINT_TIMESTAMP, time.time())
 
@@ -151,6 +212,18 @@ class TrainingMetrics:
         if self._log is not None:
             self._log.close()
         self._metrics.close()
+
+
+def tokens_per_sample(config: TrainConfig, task: Mapping[str, Any]) -> int:
+    """Tokens or latent positions of one image; 0 where neither data nor task say it."""
+    if "grid" in task:
+        return math.prod(task["grid"])
+    if not isinstance(config.data, ImageDataConfig):
+        return 0
+    if not isinstance(config.task, TokenizerTaskConfig):
+        return 0
+    reduction = 2 ** (len(config.task.model.channel_multipliers) - 1)
+    return (config.data.view.image_size // reduction) ** 2
 
 
 def endpoint_port() -> int | None:

@@ -46,6 +46,28 @@ class ResidualBlock(nn.Module):
         return self.nin_shortcut(x) + hidden
 
 
+class AttentionBlock(nn.Module):
+    """Single-head attention over all positions, after GroupNorm, plus the input.
+
+    In LlamaGen's public VQ tokenizers; no tokenizer of the paper has it.
+    """
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, norm_groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, C, H, W] -> the same shape."""
+        normed = self.norm(x)
+        rows = (part(normed).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(*rows)
+        return x + self.proj_out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
 class Downsample(nn.Module):
     """3x3 convolution with stride 2; one row and column of zeros at the bottom and right."""
 
@@ -71,15 +93,20 @@ class Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution and the resampling that follows them."""
+    """Residual blocks of one resolution, attention after each if any, and the resampling."""
 
-    def __init__(self, blocks: list[ResidualBlock]) -> None:
+    def __init__(self, blocks: list[ResidualBlock], attention: list[AttentionBlock]) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
+        if attention:
+            self.attn = nn.ModuleList(attention)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        attention = self.attn if "attn" in self._modules else [None] * len(self.block)
+        for block, attend in zip(self.block, attention, strict=True):
             x = block(x)
+            if attend is not None:
+                x = attend(x)
         for resample in ("downsample", "upsample"):
             if resample in self._modules:
                 x = self._modules[resample](x)  # pyright: ignore[reportOptionalCall]
@@ -91,11 +118,36 @@ def _blocks(count: int, in_channels: int, out_channels: int, groups: int) -> lis
     return [ResidualBlock(before, after, groups) for before, after in pairwise(sizes)]
 
 
+def _attention(wanted: bool, count: int, channels: int, groups: int) -> list[AttentionBlock]:
+    return [AttentionBlock(channels, groups) for _ in range(count if wanted else 0)]
+
+
+def _middle(count: int, channels: int, groups: int, attention: bool) -> nn.Sequential:
+    blocks: list[nn.Module] = list(_blocks(count, channels, channels, groups))
+    if attention:
+        blocks.insert(1, AttentionBlock(channels, groups))
+    return nn.Sequential(*blocks)
+
+
 class Encoder(nn.Module):
-    """Image to 2 * z_channels features at 1 / 2**(levels - 1) of the resolution."""
+    """Image to features of `out_channels` at 1 / 2**(levels - 1) of the resolution.
+
+    Args:
+        base, multipliers: width of the first level, and of each over it.
+        num_res_blocks: per level and in the middle.
+        out_channels: of the result.
+        groups: of the norms.
+        attention: in the deepest level and the middle.
+    """
 
     def __init__(
-        self, base: int, multipliers: Sequence[int], num_res_blocks: int, z: int, groups: int
+        self,
+        base: int,
+        multipliers: Sequence[int],
+        num_res_blocks: int,
+        out_channels: int,
+        groups: int,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         widths = [base * multiplier for multiplier in multipliers]
@@ -103,17 +155,21 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         before = base
         for level, width in enumerate(widths):
-            stage = _Level(_blocks(num_res_blocks, before, width, groups))
-            if level < len(widths) - 1:
+            deepest = level == len(widths) - 1
+            stage = _Level(
+                _blocks(num_res_blocks, before, width, groups),
+                _attention(attention and deepest, num_res_blocks, width, groups),
+            )
+            if not deepest:
                 stage.downsample = Downsample(width)
             self.down.append(stage)
             before = width
-        self.mid_block = nn.Sequential(*_blocks(num_res_blocks, before, before, groups))
+        self.mid_block = _middle(num_res_blocks, before, groups, attention)
         self.norm_out = _norm(before, groups)
-        self.conv_out = nn.Conv2d(before, 2 * z, 3, padding=1)
+        self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [-1, 1] -> [B, 2z, h, w]."""
+        """Float [B, 3, H, W] in [-1, 1] -> [B, out_channels, h, w]."""
         x = self.conv_in(images)
         for stage in self.down:
             x = stage(x)
@@ -121,19 +177,33 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_channels features to an image; not clamped."""
+    """Features of `in_channels` to an image; not clamped. Arguments as the encoder's."""
 
     def __init__(
-        self, base: int, multipliers: Sequence[int], num_res_blocks: int, z: int, groups: int
+        self,
+        base: int,
+        multipliers: Sequence[int],
+        num_res_blocks: int,
+        in_channels: int,
+        groups: int,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         widths = [base * multiplier for multiplier in multipliers]
         before = widths[-1]
-        self.conv_in = nn.Conv2d(z, before, 3, padding=1)
-        self.mid_block = nn.Sequential(*_blocks(num_res_blocks, before, before, groups))
+        self.conv_in = nn.Conv2d(in_channels, before, 3, padding=1)
+        self.mid_block = _middle(num_res_blocks, before, groups, attention)
         stages: list[_Level] = []
         for level in reversed(range(len(widths))):
-            stage = _Level(_blocks(num_res_blocks + 1, before, widths[level], groups))
+            stage = _Level(
+                _blocks(num_res_blocks + 1, before, widths[level], groups),
+                _attention(
+                    attention and level == len(widths) - 1,
+                    num_res_blocks + 1,
+                    widths[level],
+                    groups,
+                ),
+            )
             if level > 0:
                 stage.upsample = Upsample(widths[level])
             stages.insert(0, stage)
@@ -143,7 +213,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Float [B, z, h, w] -> [B, 3, H, W]."""
+        """Float [B, in_channels, h, w] -> [B, 3, H, W]."""
         x = self.mid_block(self.conv_in(features))
         for stage in reversed(self.up):
             x = stage(x)
@@ -158,6 +228,8 @@ class Tokenizer(nn.Module):
         channel_multipliers: width of each level over `base_channels`; (1, 1, 2, 4, 4) is f16,
             (1, 2, 4, 4) is f8.
         base_channels, num_res_blocks, z_channels, norm_groups: 128, 2, 4, 32 in the paper.
+        attention: in the deepest level and the middle (LlamaGen's public VQ tokenizers).
+        double_z: the encoder gives 2 * z_channels, also where no variance is wanted (paper).
     """
 
     def __init__(
@@ -169,22 +241,30 @@ class Tokenizer(nn.Module):
         num_res_blocks: int = 2,
         z_channels: int = 4,
         norm_groups: int = 32,
+        attention: bool = False,
+        double_z: bool = True,
     ) -> None:
         super().__init__()
-        shape = (base_channels, channel_multipliers, num_res_blocks, z_channels, norm_groups)
-        self.encoder = Encoder(*shape)
-        self.quant_conv = nn.Conv2d(2 * z_channels, quantizer.moment_channels, 1)
+        shape = (base_channels, channel_multipliers, num_res_blocks)
+        features = 2 * z_channels if double_z else z_channels
+        self.encoder = Encoder(*shape, features, norm_groups, attention)
+        self.quant_conv = nn.Conv2d(features, quantizer.moment_channels, 1)
         self.quantize = quantizer
         self.post_quant_conv = nn.Conv2d(quantizer.num_channels, z_channels, 1)
-        self.decoder = Decoder(*shape)
+        self.decoder = Decoder(*shape, z_channels, norm_groups, attention)
         self.downsample_ratio = 2 ** (len(channel_multipliers) - 1)
-        self._architecture = {
+        self._architecture: dict[str, Any] = {
             "channel_multipliers": list(channel_multipliers),
             "base_channels": base_channels,
             "num_res_blocks": num_res_blocks,
             "z_channels": z_channels,
             "norm_groups": norm_groups,
         }
+        # Only where they are not the paper's, so that fingerprints of its tokenizers stay.
+        if attention:
+            self._architecture["attention"] = True
+        if not double_z:
+            self._architecture["double_z"] = False
 
     def encode(self, images: Tensor) -> QuantizerOutput:
         """Images float [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] and indices [B, h, w, G]."""

@@ -17,10 +17,23 @@ from torch import Tensor, nn
 from ifsq_train.models.weight_files import read_tensors
 
 NUM_FEATURES = 2048
+NUM_CLASSES = 1008
+# ADM's spatial features: the first channels of one branch of Mixed_6d, 17 x 17 each.
+_SPATIAL_CHANNELS, _SPATIAL_SIDE = 7, 17
+NUM_SPATIAL = _SPATIAL_CHANNELS * _SPATIAL_SIDE**2
 _SIDE = 299
 
 Size = tuple[int, int]
 Pool = Literal["average", "maximum", "halve"]
+
+
+class InceptionFeatures(NamedTuple):
+    """fp32 of B images: pooled [B, 2048], spatial [B, 2023], and shares [B, 1008] of the classes
+    where the network has its classifier (None otherwise)."""
+
+    pooled: Tensor
+    spatial: Tensor
+    shares: Tensor | None
 
 
 class Unit(NamedTuple):
@@ -179,7 +192,14 @@ def _mixed_7(before: int, pool: Pool) -> Mixed:
 
 
 class FidInception(nn.Module):
-    """Images to the 2048 pooled features of the FID; always in fp32."""
+    """Images to the 2048 pooled features of the FID; always in fp32.
+
+    Attributes:
+        classifier: weights [1008, 2048] of the last layer, for the Inception Score; None if the
+            weight file has none.
+    """
+
+    classifier: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,6 +219,25 @@ class FidInception(nn.Module):
         self.Mixed_7a = _mixed_7a(768)
         self.Mixed_7b = _mixed_7(1280, "average")
         self.Mixed_7c = _mixed_7(2048, "maximum")
+        self.register_buffer("classifier", None)
+
+    def features(self, images: Tensor) -> InceptionFeatures:
+        """Everything the measures use, of images float [B, 3, H, W] in [-1, 1]."""
+        branch = self.Mixed_6d.get_submodule("branch1x1")
+        kept: list[Tensor] = []
+        handle = branch.register_forward_hook(
+            lambda _module, _inputs, output: kept.append(output[:, :_SPATIAL_CHANNELS])
+        )
+        try:
+            pooled = self(images)
+        finally:
+            handle.remove()
+        shares = None
+        if self.classifier is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                # Without the bias, as ADM's evaluator; one matrix product per image either way.
+                shares = (pooled @ self.classifier.t()).softmax(1)
+        return InceptionFeatures(pooled, kept[0].flatten(1), shares)
 
     def forward(self, images: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [-1, 1], any size -> fp32 [B, 2048]."""
@@ -225,9 +264,10 @@ def load_fid_inception(path: Path) -> FidInception:
         ValueError: not such a file; names tensors that are missing, left over or misshapen.
     """
     counters = "num_batches_tracked"
+    tensors = read_tensors(path)
     weights = {
         name: value
-        for name, value in read_tensors(path).items()
+        for name, value in tensors.items()
         if not name.startswith(("fc.", "AuxLogits.")) and not name.endswith(counters)
     }
     network = FidInception()
@@ -240,4 +280,7 @@ def load_fid_inception(path: Path) -> FidInception:
         raise ValueError(
             f"{path}: not FID-Inception weights; missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
+    classifier = tensors.get("fc.weight")
+    if classifier is not None and classifier.shape == (NUM_CLASSES, NUM_FEATURES):
+        network.classifier = classifier.float()
     return network.eval().requires_grad_(False)

@@ -14,7 +14,8 @@ from typing import TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from ifsq_train.models.token_head import TokenHead
 
 
 class Shape(TypedDict):
@@ -33,8 +34,6 @@ SIZES: dict[str, Shape] = {
     "XXL": {"num_layers": 48, "num_heads": 24, "dim": 1536},
     "XXXL": {"num_layers": 24, "num_heads": 32, "dim": 3200},
 }
-# Logits held at once where only losses are wanted: a quarter of a gigabyte in fp32.
-MAX_LOGITS = 2**26
 
 
 class RMSNorm(nn.Module):
@@ -90,12 +89,25 @@ class KeyValueCache:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
 
+    def keep_first(self, batch: int) -> None:
+        """Forget all but the first rows."""
+        self.keys, self.values = self.keys[:batch], self.values[:batch]
+
     def extend(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Store [B, H, S, K] at `start`; everything up to the end of it comes back."""
         end = start + keys.shape[2]
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def put(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, H, 1, K] at `position` int64 [1]; all slots come back, so shapes never change.
+
+        What is not filled yet must be hidden by a mask.
+        """
+        self.keys.index_copy_(2, position, keys)
+        self.values.index_copy_(2, position, values)
+        return self.keys, self.values
 
 
 class Attention(nn.Module):
@@ -109,14 +121,25 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(residual_dropout)
 
     def forward(
-        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, start: int = 0
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        start: int | Tensor = 0,
     ) -> Tensor:
-        """Float [B, S, D]; with a cache S positions from `start` attend to all before them."""
+        """Float [B, S, D]; with a cache one position, `start`, attends to all before it.
+
+        A `start` int64 [1] on the device takes the way whose shapes never change.
+        """
         q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q, k = apply_rope(q, table), apply_rope(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if cache is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif isinstance(start, Tensor):
+            k, v = cache.put(k, v, start)
+            seen = torch.arange(k.shape[2], device=k.device) <= start
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.view(1, 1, 1, -1))
         else:
             assert q.shape[2] == 1, "decoding feeds one position at a time"
             k, v = cache.extend(k, v, start)
@@ -154,9 +177,13 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(dim)
 
     def forward(
-        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, start: int = 0
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        start: int | Tensor = 0,
     ) -> Tensor:
-        """Float [B, S, D] -> the same."""
+        """Float [B, S, D] -> the same; cache and start as for Attention."""
         x = x + self.attention(self.attention_norm(x), table, cache, start)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -184,13 +211,14 @@ class LlamaGenOutput:
         logits: per group [B, T, V_g]; position i predicts token i.
         projections: REPA projector outputs [B, T, Z], empty without projectors.
         hidden: residual stream after the embedding and each block, only where asked for.
-        token_losses: per group fp32 [B, T], nats, only where asked for in place of logits.
+        group_losses: per group the mean cross-entropy in nats, fp32 scalar, only where asked for
+            in place of logits.
     """
 
     logits: tuple[Tensor, ...]
     projections: tuple[Tensor, ...] = ()
     hidden: tuple[Tensor, ...] = ()
-    token_losses: tuple[Tensor, ...] = ()
+    group_losses: tuple[Tensor, ...] = ()
 
 
 class LlamaGen(nn.Module):
@@ -246,12 +274,10 @@ class LlamaGen(nn.Module):
             for group, size in enumerate(self.codebook_sizes):
                 self.add_module(f"{group}_emb", nn.Embedding(size, dim))
             self.factorized_blocks = blocks(factorized_layers)
-            self.output = nn.ModuleList(
-                nn.Linear(dim, size, bias=False) for size in self.codebook_sizes
-            )
+            self.output = nn.ModuleList(TokenHead(dim, size) for size in self.codebook_sizes)
         else:
             self.tok_embeddings = nn.Embedding(self.codebook_sizes[0], dim)
-            self.output = nn.Linear(dim, self.codebook_sizes[0], bias=False)
+            self.output = TokenHead(dim, self.codebook_sizes[0])
         self.projectors = nn.ModuleList(
             projector(dim, projector_width, width) for width in projection_dims
         )
@@ -304,7 +330,7 @@ class LlamaGen(nn.Module):
             labels: int64 [B] in [0, num_classes]; num_classes is the null class.
             drop_labels: bool [B], labels to replace by the null class.
             keep_hidden: also return the residual stream.
-            losses_only: give `token_losses` in place of logits, which for a large codebook are
+            losses_only: give `group_losses` in place of logits, which for a large codebook are
                 the largest tensors of a step; never more than a part of them exists then.
         """
         first = self.cls_embedding(labels, drop_labels).unsqueeze(1)
@@ -320,7 +346,7 @@ class LlamaGen(nn.Module):
         logits: tuple[Tensor, ...] = ()
         losses: tuple[Tensor, ...] = ()
         if losses_only:
-            losses = self._token_losses(inputs, tokens)
+            losses = self._group_losses(inputs, tokens)
         else:
             logits = tuple(head(h) for head, h in zip(self._heads(), inputs, strict=True))
         return LlamaGenOutput(logits, projections, tuple(hidden) if keep_hidden else (), losses)
@@ -349,21 +375,10 @@ class LlamaGen(nn.Module):
             mini = block(mini, self.rope[:groups])
         return self.norm(mini).unflatten(0, x_BTD.shape[:2]).unbind(2)
 
-    def _token_losses(self, inputs: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
-        """Cross-entropy of every token per group; logits a part at a time, and again backward."""
-        losses = []
-        for group, (head, h) in enumerate(zip(self._heads(), inputs, strict=True)):
-            targets = tokens[..., group] if self.factorized else tokens
-            rows = max(1, MAX_LOGITS // self.codebook_sizes[group])
-            parts = zip(h.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
-            terms = [
-                checkpoint(
-                    _cross_entropy, head, *part, use_reentrant=False, preserve_rng_state=False
-                )
-                for part in parts
-            ]
-            losses.append(torch.cat(terms).view(targets.shape))  # pyright: ignore
-        return tuple(losses)
+    def _group_losses(self, inputs: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
+        targets = tokens.unbind(-1) if self.factorized else (tokens,)
+        heads = self._heads()
+        return tuple(head(h, t) for head, h, t in zip(heads, inputs, targets, strict=True))
 
     def new_caches(self, batch: int, length: int, *, head: bool = False) -> list[KeyValueCache]:
         """One cache per trunk block, or per block of the factorized head."""
@@ -372,9 +387,15 @@ class LlamaGen(nn.Module):
         width = weight.shape[0] // self.num_heads
         return [KeyValueCache(batch, length, self.num_heads, width, weight) for _ in blocks]
 
-    def decode_step(self, x: Tensor, caches: list[KeyValueCache], position: int) -> Tensor:
-        """One trunk step on an embedded position [B, 1, D] -> residual stream [B, 1, D]."""
-        table = self.rope[position : position + 1]
+    def decode_step(self, x: Tensor, caches: list[KeyValueCache], position: int | Tensor) -> Tensor:
+        """One trunk step on an embedded position [B, 1, D] -> residual stream [B, 1, D].
+
+        With `position` int64 [1] on the device no shape depends on it: fit for CUDA graphs.
+        """
+        if isinstance(position, Tensor):
+            table = self.rope.index_select(0, position)
+        else:
+            table = self.rope[position : position + 1]
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, table, cache, position)
         return x
@@ -390,11 +411,6 @@ class LlamaGen(nn.Module):
             x = block(x, table, cache, group)
         assert isinstance(self.output, nn.ModuleList)
         return self.output[group](self.norm(x))[:, 0], caches
-
-
-def _cross_entropy(head: nn.Module, h: Tensor, targets: Tensor) -> Tensor:
-    """fp32 [N] of inputs [N, D] and targets int64 [N]."""
-    return F.cross_entropy(head(h).float(), targets, reduction="none")
 
 
 def projector(dim: int, width: int, out: int) -> nn.Sequential:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,14 +26,16 @@ from torch import Tensor, nn
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.context import RunContext
 from ifsq_train.strategy.base import (
-    FIRST_MOMENT,
     MASTER,
-    SECOND_MOMENT,
     Fragment,
     StepStats,
     build_optimizer,
+    create_state,
     frozen,
     lr_factor,
+    moments,
+    split_fragments,
+    whole_fragments,
 )
 
 
@@ -89,12 +92,16 @@ class DeepSpeedStrategy:
             self._create_state(name)
 
     def _engine_config(self, optim: OptimConfig) -> dict[str, Any]:
+        zero: dict[str, Any] = {"stage": self._config.zero_stage}
+        if self._config.offload_optimizer:
+            pinned = self._context.device.type == "cuda"
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
         config: dict[str, Any] = {
             # The loop weighs and splits batches itself, so the engine sees single micro-batches.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": optim.max_grad_norm or 0.0,
-            "zero_optimization": {"stage": self._config.zero_stage},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**12,
@@ -132,17 +139,22 @@ class DeepSpeedStrategy:
         lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
         for group in engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._stage_zero_norm(name)
-        engine.step()
-        if norm is None:
-            norm = engine.get_global_grad_norm()
-        self._steps[name] += 1
-        return StepStats(float("nan") if norm is None else float(norm), lr)
+        if self._stage(name) == 0:
+            norm = self._stage_zero_norm(name)
+            applied = math.isfinite(norm)
+            if applied:
+                engine.step()
+            else:
+                engine.optimizer.zero_grad(set_to_none=True)
+        else:
+            engine.step()
+            # These stages leave out an update whose gradient norm is not finite by themselves.
+            norm, applied = float(engine.get_global_grad_norm()), not engine.optimizer.overflow
+        self._steps[name] += int(applied)
+        return StepStats(norm, lr, applied)
 
-    def _stage_zero_norm(self, name: str) -> float | None:
+    def _stage_zero_norm(self, name: str) -> float:
         """Stage 0 keeps whole gradients and reports no norm, so it is taken here."""
-        if self._stage(name) != 0:
-            return None
         gradients = [p.grad for p in self._bare[name].parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
 
@@ -152,16 +164,18 @@ class DeepSpeedStrategy:
     def owned_fragments(self, name: str) -> list[Fragment]:
         """What ZeRO put on this rank; at stage 0 the r-th piece of every parameter."""
         if self._stage(name) == 0:
-            return _split_whole(
-                self.loadable_fragments(name), self._context.rank, self._context.world_size
-            )
+            whole = self.loadable_fragments(name)
+            return split_fragments(whole, self._context.rank, self._context.world_size)
         return self.loadable_fragments(name)
 
     def loadable_fragments(self, name: str) -> list[Fragment]:
         """The partition of this rank; at stage 0 every parameter whole."""
         stage = self._stage(name)
-        collect = {0: _whole_fragments, 3: self._stage3_fragments}.get(stage, _linked_fragments)
-        return collect(self._bare[name], self._engines[name].optimizer)
+        module, optimizer = self._bare[name], self._engines[name].optimizer
+        if stage == 0:
+            return whole_fragments(module, _base_optimizer(optimizer))
+        collect = self._stage3_fragments if stage == 3 else _linked_fragments
+        return collect(module, optimizer)
 
     def _stage3_fragments(self, module: nn.Module, zero: Any) -> list[Fragment]:
         pieces = []
@@ -175,7 +189,7 @@ class DeepSpeedStrategy:
             group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
             flat = zero.fp32_partitioned_groups_flat[group]
             state = zero.optimizer.state[flat]
-            sources = {MASTER: flat.detach(), **_moments(state)}
+            sources = {MASTER: flat.detach(), **moments(state)}
             states = {key: value.narrow(0, offset, length) for key, value in sources.items()}
             pieces.append(Fragment(key, shape, start, states))
         return pieces
@@ -220,15 +234,7 @@ class DeepSpeedStrategy:
         if self._stage(name) == 3:
             # Stage 3 fills the optimizer's groups only while it steps.
             tensors = zero.fp32_partitioned_groups_flat
-        fused = any(group.get("fused") for group in base.param_groups)
-        for tensor in tensors:
-            # The fused kernel keeps its counter on the device.
-            device = tensor.device if fused else torch.device("cpu")
-            base.state[tensor] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(tensor.detach()),
-                "exp_avg_sq": torch.zeros_like(tensor.detach()),
-            }
+        create_state(base, tensors)
 
     def module(self, name: str) -> nn.Module:
         """See Strategy.module."""
@@ -257,32 +263,6 @@ def _base_optimizer(zero: Any) -> torch.optim.Optimizer:
     return zero if isinstance(zero, torch.optim.Optimizer) else zero.optimizer
 
 
-def _moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {FIRST_MOMENT: state["exp_avg"], SECOND_MOMENT: state["exp_avg_sq"]}
-
-
-def _whole_fragments(module: nn.Module, optimizer: Any) -> list[Fragment]:
-    """Stage 0: parameters and optimizer state are whole on every rank."""
-    base = _base_optimizer(optimizer)
-    pieces = []
-    for key, parameter in module.named_parameters():
-        sources = {MASTER: parameter.detach(), **_moments(base.state[parameter])}
-        states = {state: value.view(-1) for state, value in sources.items()}
-        pieces.append(Fragment(key, tuple(parameter.shape), 0, states))
-    return pieces
-
-
-def _split_whole(whole: list[Fragment], rank: int, world_size: int) -> list[Fragment]:
-    """The rank-th of world_size near-equal pieces of every parameter."""
-    pieces = []
-    for full in whole:
-        first, last = (r * full.length // world_size for r in (rank, rank + 1))
-        if last > first:
-            states = {key: value[first:last] for key, value in full.states.items()}
-            pieces.append(Fragment(full.name, full.shape, first, states))
-    return pieces
-
-
 def _linked_fragments(module: nn.Module, zero: Any) -> list[Fragment]:
     """Stages 1 and 2: each parameter is linked to the piece of the flat partition it is in."""
     flats = zero.single_partition_of_fp32_groups
@@ -293,7 +273,7 @@ def _linked_fragments(module: nn.Module, zero: Any) -> list[Fragment]:
             continue
         address = link.hp_fragment_address
         flat = flats[link.param_group_index]
-        sources = {MASTER: flat.detach(), **_moments(zero.optimizer.state[flat])}
+        sources = {MASTER: flat.detach(), **moments(zero.optimizer.state[flat])}
         states = {
             state: value.narrow(0, address.start, address.numel) for state, value in sources.items()
         }

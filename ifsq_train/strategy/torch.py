@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -12,26 +13,29 @@ from torch import Tensor, nn
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.context import RunContext
 from ifsq_train.strategy.base import (
-    FIRST_MOMENT,
-    MASTER,
-    SECOND_MOMENT,
     Fragment,
     StepStats,
     build_optimizer,
+    create_state,
     frozen,
     lr_factor,
+    split_fragments,
+    whole_fragments,
 )
 
 
 class TorchStrategy:
     """Data parallel with replicated parameters and optimizer state."""
 
-    def __init__(self, config: StrategyConfig, context: RunContext) -> None:
+    def __init__(
+        self, config: StrategyConfig, context: RunContext, *, skip_nonfinite: bool = False
+    ) -> None:
         self._config = config
+        self._skip_nonfinite = skip_nonfinite
         self._context = context
         self._bare: dict[str, nn.Module] = {}
         self._wrapped: dict[str, nn.Module] = {}
-        self._optimizers: dict[str, torch.optim.AdamW] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._optim: Mapping[str, OptimConfig] = {}
         self._steps: dict[str, int] = {}
         self._total_steps = 0
@@ -47,7 +51,7 @@ class TorchStrategy:
             self._wrapped[name] = self._wrap(module)
             self._optimizers[name] = build_optimizer(module, optim[name])
             self._steps[name] = 0
-            _create_state(self._optimizers[name])
+            create_state(self._optimizers[name], module.parameters())
 
     def _wrap(self, module: nn.Module) -> nn.Module:
         if self._context.world_size == 1:
@@ -82,41 +86,26 @@ class TorchStrategy:
         limit = optim.max_grad_norm if optim.max_grad_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self._bare[name].parameters(), limit)
         lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
+        # The comparison makes the host wait for the device, so a GPU run does it only if asked to.
+        looks = self._skip_nonfinite or norm.device.type == "cpu"
+        if looks and not math.isfinite(float(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            return StepStats(float(norm), lr, applied=False)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._steps[name] += 1
-        return StepStats(float(norm), lr)
+        return StepStats(float(norm) if looks else norm, lr)
 
     def owned_fragments(self, name: str) -> list[Fragment]:
         """Rank r owns the r-th of world_size near-equal pieces of every parameter."""
-        rank, world = self._context.rank, self._context.world_size
-        pieces = []
-        for full in self.loadable_fragments(name):
-            first = rank * full.length // world
-            last = (rank + 1) * full.length // world
-            if last > first:
-                states = {key: value[first:last] for key, value in full.states.items()}
-                pieces.append(Fragment(full.name, full.shape, first, states))
-        return pieces
+        whole = self.loadable_fragments(name)
+        return split_fragments(whole, self._context.rank, self._context.world_size)
 
     def loadable_fragments(self, name: str) -> list[Fragment]:
         """Every rank fills every parameter."""
-        state = self._optimizers[name].state
-        return [
-            Fragment(
-                key,
-                tuple(parameter.shape),
-                0,
-                {
-                    MASTER: parameter.detach().view(-1),
-                    FIRST_MOMENT: state[parameter]["exp_avg"].view(-1),
-                    SECOND_MOMENT: state[parameter]["exp_avg_sq"].view(-1),
-                },
-            )
-            for key, parameter in self._bare[name].named_parameters()
-        ]
+        return whole_fragments(self._bare[name], self._optimizers[name])
 
     def optimizer_steps(self, name: str) -> int:
         """See Strategy.optimizer_steps."""
@@ -136,16 +125,3 @@ class TorchStrategy:
         """See Strategy.describe."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         return {"strategy": "torch", "zero_stage": None, "world_size": world}
-
-
-def _create_state(optimizer: torch.optim.AdamW) -> None:
-    """Give Adam its moments before the first step, so that they can be loaded into."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            # The fused kernel keeps its counter on the device.
-            device = parameter.device if group.get("fused") else torch.device("cpu")
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }

@@ -80,7 +80,7 @@ class AutoregressiveTask:
         if plain:
             entropy = token_cross_entropy(output.logits, tokens, weights)
         else:
-            entropy = sum_of_group_means(output.token_losses, weights)
+            entropy = sum_of_group_means(output.group_losses, weights)
         loss, metrics = entropy, {}
         if self._alignment is not None:
             aligned = self._alignment.loss(output.projections, batch, info)

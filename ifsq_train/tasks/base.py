@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.strategy.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,18 @@ class Batch:
         return len(self.positions)
 
     def pinned(self) -> Batch:
-        """Page-locked, so that the copy to the GPU can overlap with computing."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """Page-locked, so that the copy to the GPU can overlap with computing.
+
+        What a decoder made on the GPU stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         """On a device; the copy from pinned memory is asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def part(self, index: int, count: int) -> Batch:
-        """The index-th of `count` near-equal consecutive parts."""
+        """The index-th of `count` near-equal consecutive parts, empty where they run out."""
         first, last = (i * len(self) // count for i in (index, index + 1))
         part = slice(first, last)
         return replace(self._map(lambda tensor: tensor[part]), positions=self.positions[part])
@@ -55,6 +58,14 @@ class Batch:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         return replace(self, **{name: change(value) for name, value in tensors.items()})
+
+
+class Autocast(Protocol):
+    """What a loss may ask of the engine."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of the run, for calls of bare networks and losses."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,13 +80,15 @@ class StepInfo:
             there is one micro-batch.
         num_micro_batches: micro-batches this update is split into.
         strategy: for its autocast.
+        logged: this step's metrics are looked at; in others a task may leave out dear ones.
     """
 
     step: int
     random: BatchRandom
     share: float
     num_micro_batches: int
-    strategy: Strategy
+    strategy: Autocast
+    logged: bool = True
 
 
 @dataclass(frozen=True)

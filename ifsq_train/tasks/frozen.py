@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 from ifsq_train.tasks.base import Batch, StepInfo
 
@@ -124,7 +125,8 @@ class Alignment:
 
     def loss(self, projections: tuple[Tensor, ...], batch: Batch, info: StepInfo) -> Tensor:
         """Minus the mean cosine, fp32 scalar in [-1, 1]; not weighted."""
-        return alignment_loss(projections, [self.targets(batch, info)])
+        targets = [self.targets(batch, info)]
+        return alignment_loss(projections, targets, fused=not plain_paths())
 
     @torch.no_grad()
     def targets(self, batch: Batch, info: StepInfo) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifsq_train.config import AdversarialConfig, TokenizerTaskConfig
+from ifsq_train.config import AdversarialConfig, LfqConfig, TokenizerTaskConfig
 from ifsq_train.context import mean_over_ranks
 from ifsq_train.losses.adversarial import (
     adaptive_weight,
@@ -17,8 +17,10 @@ from ifsq_train.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
+from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.reconstruction import pixel_loss
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.inference import channels_last
 from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
 
 AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
@@ -91,7 +93,9 @@ class TokenizerTask:
         engine raises under ZeRO, and costs two more backward passes; here they come from the
         gradients with respect to the reconstruction and that layer's input.
         """
+        images = _in_kernel_layout(images)
         self._autoencoder.train()
+        self._autoencoder.quantize.measure_use = info.logged
         last_layer = self._autoencoder.decoder.conv_out
         with _captured_input(last_layer) as captured, info.strategy.autocast():
             reconstruction, quantized = models[AUTOENCODER](images)
@@ -104,15 +108,23 @@ class TokenizerTask:
             gradient = self._add_adversarial(
                 models[DISCRIMINATOR], leaf, gradient, (last_layer, captured[0]), metrics, info
             )
-        surrogate = (reconstruction * gradient).sum()
+        surrogate, total = (reconstruction * gradient).sum(), nll.detach()
         for name, value in quantized.losses.items():
-            surrogate = surrogate + self._config.codebook_weight * value
+            weighted = self._loss_weight(name, info.step) * value
+            surrogate, total = surrogate + weighted, total + weighted.detach()
             metrics[name] = value.detach()
-        metrics["loss"] = nll.detach() + self._config.codebook_weight * sum(
-            value.detach() for value in quantized.losses.values()
-        )
+        metrics["loss"] = total
         metrics.update({name: value.detach() for name, value in quantized.stats.items()})
         return LossOutput(surrogate, metrics)
+
+    def _loss_weight(self, name: str, step: int) -> float:
+        """Weight of one of the quantizer's own losses; LFQ's entropy term is annealed."""
+        weight, quantizer = self._config.codebook_weight, self._config.model.quantizer
+        if isinstance(quantizer, LfqConfig) and name == "entropy":
+            weight *= lfq_entropy_factor(
+                step, extra=quantizer.entropy_extra, anneal_steps=quantizer.entropy_anneal_steps
+            )
+        return weight
 
     def _reconstruction_loss(
         self, images: Tensor, leaf: Tensor, info: StepInfo
@@ -142,7 +154,9 @@ class TokenizerTask:
         with info.strategy.autocast():
             logits = discriminator(leaf)
         loss = generator_loss(logits.float())
-        (adversarial_gradient,) = torch.autograd.grad(loss, leaf)
+        # Weighted while it passes through batch norms that workers share, as their losses are.
+        (adversarial_gradient,) = torch.autograd.grad(loss * info.share, leaf)
+        adversarial_gradient = adversarial_gradient / (info.share or 1.0)
         layer, layer_input = last_layer
         # Over all ranks, so that the weight does not depend on how the batch is shared out.
         scale = info.share * info.num_micro_batches
@@ -167,6 +181,7 @@ class TokenizerTask:
     ) -> LossOutput:
         config = self._config.adversarial
         assert isinstance(config, AdversarialConfig)
+        images = _in_kernel_layout(images)
         # Eval: the tokenizer's running statistics do not move in a discriminator step.
         self._autoencoder.eval()
         with info.strategy.autocast():
@@ -182,6 +197,11 @@ class TokenizerTask:
             "logits_fake": fake.detach().float().mean(),
         }
         return LossOutput(loss, metrics)
+
+
+def _in_kernel_layout(images: Tensor) -> Tensor:
+    """Channels last on a GPU, where all convolutions then follow; weights may stay as they are."""
+    return channels_last(images) if images.is_cuda else images
 
 
 @contextmanager

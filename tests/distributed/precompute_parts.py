@@ -21,11 +21,11 @@ SHARDS = 6
 """Of 4 images each, the last of one."""
 
 
-def make_parts(folder: Path) -> dict[str, Any]:
+def make_parts(folder: Path, levels: int = 17) -> dict[str, Any]:
     """Dataset and tokenizer below `folder`; the fields of a PrecomputeConfig except `output`."""
     write_images(folder / "images")
     pack_folder(folder / "images", folder / "dataset", shard_bytes=20_000)
-    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", levels=levels)
     return {
         "kind": "precompute",
         "source": str(folder / "dataset"),
@@ -52,9 +52,11 @@ def write_images(folder: Path) -> None:
         Image.fromarray(pixels).resize((40 + i, 36)).save(path)
 
 
-def write_tokenizer(folder: Path, seed: int = 0, kind: str = "ifsq", **model: Any) -> None:
+def write_tokenizer(
+    folder: Path, seed: int = 0, kind: str = "ifsq", levels: int = 17, **model: Any
+) -> None:
     """The checkpoint of a run that has not taken a step; `model` changes its architecture."""
-    recipe = _tokenizer_recipe(folder, kind, model)
+    recipe = _tokenizer_recipe(folder, kind, levels, model)
     assert isinstance(recipe.task, TokenizerTaskConfig)
     torch.manual_seed(seed)
     network = build_tokenizer(recipe.task.model)
@@ -81,8 +83,8 @@ def published_bytes(folder: Path) -> dict[str, bytes]:
     return {path: storage.read(path) for path in storage.list()}
 
 
-def _tokenizer_recipe(folder: Path, kind: str, model: dict[str, Any]) -> TrainConfig:
-    quantizer = {"kind": kind, "levels": [17] * 4} if kind == "ifsq" else {"kind": kind}
+def _tokenizer_recipe(folder: Path, kind: str, levels: int, model: dict[str, Any]) -> TrainConfig:
+    quantizer = {"kind": kind, "levels": [levels] * 4} if kind == "ifsq" else {"kind": kind}
     return TrainConfig.model_validate(
         {
             "kind": "train",

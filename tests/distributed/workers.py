@@ -14,9 +14,10 @@ from torch import nn
 from ifsq_train.build import build_strategy
 from ifsq_train.checkpoint import newest_checkpoint
 from ifsq_train.checkpoint_writer import CheckpointWriter
-from ifsq_train.config import OptimConfig, StrategyConfig, TrainConfig
+from ifsq_train.config import EvaluateConfig, OptimConfig, StrategyConfig, TrainConfig
 from ifsq_train.context import TorchrunContext, mean_over_ranks
 from ifsq_train.ema import WeightAverage
+from ifsq_train.evaluate import evaluate
 from ifsq_train.recipe import validate_recipe
 from ifsq_train.saved_state import collect_state, load_network
 from ifsq_train.strategy.base import Strategy
@@ -98,11 +99,54 @@ def train_toy(
     return {"losses": losses, "average": float(sums), "engine": strategy.describe()}
 
 
+def run_traces(
+    golden_folder: str, traces: list[str], engines: list[dict[str, Any]], output: str
+) -> dict[str, Any]:
+    """Records by trace and engine; see ``trace_runs``."""
+    from trace_runs import run_trace
+
+    return {
+        trace: [
+            run_trace(golden_folder, trace, f"{output}/{trace}-{index}", engine)
+            for index, engine in enumerate(engines)
+        ]
+        for trace in traces
+    }
+
+
+def run_smooth(engines: list[dict[str, Any]], output: str) -> list[Any]:
+    """Records by engine; see ``trace_runs``."""
+    from trace_runs import run_smooth
+
+    return [run_smooth(f"{output}/{index}", engine) for index, engine in enumerate(engines)]
+
+
+def save_cells(**arguments: Any) -> dict[str, Any]:
+    """See ``matrix_runs``."""
+    from matrix_runs import save_cells
+
+    return save_cells(**arguments)
+
+
+def load_cells(**arguments: Any) -> dict[str, Any]:
+    """See ``matrix_runs``."""
+    from matrix_runs import load_cells
+
+    return load_cells(**arguments)
+
+
 def train_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """Train a whole recipe; the run's result."""
     config = validate_recipe(values, "test")
     assert isinstance(config, TrainConfig)
     return run(config, TorchrunContext())
+
+
+def evaluate_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Measure what a recipe names; the result."""
+    config = validate_recipe(values, "test")
+    assert isinstance(config, EvaluateConfig)
+    return evaluate(config, context=TorchrunContext())
 
 
 def main() -> None:

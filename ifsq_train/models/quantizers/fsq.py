@@ -17,7 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+from ifsq_train.models.quantizers.rounding import PerChannel, bound_and_round
 from ifsq_train.models.quantizers.usage import count_levels, level_entropies_bits
 
 _SHIFTED_EPS = 1e-3
@@ -45,6 +47,7 @@ class FSQ(Quantizer, RunningMoments):
 
     levels: Tensor
     radix: Tensor
+    offsets: Tensor
 
     def __init__(
         self,
@@ -69,7 +72,13 @@ class FSQ(Quantizer, RunningMoments):
         if track_statistics:
             self._init_moments(self.num_channels)
         self.register_buffer("levels", torch.tensor(self.level_counts), persistent=False)
-        self.register_buffer("radix", torch.tensor(self._radix()), persistent=False)
+        radix = self._radix()
+        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        lowest = [
+            level // 2 * weight for level, weight in zip(self.level_counts, radix, strict=True)
+        ]
+        offsets = [sum(part) for part in self._split(lowest)]
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def _check(self) -> None:
         if min(self.level_counts) < 2:
@@ -84,8 +93,10 @@ class FSQ(Quantizer, RunningMoments):
             raise ValueError("cells='equal_width' needs bound='simple'")
         if sum(self.groups) != self.num_channels:
             raise ValueError(f"groups={self.groups} must sum to {self.num_channels} channels")
-        if math.prod(self.level_counts) >= 2**63:
-            raise ValueError(f"levels={self.level_counts}: more than 2**63 codes")
+        if max(math.prod(part) for part in self._split(self.level_counts)) >= 2**63:
+            raise ValueError(
+                f"levels={self.level_counts}: more than 2**63 codes in a group; use more groups"
+            )
 
     def _split(self, values: Sequence[int]) -> list[tuple[int, ...]]:
         ends = list(accumulate(self.groups))
@@ -118,27 +129,48 @@ class FSQ(Quantizer, RunningMoments):
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantize float [B, C, H, W]; latents come back in fp32, in [-1, 1]."""
-        with torch.autocast(latents.device.type, enabled=False):
-            if self._track_statistics and self.training:
-                self._track(latents)
-            scaled = self.scaled(latents)
-            rounded = scaled.round()
-            if self.cells == "equal_width":
-                half = self._per_channel(self.levels // 2).to(scaled.dtype)
-                rounded = rounded.clamp(-half, half)
-            digits = rounded.detach().to(torch.int64) + self._per_channel(self.levels // 2)
-            # In this order the value is exactly the rounded one, the derivative that of scaled.
-            straight_through = rounded.detach() + (scaled - scaled.detach())
-            codes = straight_through / self._per_channel(self.levels // 2)
-            indices = self._digits_to_indices(digits)
-            stats = self._stats(indices)
-            if self.training and self._track_statistics:
-                stats |= self._channel_stats(digits)
-            return QuantizerOutput(codes, indices, stats=stats)
+        # Nothing here is on autocast's list, so from .float() on all of it is in fp32.
+        latents = latents.float()
+        if self._track_statistics and self.training:
+            self._track(latents)
+        plain = plain_paths() or torch.compiler.is_compiling()
+        if self.bound_kind == "simple" and not plain:
+            codes, rounded = self._round_fused(latents)
+        else:
+            codes, rounded = self._round_plainly(latents)
+        indices = self._levels_to_indices(rounded)
+        stats = self._stats(indices)
+        if stats and self._track_statistics:
+            stats |= self._channel_stats(indices)
+        return QuantizerOutput(codes, indices, stats=stats)
+
+    def _round_fused(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        limit = self.cells == "equal_width"
+        spread: PerChannel
+        half: PerChannel
+        if len(set(self.level_counts)) == 1:
+            level = self.level_counts[0]
+            spread, half = float(level if limit else level - 1), float(level // 2)
+        else:
+            levels = self._per_channel(self.levels)
+            spread = (levels if limit else levels - 1).to(latents.dtype)
+            half = (levels // 2).to(latents.dtype)
+        return bound_and_round(latents, self.alpha, spread, half, limit=limit)
+
+    def _round_plainly(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes, and levels as whole numbers around zero; both float32 [B, C, H, W]."""
+        half = self._per_channel(self.levels // 2).to(latents.dtype)
+        scaled = self.scaled(latents)
+        rounded = scaled.detach().round()
+        if self.cells == "equal_width":
+            rounded = rounded.clamp(-half, half)
+        # In this order the value is exactly the rounded one, the derivative that of scaled.
+        return (rounded + (scaled - scaled.detach())) / half, rounded
 
     @torch.no_grad()
-    def _channel_stats(self, digits: Tensor) -> dict[str, Tensor]:
+    def _channel_stats(self, indices: Tensor) -> dict[str, Tensor]:
         """Scalars of this batch for the log, named ``what/channel``."""
+        digits = self.indices_to_digits(indices).permute(0, 3, 1, 2)
         counts = count_levels(digits, self.level_counts)
         padding = max(self.level_counts) - self.levels
         per_channel = {
@@ -153,9 +185,22 @@ class FSQ(Quantizer, RunningMoments):
             for channel, value in enumerate(values.unbind())
         }
 
-    def _digits_to_indices(self, digits: Tensor) -> Tensor:
-        weighted = (digits * self._per_channel(self.radix)).permute(0, 2, 3, 1)
-        return torch.stack([part.sum(-1) for part in weighted.split(self.groups, -1)], -1)
+    @torch.no_grad()
+    def _levels_to_indices(self, rounded: Tensor) -> Tensor:
+        """Indices int64 [B, H, W, num_groups] of levels around zero, float32 [B, C, H, W].
+
+        Sums of whole numbers, in the narrowest type that holds the whole codebook exactly.
+        """
+        largest = max(self.codebook_sizes)
+        exact = torch.float32 if largest <= 2**24 else torch.float64
+        exact = exact if largest <= 2**53 else torch.int64
+        # No matrix product: on a GPU it may be in TF32.
+        weighted = rounded.to(exact) * self._per_channel(self.radix).to(exact)
+        if len(self.groups) == 1:
+            sums = weighted.sum(1).unsqueeze(-1)
+        else:
+            sums = torch.stack([part.sum(1) for part in weighted.split(self.groups, 1)], -1)
+        return sums.to(torch.int64).add_(self.offsets)
 
     def indices_to_digits(self, indices: Tensor) -> Tensor:
         """Digits int64 [B, H, W, C] in 0..L-1 of indices int64 [B, H, W, num_groups]."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 
 _ENTROPY_BITS_MAX = 18
@@ -85,13 +86,10 @@ class LFQ(Quantizer):
         return losses, stats
 
     def _entropies(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean entropy of the soft assignments and entropy of their mean, nats."""
-        logits = 2.0 * rows @ all_codes(rows.shape[1], rows.device).t() / self.temperature
-        probabilities = logits.softmax(-1)
-        log_probabilities = (logits + 1e-5).log_softmax(-1)
-        sample = -(probabilities * log_probabilities).sum(-1).mean()
-        average = probabilities.mean(0)
-        return sample, -(average * (average + 1e-5).log()).sum()
+        """Mean entropy of the soft assignments and entropy of their mean, nats; rows [N, bits]."""
+        if plain_paths():
+            return _entropies_of_all_codes(rows, self.temperature)
+        return _entropies_bit_by_bit(rows, self.temperature)
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
@@ -105,6 +103,43 @@ class LFQ(Quantizer):
     def spec(self) -> dict[str, Any]:
         """See Quantizer.spec."""
         return {"kind": "lfq", "groups": list(self.groups), "digit_order": "little"}
+
+
+def _entropies_of_all_codes(rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """As written in the publication: a softmax over all 2**bits codes for every row."""
+    logits = 2.0 * rows @ all_codes(rows.shape[1], rows.device).t() / temperature
+    probabilities = logits.softmax(-1)
+    log_probabilities = (logits + 1e-5).log_softmax(-1)
+    sample = -(probabilities * log_probabilities).sum(-1).mean()
+    return sample, _entropy_of(probabilities.mean(0))
+
+
+def _entropies_bit_by_bit(rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same numbers: the bits of a row's assignment are independent of each other.
+
+    Entropies of independent bits add up. The mean assignment is a product of two tables of
+    2**(bits/2) columns, so nothing of size N x 2**bits is ever made.
+    """
+    logits = rows * (4.0 / temperature)
+    ones, zeros = logits.sigmoid(), (-logits).sigmoid()
+    sample = (ones * F.softplus(-logits) + zeros * F.softplus(logits)).sum(-1).mean()
+    middle = rows.shape[1] // 2
+    low = _joint(zeros[:, :middle], ones[:, :middle])
+    high = _joint(zeros[:, middle:], ones[:, middle:])
+    return sample, _entropy_of((high.t() @ low).flatten() / len(rows))
+
+
+def _joint(zeros: Tensor, ones: Tensor) -> Tensor:
+    """Probability of every pattern of some bits, [N, 2**bits]; bit i has weight 2**i."""
+    table = zeros.new_ones(len(zeros), 1)
+    for zero, one in zip(zeros.unbind(1), ones.unbind(1), strict=True):
+        table = torch.cat([table * zero.unsqueeze(1), table * one.unsqueeze(1)], 1)
+    return table
+
+
+def _entropy_of(shares: Tensor) -> Tensor:
+    # The released code adds 1e-5 inside the logarithm.
+    return -(shares * (shares + 1e-5).log()).sum()
 
 
 def _powers(count: int, like: Tensor) -> Tensor:

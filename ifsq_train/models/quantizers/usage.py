@@ -15,7 +15,8 @@ def token_entropy_bits(indices: Tensor, codebook_sizes: Sequence[int]) -> Tensor
 
     Args:
         indices: int64 [..., num_groups]; groups are taken together as one token.
-        codebook_sizes: entries of each group, their product below 2**63.
+        codebook_sizes: entries of each group. Beyond a product of 2**63 numbers wrap around,
+            which gives two tokens of a batch the same number only by rare chance.
 
     Returns:
         fp32 scalar.

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+
+# Distances made at once: few enough for a CPU's cache (three times as fast as all at once), and
+# half a gigabyte on a GPU.
+_ENTRIES_AT_ONCE = {"cpu": 2**19, "gpu": 2**27}
 
 
 def _to_rows(latents: Tensor) -> Tensor:
@@ -18,10 +23,17 @@ def _to_rows(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest entry by squared Euclidean distance, int64 [N]."""
-    # Without the rows' own square, equal for all entries: one [N, K] buffer, fewer digits lost.
-    distances = torch.addmm(codebook.square().sum(1), rows, codebook.t(), alpha=-2.0)
-    return distances.argmin(1)
+    """Index of the nearest entry by squared Euclidean distance, int64 [N].
+
+    Without the rows' own square, equal for all entries: one pass less, fewer digits lost.
+    """
+    squares, columns = codebook.square().sum(1), codebook.t()
+    entries = _ENTRIES_AT_ONCE["cpu" if rows.device.type == "cpu" else "gpu"]
+    count = len(rows) if plain_paths() else max(1, entries // len(codebook))
+    parts = [
+        torch.addmm(squares, part, columns, alpha=-2.0).argmin(1) for part in rows.split(count)
+    ]
+    return torch.cat(parts)
 
 
 class VQ(Quantizer, RunningMoments):

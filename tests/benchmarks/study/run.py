@@ -16,13 +16,14 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from data_pipelines.images.pack import pack_folder
 from ifsq_train.artifacts import load_tokenizer
-from ifsq_train.config import TrainConfig
+from ifsq_train.config import ImageDataConfig, TrainConfig
 from ifsq_train.context import InProcessContext
 from ifsq_train.data import open_image_source
 from ifsq_train.evaluation.codes import CodeUsage
@@ -98,7 +99,7 @@ def write_digits(target: Path, chosen) -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         if chosen(0 if number % 9 == 0 else 200):
             place = target / str(label) / f"{number:04d}.png"
@@ -130,9 +131,11 @@ def train_and_measure(output: Path, method: str, seed: int, steps: int) -> dict:
 @torch.no_grad()
 def measure(folder: Path, data: str, config: TrainConfig) -> dict:
     """Held-out reconstruction and code use."""
+    assert isinstance(config.data, ImageDataConfig)
     network = load_tokenizer(folder).network
     quantizer = network.quantize
-    levels = quantizer.level_counts if isinstance(quantizer, FSQ) else None
+    fsq = quantizer if isinstance(quantizer, FSQ) else None
+    levels = fsq.level_counts if fsq else None
     usage = CodeUsage(levels, quantizer.codebook_sizes)
     meter = ReconstructionMeter()
     source = open_image_source(
@@ -146,7 +149,7 @@ def measure(folder: Path, data: str, config: TrainConfig) -> dict:
         latents = network.quant_conv(network.encoder(images))
         moments.append(latents.transpose(0, 1).flatten(1))
         output = quantizer(latents)
-        digits = quantizer.indices_to_digits(output.indices) if levels else None
+        digits = fsq.indices_to_digits(output.indices) if fsq else None
         usage.update(digits, output.indices)
         meter.add(images, network.decode(output.latents))
     values = torch.cat(moments, 1)

@@ -42,6 +42,10 @@ def _samples(count: int = 6) -> list[EncodedSample]:
     ]
 
 
+def _data(samples: list[EncodedSample]) -> list[memoryview]:
+    return [sample.data for sample in samples]
+
+
 def _geometry(spec: ViewSpec, samples: list[EncodedSample]) -> ViewGeometry:
     return view_geometry(
         spec,
@@ -57,7 +61,7 @@ def _geometry(spec: ViewSpec, samples: list[EncodedSample]) -> ViewGeometry:
 def _decode(kind: str, spec: ViewSpec, samples: list[EncodedSample], **options):
     decoder = open_decoder(kind, spec.image_size, threads=2, **options)  # type: ignore[arg-type]
     try:
-        return decoder.decode(samples, _geometry(spec, samples))
+        return decoder.decode(_data(samples), _geometry(spec, samples))
     finally:
         decoder.close()
 
@@ -129,7 +133,7 @@ def test_a_flipped_view_is_the_mirror_image(kind):
     plain = _geometry(spec, samples)
     mirrored = dataclasses.replace(plain, flips=np.ones(len(samples), dtype=np.bool_))
     decoder = open_decoder(kind, 32)
-    images, flipped = (decoder.decode(samples, g).images for g in (plain, mirrored))
+    images, flipped = (decoder.decode(_data(samples), g).images for g in (plain, mirrored))
     torch.testing.assert_close(flipped, images.flip(-1), rtol=0, atol=0)
 
 
@@ -176,8 +180,8 @@ def test_an_image_of_another_size_than_indexed_is_bad(kind):
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_growing_batches_are_decoded(kind):
     decoder, samples, spec = open_decoder(kind, 32), _samples(), AdmCenterView(32)
-    small = decoder.decode(samples[:2], _geometry(spec, samples[:2])).images
-    large = decoder.decode(samples, _geometry(spec, samples)).images
+    small = decoder.decode(_data(samples[:2]), _geometry(spec, samples[:2])).images
+    large = decoder.decode(_data(samples), _geometry(spec, samples)).images
     torch.testing.assert_close(large[:2], small)
 
 

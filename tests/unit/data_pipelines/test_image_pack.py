@@ -3,6 +3,7 @@
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from data_pipelines.verify import verify_dataset
 SHARD_BYTES = 10_000
 
 
-def _pack(source: Path, target: Path, **options) -> ShardManifest:
-    return pack_folder(source, target, **{"shard_bytes": SHARD_BYTES, "threads": 2, **options})
+def _pack(source: Path, target: Path, **options: Any) -> ShardManifest:
+    options = {"shard_bytes": SHARD_BYTES, "threads": 2, **options}
+    return pack_folder(source, target, **options)
 
 
 def _all_samples(manifest: ShardManifest):

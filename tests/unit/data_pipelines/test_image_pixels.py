@@ -1,6 +1,8 @@
 """Which inputs are images for us, and what becomes of unusual ones."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -50,6 +52,32 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
     decoded = decode_rgb(encode(Image.fromarray(grey), "PNG"))
     np.testing.assert_allclose(decoded[:, :, 1], grey / 257, atol=0.51)
+
+
+def test_sixteen_bit_colour_keeps_the_upper_bits():
+    wide = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in wide)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+    np.testing.assert_array_equal(decode_rgb(data), wide >> 8)
+
+
+def test_alpha_is_dropped_not_blended():
+    pixels = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
+    np.testing.assert_array_equal(decode_rgb(encode(pixels, "PNG")), PIXELS)
+
+
+def test_animated_webp_shows_its_first_frame():
+    frames = [Image.fromarray(smooth_pixels(48, 64, seed)) for seed in (0, 1)]
+    data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(decode_rgb(data), PIXELS)
 
 
 def test_exif_orientation_is_ignored():
@@ -111,6 +139,14 @@ def test_decompression_bomb_is_refused():
     assert len(bomb) < 200_000
     with pytest.raises(BadImage, match="exceed"):
         validate_image(bomb)
+
+
+def test_jpeg_that_claims_to_be_huge_is_refused():
+    data = bytearray(encode(smooth_pixels(48, 64)))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 65_000, 65_000)
+    with pytest.raises(BadImage, match="65000x65000 pixels exceed"):
+        validate_image(bytes(data))
 
 
 @pytest.mark.parametrize("denominator", [2, 4, 8])

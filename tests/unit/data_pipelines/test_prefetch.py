@@ -83,5 +83,37 @@ def test_waiting_is_counted():
 
 
 def test_depth_zero_is_refused():
-    with pytest.raises(UserError, match="depth=0 is not allowed"):
+    with pytest.raises(UserError, match=r"depth=0 .*is not allowed"):
         Prefetcher(str, [], depth=0)
+
+
+def test_several_threads_keep_the_order_and_the_bound():
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def slow(number: int) -> int:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.02 if number % 3 else 0.001)
+        with lock:
+            running[0] -= 1
+        return number * number
+
+    with Prefetcher(slow, range(40), depth=4, threads=3) as results:
+        assert list(results) == [number * number for number in range(40)]
+    assert 1 < most[0] <= 3
+
+
+def test_an_error_among_several_threads_comes_at_its_place():
+    def sometimes(number: int) -> int:
+        if number == 5:
+            raise ValueError("five")
+        time.sleep(0.01)
+        return number
+
+    results = Prefetcher(sometimes, range(40), depth=6, threads=4)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+    assert list(results) == []

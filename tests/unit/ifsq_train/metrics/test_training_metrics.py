@@ -46,7 +46,9 @@ def start(tmp_path: Path) -> Iterator[Opener]:
 
     def opener(first_step: int = 0, **place: Any) -> TrainingMetrics:
         context = InProcessContext(**place)
-        opened.append(TrainingMetrics(recipe(tmp_path), context, tmp_path, first_step))
+        opened.append(
+            TrainingMetrics(recipe(tmp_path), context, tmp_path, first_step, {"grid": [4, 4]})
+        )
         return opened[-1]
 
     yield opener
@@ -74,6 +76,8 @@ def test_a_logged_step_is_a_line_of_the_log(start: Opener, tmp_path: Path) -> No
     (line,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert line.pop("samples_per_second") > 0
     assert abs(line.pop("wall_time") - time.time()) < 600
+    assert 0 <= line.pop("goodput_ratio") <= 1
+    assert line.pop("useful_seconds") >= 0
     assert line == {
         "step": 10,
         "samples": 160,
@@ -101,6 +105,10 @@ def test_a_logged_step_is_exported(start: Opener, tmp_path: Path) -> None:
     assert found["ifsq_training_planned_steps",] == 100
     assert found["ifsq_training_steps_total",] == 30
     assert found["ifsq_training_samples_total",] == 30 * BATCH
+    assert found["ifsq_training_tokens_total",] == 30 * BATCH * 16
+    assert found["ifsq_data_batch_wait_seconds_count",] == 3
+    assert found["ifsq_training_run_info", "fp32", "deepspeed-1", "autoregressive"] == 1
+    assert found["ifsq_storage_free_bytes",] <= found["ifsq_storage_size_bytes",]
     assert found["ifsq_training_step_seconds_count",] == 2
     assert found["ifsq_training_data_wait_seconds_total", "0"] == 1.5
     assert found["ifsq_training_checkpoint_seconds_sum",] == 0.75
@@ -145,6 +153,60 @@ def test_restarts_are_counted_over_the_life_of_the_folder(start: Opener, tmp_pat
         metrics.close()
         assert found["ifsq_training_restarts_total",] == first_step / 10
     assert [line["first_step"] for line in read_jsonl(tmp_path / "starts.jsonl")] == [0, 10, 20]
+
+
+def test_goodput_counts_neither_waiting_nor_checkpoints_nor_lost_steps(
+    start: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, wall = [100.0], [5000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: wall[0])
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+        wall[0] += seconds
+
+    metrics = start()
+    passes(10)  # of these 3 waiting and 1 saving: 6 useful
+    metrics.waited(3.0)
+    metrics.checkpoint(10, 1.0)
+    metrics.step(at(10), {"loss": 1.0}, 1.0, 0.0)
+    passes(10)  # lost: not in the checkpoint
+    metrics.step(at(20), {"loss": 1.0}, 1.0, 0.0)
+    metrics.close()
+    passes(5)  # down
+    again = start(10)
+    passes(10)
+    again.step(at(20), {"loss": 1.0}, 1.0, 0.0)
+    line = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert line["useful_seconds"] == pytest.approx(16.0)
+    assert line["goodput_ratio"] == pytest.approx(16.0 / 35.0)
+
+
+def test_a_hang_is_not_useful(
+    start: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    metrics = start()
+    for step, seconds in ((10, 1.0), (20, 1.0), (30, 500.0), (40, 1.0)):
+        now[0] += seconds
+        metrics.step(at(step), {"loss": 1.0}, 1.0, 0.0)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["useful_seconds"] == pytest.approx(6.0)
+
+
+def test_a_training_exports_nothing_of_precompute(start: Opener, tmp_path: Path) -> None:
+    start()
+    assert not [name for name, *_ in scrape(tmp_path) if name.startswith("ifsq_precompute")]
+
+
+def test_waiting_in_a_queue_counts_against_goodput(
+    start: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IFSQ_SUBMITTED", str(time.time() - 1000))
+    start().step(at(10), {"loss": 1.0}, 1.0, 0.0)
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert 0 <= line["goodput_ratio"] < 0.1
 
 
 def test_other_ranks_leave_the_files_to_rank_0(start: Opener, tmp_path: Path) -> None:

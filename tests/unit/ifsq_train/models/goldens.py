@@ -16,6 +16,7 @@ class Golden:
     """One pack: tensors by name, and the configuration that made them."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             pytest.skip(f"no recorded tensors {path.name}")

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from ifsq_train.flow_sampling import FlowSamplingConfig, integrate, sample_latents, time_grid
+from ifsq_train.flow_sampling import (
+    FlowSamplingConfig,
+    integrate,
+    integrate_adaptive,
+    sample_latents,
+    time_grid,
+)
 from ifsq_train.losses.flow_matching import PATHS, direction_error
 from ifsq_train.models.dit import DiT
 
@@ -55,7 +61,9 @@ def test_direction_ignores_length() -> None:
     assert torch.allclose(direction_error(-velocity, velocity), torch.full((2,), 2.0))
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun3", 3)])
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("heun3", 3)]
+)
 def test_integrators_have_their_order(method: str, order: int) -> None:
     def error(steps: int) -> float:
         start = torch.ones(1, dtype=torch.float64)
@@ -65,10 +73,35 @@ def test_integrators_have_their_order(method: str, order: int) -> None:
     assert error(8) / error(16) == pytest.approx(2**order, rel=0.15)
 
 
-def test_batching_does_not_change_a_sample() -> None:
+def test_adaptive_steps_keep_their_tolerance() -> None:
+    """Samples of very different stiffness, against the exact solution."""
+    rates = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)
+    calls = []
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(t)
+        return -rates[:, None] * (x - torch.cos(t.double())[:, None])
+
+    start = torch.full((3, 1), 2.0, dtype=torch.float64)
+    coarse, fine = (
+        integrate_adaptive(velocity, start, rtol=tolerance, atol=tolerance * 1e-2)
+        for tolerance in (1e-3, 1e-6)
+    )
+    exact = integrate(velocity_of(rates), start, time_grid(20_000).double(), "heun3")[-1]
+    assert (coarse - exact).abs().max() < 1e-2
+    assert (fine - exact).abs().max() < 1e-5
+    assert len(calls) < 1500
+
+
+def velocity_of(rates: torch.Tensor):
+    return lambda x, t: -rates[:, None] * (x - torch.cos(t.double()))
+
+
+@pytest.mark.parametrize("method", ["euler", "dopri5"])
+def test_batching_does_not_change_a_sample(method) -> None:
     model, labels = tiny(), torch.tensor([0, 1, 2, 3])
     noise = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
-    config = FlowSamplingConfig(num_steps=5, cfg_scale=2.0)
+    config = FlowSamplingConfig(num_steps=5, method=method, cfg_scale=2.0, cfg_end=0.6)
     whole = sample_latents(model, labels, noise, config)
     some = sample_latents(model, labels[2:], noise[2:], config)
     assert torch.allclose(whole[2:], some, atol=1e-5)
@@ -84,6 +117,22 @@ def test_all_channels_are_guided_by_default() -> None:
     assert not torch.allclose(plain[:, 3], all_channels[:, 3])
     assert torch.allclose(plain[:, 3], three[:, 3], atol=1e-6)
     assert torch.allclose(all_channels[:, :3], three[:, :3], atol=1e-6)
+
+
+def test_guidance_acts_in_its_interval_only() -> None:
+    """Early guidance of a two-step solution changes its first step alone, late its second."""
+    model, labels = tiny(), torch.tensor([1])
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    plain, early, late, always = (
+        sample_latents(
+            model, labels, noise, FlowSamplingConfig(2, cfg_scale=s, cfg_start=start, cfg_end=end)
+        )
+        for s, start, end in ((1.0, 0.0, 1.0), (3.0, 0.0, 0.4), (3.0, 0.4, 1.0), (3.0, 0.0, 1.0))
+    )
+    results = [plain, early, late, always]
+    assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
+    never = FlowSamplingConfig(2, cfg_scale=3.0, cfg_start=0.6, cfg_end=0.9)
+    assert torch.equal(sample_latents(model, labels, noise, never), plain)
 
 
 def test_patches_keep_their_place() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
-from ifsq_train.models import llamagen
+from ifsq_train.models import token_head
 from ifsq_train.models.llamagen import LlamaGen
 
 
@@ -33,7 +33,7 @@ def test_losses_without_logits_are_the_same(
     codebooks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In parts of four positions of the 11-way head, the last part being shorter."""
-    monkeypatch.setattr(llamagen, "MAX_LOGITS", 44)
+    monkeypatch.setattr(token_head, "MAX_LOGIT_BYTES", 176)
     model, labels = build(codebooks), torch.tensor([1, 2])
     shape = (2, 9) if len(codebooks) == 1 else (2, 9, 2)
     tokens = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0))
@@ -43,14 +43,35 @@ def test_losses_without_logits_are_the_same(
     model.zero_grad()
     output = model(tokens, labels, losses_only=True)
     assert output.logits == ()
-    assert all(losses.shape == (2, 9) for losses in output.token_losses)
-    loss = sum_of_group_means(output.token_losses)
+    loss = sum_of_group_means(output.group_losses)
     loss.backward()
     assert torch.allclose(loss, expected, rtol=1e-6)
     for mine, theirs in zip(model.parameters(), gradients, strict=True):
         assert mine.grad is not None
         assert theirs is not None
         assert torch.allclose(mine.grad, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_without_logits_under_bf16_is_that_of_bf16_logits() -> None:
+    """Same matrix products in bf16, same fp32 softmax: only the order of sums differs."""
+    model, labels = build([300]), torch.tensor([1, 2])
+    tokens = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    results = []
+    for losses_only in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(tokens, labels, losses_only=losses_only)
+        loss = (
+            sum_of_group_means(output.group_losses)
+            if losses_only
+            else token_cross_entropy(output.logits, tokens)
+        )
+        (3.0 * loss).backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        results.append((loss.detach(), torch.cat(gradients)))
+    (plain, expected), (ours, found) = results
+    assert torch.allclose(ours, plain, rtol=1e-5)
+    assert (found - expected).norm() < 2e-2 * expected.norm()
 
 
 def test_a_fresh_model_gives_every_token_the_same_probability() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ifsq_train.evaluation.codes import CodeCounter, DigitCounter
-from ifsq_train.models.quantizers import FSQ, LFQ, VQ, NormalizedVQ, Quantizer
+from ifsq_train.models.plain import VARIABLE
+from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
 
 
 @pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [65] * 4, [8, 5, 5, 5], [257] * 4])
@@ -30,13 +31,60 @@ def test_index_round_trip_is_exact(levels: list[int], order: str) -> None:
     assert quantizer.codebook_sizes == (math.prod(levels),)
 
 
-def test_bf16_autocast_gives_the_same_tokens() -> None:
-    quantizer = FSQ([17] * 4)
-    z = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("levels", [[17] * 4, [17] * 6, [17] * 8, [65] * 4, [129] * 4, [8, 6, 5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bf16_autocast_gives_the_same_tokens(levels: list[int], dtype: torch.dtype) -> None:
+    """All of a hundred thousand values, of latents in either type (a network's are in bf16)."""
+    quantizer = FSQ(levels, bound="shifted" if 8 in levels else "simple")
+    count = 100_000 // len(levels) // 64
+    noise = torch.randn(count, len(levels), 8, 8, generator=torch.Generator().manual_seed(0))
+    z = (noise * 1.2).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = quantizer(z)
     assert mixed.latents.dtype == torch.float32
-    assert torch.equal(mixed.indices, quantizer(z).indices)
+    expected = quantizer(z.float())
+    assert torch.equal(mixed.indices, expected.indices)
+    assert torch.equal(mixed.latents, expected.latents)
+
+
+@pytest.mark.parametrize("cells", ["paper", "equal_width"])
+@pytest.mark.parametrize("levels", [[17] * 4, [5, 9, 17, 33], [257] * 7])
+def test_the_fused_path_gives_the_bits_of_the_plain_one(
+    levels: list[int], cells: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = FSQ(levels, cells=cells, groups=[1, len(levels) - 1])  # pyright: ignore
+    noise = torch.randn(32, len(levels), 16, 16, generator=torch.Generator().manual_seed(0)) * 2
+    results = []
+    for plain in ("0", "1"):
+        monkeypatch.setenv(VARIABLE, plain)
+        z = noise.clone().requires_grad_()
+        output = quantizer(z)
+        output.latents.square().sum().backward()
+        assert z.grad is not None
+        results.append((output.latents, output.indices, z.grad))
+    (fused, indices, gradient), (plain_latents, plain_indices, plain_gradient) = results
+    assert torch.equal(fused, plain_latents)
+    assert torch.equal(indices, plain_indices)
+    assert torch.allclose(gradient, plain_gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [1, 6, 11])
+def test_lfq_entropies_bit_by_bit_are_those_over_all_codes(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = torch.randn(2, bits, 8, 8, generator=torch.Generator().manual_seed(0)).double() * 0.02
+    values = []
+    for plain in ("0", "1"):
+        monkeypatch.setenv(VARIABLE, plain)
+        values.append(LFQ(bits, entropy_weight=1.0)(z).losses["entropy"])
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5, abs=1e-6)
+
+
+def test_statistics_can_be_left_out() -> None:
+    quantizer = FSQ([5, 5], track_statistics=True).train()
+    quantizer.measure_use = False
+    assert quantizer(torch.randn(1, 2, 4, 4)).stats == {}
+    assert float(quantizer.running_var.sum()) != 2.0
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.6, 2.0])
@@ -139,3 +187,46 @@ def test_latents_that_are_not_finite_do_not_stop_the_log() -> None:
     output = quantizer(torch.full((1, 2, 4, 4), float("nan")))
     assert output.latents.isnan().all()
     assert "digit_entropy/0" in output.stats
+
+
+def tokens_of(scaled: torch.Tensor) -> torch.Tensor:
+    """Little-endian index of bounded values [B, 4, H, W] on the scale of 17 levels."""
+    digits = scaled.round().to(torch.int64) + 8
+    return (digits * torch.tensor([1, 17, 289, 4913]).view(1, 4, 1, 1)).sum(1)
+
+
+def test_bf16_bound_gives_other_tokens_than_float64_and_ours_does_not() -> None:
+    """The released code bounds in bf16 under autocast: one token in ten is another one."""
+    z = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = tokens_of((2 * torch.sigmoid(1.6 * z.double()) - 1) * 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = FSQ([17] * 4)(z).indices[..., 0]
+    released = tokens_of((2 * torch.sigmoid(1.6 * z.bfloat16()) - 1).float() * 8)
+    assert float((released != exact).float().mean()) > 0.05
+    # A value on a cell's border may fall to either side in fp32; none of these does.
+    assert torch.equal(ours, exact)
+
+
+def test_continuous_latents_are_fp32_under_autocast() -> None:
+    """So that an AE is compared with a quantizer at the same precision."""
+    moments = torch.randn(2, 8, 4, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for deterministic in (True, False):
+            output = Continuous(4, deterministic=deterministic)(moments)
+            assert output.latents.dtype == torch.float32
+
+
+def test_lfq_trains_with_several_groups() -> None:
+    """The released code crashes here; the entropies of independent groups add up."""
+    z = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.01
+    grouped = LFQ(6, entropy_weight=1.0, groups=[2, 4])
+    output = grouped(z.requires_grad_())
+    parts = [
+        LFQ(size, entropy_weight=1.0)(part).losses["entropy"]
+        for size, part in zip((2, 4), z.split([2, 4], 1), strict=True)
+    ]
+    expected = torch.stack(parts).sum().detach()
+    assert torch.allclose(output.losses["entropy"].detach(), expected, rtol=1e-5)
+    torch.stack(list(output.losses.values())).sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().min() > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ifsq_train.models.llamagen import LlamaGen
-from ifsq_train.sampling import SamplingConfig, sample_tokens
+from ifsq_train.sampling import SamplingConfig, _invert, _invert_in_blocks, sample_tokens
 
 
 def build(codebooks: list[int]) -> LlamaGen:
@@ -63,6 +63,49 @@ def test_draws_follow_the_distribution() -> None:
         expected = model(tokens[:1], labels[:1]).logits[0][0, 0].softmax(-1) * 4000
     observed = tokens[:, 0].bincount(minlength=11)
     assert float(((observed - expected) ** 2 / expected).sum()) < 35  # p = 1e-4 at 10 degrees
+
+
+@pytest.mark.parametrize("size", [700, 1024])
+def test_drawing_by_blocks_inverts_the_same_distribution(size: int) -> None:
+    """Also where most entries are impossible, and at both ends."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(300, size, generator=generator) * 3
+    logits[:100, torch.randperm(size, generator=generator)[: size - 5]] = -torch.inf
+    logits[100:110, :-1] = -torch.inf
+    uniform = torch.rand(300, generator=generator, dtype=torch.float64)
+    uniform[::3] = 1.0 - 1e-16
+    uniform[1::3] = 0.0
+    probabilities = logits.softmax(-1)
+    found = _invert_in_blocks(probabilities, uniform)
+    assert (probabilities.gather(1, found.unsqueeze(1)) > 0).all()
+    expected = _invert(probabilities.double().cumsum(-1), uniform)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_leaving_out_the_unguided_branch_changes_nothing(
+    codebooks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, labels = build(codebooks), torch.arange(4)
+    for interval in (0, 2, 7):
+        config = SamplingConfig(cfg_scale=2.0, cfg_interval=interval)
+        fast = sample_tokens(model, labels, range(4), config)
+        monkeypatch.setenv("IFSQ_PLAIN", "1")
+        assert torch.equal(fast, sample_tokens(model, labels, range(4), config))
+        monkeypatch.delenv("IFSQ_PLAIN")
+
+
+def test_decoding_with_fixed_shapes_is_the_same_and_one_graph() -> None:
+    """What is captured as a CUDA graph on a GPU, here with eager kernels."""
+    model = build([11])
+    x = torch.randn(2, 9, 1, 32, generator=torch.Generator().manual_seed(0))
+    step = torch.compile(model.decode_step, backend="eager", fullgraph=True)
+    ours, theirs = model.new_caches(2, 9), model.new_caches(2, 9)
+    with torch.no_grad():
+        for position in range(9):
+            expected = model.decode_step(x[:, position], theirs, position)
+            found = step(x[:, position], ours, torch.tensor([position]))
+            assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_top_k_one_is_greedy() -> None:

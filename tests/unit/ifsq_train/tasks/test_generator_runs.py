@@ -19,7 +19,7 @@ from ifsq_train.artifacts import load_generator, load_tokenizer
 from ifsq_train.build import build_task
 from ifsq_train.config import FlowConfig, TokenDataConfig, TrainConfig
 from ifsq_train.context import InProcessContext
-from ifsq_train.data import Extras, open_train_data
+from ifsq_train.data import Extras, extras_for, open_train_data
 from ifsq_train.models import repa
 from ifsq_train.precompute import run_precompute_local
 from ifsq_train.randomness import BatchRandom
@@ -36,7 +36,7 @@ SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_clas
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Images, an untrained tokenizer, and the tokens it makes of them."""
     folder = tmp_path_factory.mktemp("generators")
-    parts = make_parts(folder)
+    parts = make_parts(folder, levels=5)
     run_precompute_local(configure(parts, folder / "tokens"), device="cpu")
     return {**parts, "tokens": str(folder / "tokens")}
 
@@ -50,6 +50,13 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     weights = {name: torch.randn_like(value) * 0.1 for name, value in network.state_dict().items()}
     save_file(weights, tmp_path / "dino.safetensors")
     return str(tmp_path / "dino.safetensors")
+
+
+def precomputed(parts: dict[str, Any], output: Path, **changes: Any) -> dict[str, Any]:
+    """The parts with tokens made anew."""
+    settings = {key: value for key, value in parts.items() if key != "tokens"}
+    run_precompute_local(configure(settings, output, **changes), device="cpu")
+    return {**parts, "tokens": str(output)}
 
 
 def recipe(
@@ -92,7 +99,7 @@ def test_a_run_can_be_opened(parts: dict[str, Any], tmp_path: Path, kind: str, d
     assert trained.grid == (8, 8)
     assert trained.num_classes == 3
     assert trained.tokenizer_fingerprint == load_tokenizer(parts["tokenizer"]).fingerprint
-    assert trained.codebook_sizes == ((17**4,) if kind == "autoregressive" else ())
+    assert trained.codebook_sizes == ((5**4,) if kind == "autoregressive" else ())
     assert (trained.scaling is None) == (kind == "autoregressive")
 
 
@@ -153,6 +160,58 @@ def test_statistics_of_the_token_dataset_are_used(parts: dict[str, Any], tmp_pat
     assert np.allclose(scaling.std, np.array(expected) / 2.0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_stored_features_stand_for_the_teacher(
+    parts: dict[str, Any], tmp_path: Path, teacher: str, precision: str
+) -> None:
+    """A run on features stored with the tokens has the losses of one that runs the teacher."""
+    stored = {"weights": teacher, "size": "S", "precision": precision}
+    other = precomputed(parts, tmp_path / "tokens", teacher=stored)
+    aligned: dict[str, Any] = {"size": "S", "weight": 2.0, "depth": 1, "projector_width": 16}
+    ours = train(recipe(other, tmp_path / "a", "diffusion", "tokens", repa=aligned))
+    values = recipe(
+        other, tmp_path / "b", "diffusion", "tokens", repa=aligned | {"teacher": teacher}
+    )
+    values["data"]["images"] = parts["source"]
+    theirs = train(values)
+    tolerance = {"fp32": 1e-4, "int8": 1e-2}[precision]
+    for term in ("alignment", "velocity", "loss"):
+        assert ours["final"][term] == pytest.approx(theirs["final"][term], abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae", "vq"])
+def test_stored_latents_are_flowed_to(parts: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    """Bottlenecks whose latents no table gives: continuous, or with a learned codebook."""
+    write_tokenizer(tmp_path / kind, kind=kind)
+    tokenizer = {**parts, "tokenizer": str(tmp_path / kind)}
+    other = precomputed(tokenizer, tmp_path / "tokens", latents="fp32")
+    values = recipe(other, tmp_path / "run", "diffusion", "tokens")
+    assert np.isfinite(train(values)["final_loss"])
+    config = validate_recipe(values, "test")
+    assert isinstance(config, TrainConfig)
+    data = open_train_data(
+        config.data, seed=0, run_folder=tmp_path, rank=0, device=CPU, extras=extras_for(config.task)
+    )
+    task: Any = build_task(config, data, InProcessContext(device=CPU))
+    latents = torch.cat([task._latents(data.load(step, 0, 1)) for step in range(5)])
+    assert latents.dtype == torch.float32
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=0.2)
+    again = task._latents(data.load(0, 0, 1))
+    assert torch.equal(latents[:4], again)
+
+
+def test_tokens_of_a_learned_codebook_need_their_tokenizer(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
+    write_tokenizer(tmp_path / "vq", kind="vq")
+    other = precomputed({**parts, "tokenizer": str(tmp_path / "vq")}, tmp_path / "tokens")
+    values = recipe(other, tmp_path / "run", "diffusion", "tokens")
+    with pytest.raises(UserError, match=r"name data\.tokenizer or task\.tokenizer"):
+        train(values)
+    values["data"]["tokenizer"] = other["tokenizer"]
+    assert np.isfinite(train(values)["final_loss"])
+
+
 @pytest.mark.parametrize("data", ["images", "tokens"])
 @pytest.mark.parametrize("kind", ["autoregressive", "diffusion"])
 def test_the_teacher_is_aligned_with_and_never_trained(
@@ -202,7 +261,7 @@ def test_times_are_logit_normal_and_shift_moves_them_to_the_noise() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"repa": {"weight": 1.0}}, "has no stored features, which the task reads"),
+        ({"repa": {"weight": 1.0}}, "stores no teacher_features, which the task reads"),
         ({"repa": {"weight": 1.0, "teacher": "x"}}, "name data.images, the dataset the tokens"),
         ({"model": {**SMALL, "patch_size": 3}}, "does not divide the 8 x 8 latents"),
         ({"latents": {"mean": [0], "std": [1]}}, "the latents have 4 channels"),

@@ -10,7 +10,7 @@ import torch
 from goldens import Golden, assert_relative
 from torch import Tensor
 
-from data_pipelines.tokens.format import LatentStatistics
+from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
     DiffusionTaskConfig,

@@ -1,0 +1,91 @@
+"""Which rank failed first, kept in the run folder: its neighbours only time out afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+
+FOLDER = "failures"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of one start of the worker group.
+
+    Attributes:
+        rank: who failed.
+        user_error: whether the message is for the user to act on; a restart cannot mend it.
+        message: one line.
+        detail: traceback or stack.
+        wall_time: Unix time.
+    """
+
+    rank: int
+    user_error: bool
+    message: str
+    detail: str
+    wall_time: float
+
+
+class FailureLog:
+    """First failures of a launch, one file per start of the worker group.
+
+    Args:
+        folder: the run's folder.
+        launch_id: names the launch; a launch may start its workers several times.
+    """
+
+    def __init__(self, folder: Path, launch_id: str) -> None:
+        self._folder, self._launch_id = folder / FOLDER, launch_id
+
+    def record(self, attempt: str, rank: int, error: BaseException) -> None:
+        """Keep `error`, unless another rank of the same start was earlier."""
+        user_error = isinstance(error, UserError)
+        self.record_text(
+            attempt,
+            rank,
+            str(error) if user_error else repr(error),
+            "".join(traceback.format_exception(error)),
+            user_error=user_error,
+        )
+
+    def record_text(
+        self, attempt: str, rank: int, message: str, detail: str, *, user_error: bool = False
+    ) -> None:
+        """As `record`, for what is not an exception."""
+        failure = Failure(rank, user_error, message, detail, time.time())
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{self._launch_id}-{attempt}.json"
+        # Complete under a name of its own first: a reader never sees half of it.
+        own = path.with_suffix(f".rank{rank:05d}.tmp")
+        own.write_text(json.dumps(asdict(failure)))
+        try:
+            path.hardlink_to(own)
+        except FileExistsError:
+            return
+        finally:
+            own.unlink()
+
+    def last(self) -> Failure | None:
+        """First failure of the latest start that failed; None if none did."""
+        found = [self._read(path) for path in self._folder.glob(f"{self._launch_id}-*.json")]
+        return max(found, key=lambda failure: failure.wall_time, default=None)
+
+    def unmendable(self) -> Failure | None:
+        """A failure that a restart cannot mend, if there was one."""
+        last = self.last()
+        return last if last is not None and last.user_error else None
+
+    def clear(self) -> None:
+        """Forget the launch's failures: it has succeeded in spite of them."""
+        for path in self._folder.glob(f"{self._launch_id}-*"):
+            path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _read(path: Path) -> Failure:
+        return Failure(**json.loads(path.read_bytes()))

@@ -1,0 +1,247 @@
+"""Raw samples handed to the decoder per CPU-second: our reader beside its peers.
+
+Every reader runs in a process of its own, without worker processes, over the same images from the
+page cache, and touches every page of every sample. CPU time is user and system time of the process
+after its first hundred samples. Peers that cannot be imported are left out.
+
+    python tests/benchmarks/data/raw_readers.py FOLDER [--copies N] [--passes N] [--python PYTHON]
+
+FOLDER is a folder of class folders of images; `--copies` repeats it to have enough samples;
+`--python` names the interpreter of an environment that has the peers (webdataset, litdata,
+mosaicml-streaming, torch; DALI is looked for in this one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH, WARM_UP, PAGE = 256, 100, 4096
+SHARD_BYTES = 64 << 20
+
+
+def read_ours(folder: Path) -> Iterator[Any]:
+    from data_pipelines.images.reader import ImageReader
+    from data_pipelines.manifest import ShardManifest
+    from data_pipelines.plan import SamplePlan
+
+    manifest = ShardManifest.open(folder / "packed")
+    plan, reader = (
+        SamplePlan(manifest.digest, manifest.shard_sizes, BATCH, 0),
+        ImageReader(manifest),
+    )
+    for step in range(plan.steps_per_epoch):
+        yield from reader.read(plan.batch_ids(step)).data
+
+
+def read_webdataset(folder: Path) -> Iterator[Any]:
+    from webdataset.compat import WebDataset
+
+    urls = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
+    data: Any = WebDataset(urls, shardshuffle=len(urls), seed=0)
+    for sample in data.shuffle(1000):
+        yield sample.get("jpg") or sample.get("jpeg") or sample["png"]
+
+
+def read_loose(folder: Path) -> Iterator[Any]:
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Files(Dataset):
+        def __init__(self) -> None:
+            self.paths = (folder / "files.txt").read_text().splitlines()
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, index: int) -> bytes:
+            with open(self.paths[index], "rb") as file:  # noqa: PTH123
+                return file.read()
+
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(Files(), BATCH, shuffle=True, collate_fn=list, generator=generator)
+    for batch in loader:
+        yield from batch
+
+
+def read_streaming(folder: Path) -> Iterator[Any]:
+    streaming: Any = importlib.import_module("streaming")
+    data = streaming.StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
+    for sample in data:
+        yield sample["image"]
+
+
+def read_litdata(folder: Path) -> Iterator[Any]:
+    litdata: Any = importlib.import_module("litdata")
+    for sample in litdata.StreamingDataset(str(folder / "litdata"), shuffle=True):
+        yield sample["image"]
+
+
+def read_dali(folder: Path) -> Iterator[Any]:
+    from nvidia.dali import fn, pipeline_def
+
+    paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
+    indices = [path.removesuffix(".tar") + ".idx" for path in paths]
+
+    make: Any = pipeline_def  # its stub refuses device_id=None, which means no GPU
+
+    @make(batch_size=BATCH, num_threads=1, device_id=None)
+    def pipeline() -> Any:
+        return fn.readers.webdataset(
+            paths=paths, index_paths=indices, ext=["jpg;jpeg;png"], random_shuffle=True,
+            initial_fill=1000, name="reader", missing_component_behavior="error",
+        )  # fmt: skip
+
+    running: Any = pipeline()
+    running.build()
+    for _ in range(running.epoch_size("reader") // BATCH):
+        (images,) = running.run()
+        for at in range(len(images)):
+            yield memoryview(images.at(at))
+
+
+READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    "ours": read_ours,
+    "webdataset": read_webdataset,
+    "loose files, DataLoader": read_loose,
+    "MosaicML Streaming": read_streaming,
+    "litdata": read_litdata,
+    "DALI webdataset reader": read_dali,
+}
+
+
+def measure(name: str, folder: Path, passes: int) -> dict[str, float]:
+    """Microseconds of CPU per sample, and of the time until the first one."""
+    began, count, num_bytes, checked = time.process_time(), 0, 0, 0
+    first = start = began
+    for _ in range(passes):
+        for data in READERS[name](folder):
+            count += 1
+            num_bytes += len(data)
+            checked += sum(memoryview(data).cast("B")[::PAGE])
+            if count == 1:
+                first = time.process_time() - began
+            if count == WARM_UP:
+                start = time.process_time()
+    spent = time.process_time() - start
+    return {
+        "us": spent / (count - WARM_UP) * 1e6,
+        "samples": count,
+        "bytes": num_bytes / count,
+        "first_seconds": first,
+        "checked": checked,
+    }
+
+
+def prepare(source: Path, folder: Path, copies: int, python: str) -> None:
+    """The same images for every reader, shuffled once as our packing does."""
+    from data_pipelines.images.pack import pack_samples
+
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    names = [(path, copy) for copy in range(copies) for path in files]
+    loose = folder / "loose"
+    loose.mkdir()
+    listed = []
+    for number, (path, copy) in enumerate(names):
+        target = loose / str(number % 256) / f"{copy}-{number:07d}{path.suffix.lower()}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+        listed.append(target)
+    (folder / "files.txt").write_text("\n".join(map(str, listed)))
+    triples = ((f"{i:07d}", path.read_bytes(), i % 1000) for i, path in enumerate(listed))
+    manifest = pack_samples(triples, folder / "packed", shard_bytes=SHARD_BYTES)
+    for shard in manifest.shards():
+        tar = folder / "packed" / shard.name
+        index = tar.with_suffix(".idx")
+        subprocess.run(["wds2idx", str(tar), str(index)], capture_output=True, check=False)
+    subprocess.run([python, __file__, "--convert", str(folder), str(source)], check=False)
+
+
+def convert(folder: Path) -> None:
+    """Copies in the peers' own formats; run by the interpreter that has them."""
+    paths = (folder / "files.txt").read_text().splitlines()
+    try:
+        streaming: Any = importlib.import_module("streaming")
+        columns = {"image": "bytes", "label": "int"}
+        with streaming.MDSWriter(
+            out=str(folder / "mds"), columns=columns, size_limit=SHARD_BYTES
+        ) as writer:
+            for number, path in enumerate(paths):
+                writer.write({"image": Path(path).read_bytes(), "label": number % 1000})
+    except ImportError as error:
+        print(f"MosaicML Streaming is left out: {error}", file=sys.stderr)
+    try:
+        litdata: Any = importlib.import_module("litdata")
+        litdata.optimize(
+            load_for_litdata, list(enumerate(paths)), str(folder / "litdata"),
+            chunk_bytes="64MB", num_workers=1,
+        )  # fmt: skip
+    except ImportError as error:
+        print(f"litdata is left out: {error}", file=sys.stderr)
+
+
+def load_for_litdata(item: tuple[int, str]) -> dict[str, Any]:
+    """One sample in litdata's format."""
+    return {"image": Path(item[1]).read_bytes(), "label": item[0] % 1000}
+
+
+def compare(folder: Path, passes: int, repeats: int, python: str) -> None:
+    """Every reader in turn, several times; medians."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+    for _ in range(repeats):
+        for name in READERS:
+            peer = name not in ("ours", "DALI webdataset reader")
+            command = [python if peer else sys.executable, __file__, "--measure", name]
+            done = subprocess.run(
+                [*command, "--passes", str(passes), str(folder)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            else:
+                print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+    medians = {n: statistics.median(r["us"] for r in runs) for n, runs in found.items() if runs}
+    ours = medians["ours"]
+    print(f"\n{found['ours'][0]['bytes'] / 1000:.1f} KB a sample, {passes} passes, medians")
+    print("| reader | us CPU per sample | samples per CPU-second | of ours | first, CPU-s |")
+    print("|---|---|---|---|---|")
+    for name, us in sorted(medians.items(), key=lambda item: item[1]):
+        first = statistics.median(run["first_seconds"] for run in found[name])
+        print(f"| {name} | {us:.1f} | {1e6 / us:,.0f} | {us / ours:.2f} | {first:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("source", type=Path, nargs="?")
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--measure")
+    parser.add_argument("--convert", action="store_true")
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.folder, options.passes)))
+    elif options.convert:
+        convert(options.folder)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with tempfile.TemporaryDirectory() as scratch:
+            prepare(options.folder, Path(scratch), options.copies, options.python)
+            compare(Path(scratch), options.passes, options.repeats, options.python)
+
+
+if __name__ == "__main__":
+    main()

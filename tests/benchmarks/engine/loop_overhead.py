@@ -1,0 +1,165 @@
+"""The loop against a hand-written minimal DeepSpeed loop of the same model and batches.
+
+    python tests/benchmarks/engine/loop_overhead.py [--steps 40] [--dim 256] [--layers 6]
+
+Both train the same LlamaGen on the same recorded tokens with ZeRO stage 1 in one process, in turns
+(A B A B ...), and the median step time of each is printed. Logging is at every tenth step, as by
+default, and the dry run and checkpoints are outside the timed steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ifsq_train" / "models"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "distributed"))
+
+from trace_runs import RecordedData, recipe
+
+from ifsq_train import train
+from ifsq_train.context import InProcessContext
+from ifsq_train.interruption import Interruption
+from ifsq_train.losses.token_cross_entropy import token_cross_entropy
+from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.step_meter import StepMeter
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
+
+GRID, VOCABULARY, BATCH = 8, 1024, 8
+
+
+class TimedContext(InProcessContext):
+    """Notes when each step ends: the loop asks every step whether to leave."""
+
+    def __init__(self) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.moments: list[float] = []
+
+    def interruption(self) -> Interruption:
+        """Never."""
+        self.moments.append(time.perf_counter())
+        return Interruption.NONE
+
+
+def build(options: argparse.Namespace) -> LlamaGen:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    return LlamaGen(
+        num_layers=options.layers,
+        num_heads=4,
+        dim=options.dim,
+        codebook_sizes=[VOCABULARY],
+        grid=(GRID, GRID),
+        num_classes=10,
+        token_dropout=0.0,
+        residual_dropout=0.0,
+        feed_forward_dropout=0.0,
+    )
+
+
+def batches(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Recorded tokens [S, B, T] and labels [S, B]."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(VOCABULARY, (steps, BATCH, GRID * GRID), generator=generator)
+    return tokens, torch.randint(10, (steps, BATCH), generator=generator)
+
+
+def run_ours(options: argparse.Namespace) -> list[float]:
+    """Seconds of each step in the project's loop."""
+    model = build(options)
+    shape = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 64, "num_classes": 10}
+    tokens, labels = batches(options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        config = recipe(
+            folder,
+            {"kind": "deepspeed", "zero_stage": 1},
+            steps=options.steps,
+            data={"kind": "tokens"},
+            batch=BATCH,
+            task={"kind": "autoregressive", "model": shape | {"class_dropout": 0.0}},
+            optim={"generator": {"lr": 1e-3}},
+            ema_decay=None,
+            checkpoint={"every_steps": 10**6},
+        ).model_copy(update={"log_every_steps": 10})
+        settings: Any = config.task
+        task = AutoregressiveTask(settings, model, None, None)
+        replaced: Any = train
+        replaced.open_train_data = lambda *_args, **_kwargs: RecordedData(tokens, labels)
+        replaced.build_task = lambda *_args: task
+        context = TimedContext()
+        train.run(config, context)
+    return [b - a for a, b in pairwise(context.moments)]
+
+
+def run_minimal(options: argparse.Namespace) -> list[float]:
+    """Seconds of each step in the fewest lines that train the same with DeepSpeed."""
+    import deepspeed
+
+    model = build(options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    settings = {
+        "train_micro_batch_size_per_gpu": BATCH,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    tokens, labels = batches(options.steps)
+    nobody = torch.zeros(BATCH, dtype=torch.bool)
+    moments = []
+    for step in range(options.steps):
+        output = engine(tokens[step], labels[step], drop_labels=nobody)
+        engine.backward(token_cross_entropy(output.logits, tokens[step]))
+        engine.step()
+        moments.append(time.perf_counter())
+    return [b - a for a, b in pairwise(moments)]
+
+
+def main() -> None:
+    """Measure in turns and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    options = parser.parse_args()
+    phases: dict[str, float] = {}
+    original = StepMeter.take
+
+    def take(meter: StepMeter) -> dict[str, float]:
+        taken = original(meter)
+        for key, value in taken.items():
+            if key.startswith("seconds/"):
+                phases[key] = phases.get(key, 0.0) + value
+        return taken
+
+    StepMeter.take = take  # type: ignore[method-assign]
+    ours, minimal = [], []
+    for _ in range(options.rounds):
+        ours.append(statistics.median(run_ours(options)[5:]))
+        minimal.append(statistics.median(run_minimal(options)[5:]))
+    ratios = [a / b for a, b in zip(ours, minimal, strict=True)]
+    count = sum(p.numel() for p in build(options).parameters())
+    print(f"{count / 1e6:.1f} M parameters, batch {BATCH}, {GRID * GRID} tokens")
+    print(f"this loop    {statistics.median(ours) * 1e3:8.2f} ms per step")
+    print(f"minimal loop {statistics.median(minimal) * 1e3:8.2f} ms per step")
+    print(
+        f"ratio        {statistics.median(ratios):8.4f}  (rounds {[round(r, 4) for r in ratios]})"
+    )
+    print({key: round(value, 3) for key, value in phases.items()})
+
+
+if __name__ == "__main__":
+    main()

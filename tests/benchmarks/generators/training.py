@@ -1,0 +1,200 @@
+"""Training steps of LlamaGen and DiT against the released algorithm written plainly.
+
+    python tests/benchmarks/generators/training.py [--only llamagen|dit] [--precision bf16|fp32]
+        [--layers 4] [--batch 4] [--rounds 3]
+
+Both sides start from the same weights and see the same inputs. The released step holds whole fp32
+logits, aligns sample by sample, reads the gradient norm parameter by parameter, lets AdamW and the
+average loop over tensors, and in DiT differentiates through the teacher. Ours is the task under the
+torch engine, as `ifsq train` runs it. bf16 is autocast, as released.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import head, measure, show
+from reference_llamagen import ReferenceLlamaGen, reference_alignment
+from torch import Tensor, nn
+
+from data_pipelines.tokens.latents import LatentStatistics
+from ifsq_train.config import (
+    AutoregressiveTaskConfig,
+    DiffusionTaskConfig,
+    OptimConfig,
+    StrategyConfig,
+)
+from ifsq_train.context import InProcessContext
+from ifsq_train.ema import WeightAverage
+from ifsq_train.models.dit import DiT
+from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.repa import DinoTeacher
+from ifsq_train.randomness import BatchRandom
+from ifsq_train.strategy.torch import TorchStrategy
+from ifsq_train.tasks.autoregressive import GENERATOR, AutoregressiveTask
+from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.diffusion import DiffusionTask
+from ifsq_train.tasks.frozen import Alignment, LatentInputs
+
+VOCABULARY, DIM, HEADS = 17**4, 768, 12
+OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0)
+Losses = Callable[[], Tensor]
+
+
+def our_step(task: Any, batch: Batch, precision: Any) -> Callable[[], float]:
+    """The loop's step: task, torch engine, average."""
+    strategy = TorchStrategy(
+        StrategyConfig(kind="torch", precision=precision),
+        InProcessContext(device=torch.device("cpu")),
+    )
+    strategy.prepare(task.modules(), {GENERATOR: OPTIM}, 1000)
+    average = WeightAverage(strategy, GENERATOR, 0.9999)
+
+    def step() -> float:
+        info = StepInfo(0, BatchRandom(0, 0, batch.positions), 1.0, 1, strategy)
+        with strategy.updating(GENERATOR, last_micro_batch=True) as models:
+            output = task.loss(GENERATOR, models, batch, info)
+            strategy.backward(GENERATOR, output.loss)
+        strategy.step(GENERATOR)
+        average.update()
+        return float(output.metrics["loss"])
+
+    return step
+
+
+def released_step(model: nn.Module, loss_of: Losses) -> Callable[[], float]:
+    """Backward, norm by parameter, clipping, AdamW and average tensor by tensor."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=OPTIM.lr, betas=OPTIM.betas, weight_decay=OPTIM.weight_decay
+    )
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def step() -> float:
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        sum(p.grad.norm().item() ** 2 for p in model.parameters() if p.grad is not None)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            average[name].mul_(0.9999).add_(parameter.data, alpha=1 - 0.9999)
+        return loss.item()
+
+    return step
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """As the released training."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def llamagen(args: argparse.Namespace, *, repa: bool) -> None:
+    """LlamaGen of base width on 17-level tokens of four channels."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"num_layers": args.layers, "num_heads": HEADS, "dim": DIM}
+    dims = [768] if repa else []
+    model = LlamaGen(
+        **shape,
+        codebook_sizes=[VOCABULARY],
+        grid=(16, 16),
+        projection_dims=dims,
+        projection_depth=2,
+    )
+    other = ReferenceLlamaGen(**shape, codebook_sizes=[VOCABULARY], grid=(16, 16),
+                              num_classes=1000, dropout=0.1, projection_dims=dims,
+                              projection_depth=2).train()  # fmt: skip
+    other.load_state_dict(model.state_dict())
+    tokens, labels = torch.randint(VOCABULARY, (args.batch, 256)), torch.arange(args.batch)
+    features = torch.randn(args.batch, 256, 768) if repa else None
+
+    def loss_of() -> Tensor:
+        with autocast(args.precision):
+            logits, projections = other(tokens.unsqueeze(-1), labels)
+            loss = F.cross_entropy(logits[0].flatten(0, 1), tokens.flatten())
+            if features is not None:
+                loss = loss + 2.0 * reference_alignment(projections, [features])
+        return loss
+
+    config = AutoregressiveTaskConfig.model_validate(
+        {"kind": "autoregressive", "model": {"size": "custom", **shape}}
+    )
+    alignment = Alignment(None, 2.0) if repa else None
+    task = AutoregressiveTask(config, model, None, alignment)
+    batch = Batch(tokens, labels, np.arange(args.batch), features)
+    steps: dict[str, Callable[[], object]] = {
+        "released": released_step(other, loss_of),
+        "ours": our_step(task, batch, args.precision),
+    }
+    name = f"LlamaGen{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
+    show(name, measure(steps, args.rounds))
+
+
+def dit(args: argparse.Namespace, *, repa: bool) -> None:
+    """DiT of base width on 16 x 16 latents; with REPA a DINOv2-S teacher of random weights."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"num_layers": args.layers, "num_heads": HEADS, "dim": DIM}
+    build: dict[str, Any] = {"latent_channels": 4, "grid": (16, 16)}
+    if repa:
+        build |= {"projection_dims": [384], "projection_depth": 2}
+    model, other = DiT(**shape, **build), DiT(**shape, **build)
+    other.load_state_dict(model.state_dict())
+    teacher = DinoTeacher(num_layers=12, dim=384, num_heads=6, grid=(16, 16))
+    latents, labels = torch.randn(args.batch, 4, 16, 16), torch.arange(args.batch)
+    images = torch.rand(args.batch, 3, 256, 256) * 2 - 1 if repa else None
+
+    def loss_of() -> Tensor:
+        noise, t = torch.randn_like(latents), torch.sigmoid(torch.randn(args.batch))
+        wide = t.view(-1, 1, 1, 1)
+        target = latents - noise
+        with autocast(args.precision):
+            output = other(wide * latents + (1 - wide) * noise, t, labels)
+            error = output.prediction - target
+            loss = error.square().mean()
+            loss = loss + (1 - F.cosine_similarity(output.prediction, target, dim=1)).mean()
+            if images is not None:
+                # As released: the teacher's parameters take gradients, and nothing stops them.
+                features = inspect.unwrap(DinoTeacher.forward)(teacher, images)
+                loss = loss + 0.5 * reference_alignment(output.projections, [features])
+        return loss
+
+    config = DiffusionTaskConfig.model_validate(
+        {"kind": "diffusion", "model": {"size": "custom", **shape}}
+    )
+    unscaled = LatentStatistics((0.0,) * 4, (1.0,) * 4, 0)
+    frozen = DinoTeacher(num_layers=12, dim=384, num_heads=6, grid=(16, 16)).requires_grad_(False)
+    alignment = Alignment(frozen, 0.5) if repa else None
+    task = DiffusionTask(config, model, LatentInputs(unscaled, (16, 16)), alignment)
+    batch = Batch(latents, labels, np.arange(args.batch), images=images)
+    steps: dict[str, Callable[[], object]] = {
+        "released": released_step(other, loss_of),
+        "ours": our_step(task, batch, args.precision),
+    }
+    name = f"DiT{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
+    show(name, measure(steps, args.rounds))
+
+
+def main() -> None:
+    """Print medians and ratios."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--only", choices=["llamagen", "dit"])
+    options.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    options.add_argument("--layers", type=int, default=4)
+    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=3)
+    args = options.parse_args()
+    head()
+    for name, run in {"llamagen": llamagen, "dit": dit}.items():
+        if args.only in (None, name):
+            run(args, repa=False)
+            run(args, repa=True)
+
+
+if __name__ == "__main__":
+    main()

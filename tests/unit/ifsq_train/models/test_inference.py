@@ -1,0 +1,86 @@
+"""A network prepared for inference gives the same numbers, whatever is done with it afterwards."""
+
+import copy
+
+import pytest
+import torch
+from goldens import assert_relative
+
+from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.plain import VARIABLE
+from ifsq_train.models.quantizers import FSQ
+
+
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    small = Tokenizer(
+        FSQ([17] * 4), channel_multipliers=(1, 2, 2), base_channels=32, num_res_blocks=1
+    )
+    return small.eval()
+
+
+def images(size: int, count: int = 2) -> torch.Tensor:
+    noise = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return channels_last(noise * 2 - 1)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_same_tokens_and_reconstructions(guard) -> None:
+    plain = tokenizer()
+    quick = optimize_for_inference(copy.deepcopy(plain))
+    for size, count in ((32, 2), (48, 3), (32, 1), (32, 2)):
+        batch = images(size, count)
+        with guard():
+            expected, tokens = plain(batch)
+            found, quick_tokens = quick(batch)
+        assert torch.equal(quick_tokens.indices, tokens.indices)
+        assert_relative(found, expected)
+
+
+def test_names_and_fingerprint_stay() -> None:
+    plain = tokenizer()
+    quick = optimize_for_inference(copy.deepcopy(plain))
+    assert quick.fingerprint() == plain.fingerprint()
+    assert list(quick.state_dict()) == list(plain.state_dict())
+
+
+def test_changed_weights_are_seen() -> None:
+    quick, batch = optimize_for_inference(tokenizer()), images(32)
+    with torch.no_grad():
+        before = quick.encoder(batch)
+        quick.encoder.conv_in.weight.mul_(2.0)
+        after = quick.encoder(batch)
+    assert not torch.allclose(before, after)
+    other = tokenizer()
+    quick.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert_relative(quick.encoder(batch), before)
+
+
+def test_gradients_still_flow() -> None:
+    plain, quick = tokenizer(), optimize_for_inference(tokenizer())
+    for network in (plain, quick):
+        network(images(32))[0].square().mean().backward()
+    expected, found = plain.encoder.conv_in.weight.grad, quick.encoder.conv_in.weight.grad
+    assert expected is not None
+    assert found is not None
+    assert_relative(found, expected)
+
+
+def test_autocast_and_a_copy_work() -> None:
+    quick = optimize_for_inference(tokenizer())
+    with torch.no_grad():
+        quick.encoder(images(32))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert quick.encoder(images(32)).dtype == torch.bfloat16
+        twin = copy.deepcopy(quick)
+        twin.encoder.conv_in.weight.zero_()
+        assert not torch.allclose(twin.encoder(images(32)), quick.encoder(images(32)))
+
+
+def test_the_debug_switch_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+    network = tokenizer()
+    assert optimize_for_inference(network) is network
+    assert "forward" not in vars(network.encoder.conv_in)

@@ -1,0 +1,181 @@
+"""A Kubernetes API to test against, what acts on it, and the line to it that can be cut."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from ifsq_train.recipe import load_recipe
+from launchers.cluster_profile import load_profile
+from launchers.job_request import JobRequest
+from launchers.k8s_objects import RayJob
+from launchers.rayjob import build_rayjob
+
+POD, RAYJOB = ("", "v1", "pods"), ("ray.io", "v1", "rayjobs")
+
+
+def load_tool(shared_dir: Path, name: str) -> ModuleType:
+    """A tool of the reference folder as a module."""
+    folder = str(shared_dir / "tools")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    path = shared_dir / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Line:
+    """A TCP connection to the API server that can be cut and mended."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._cut = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._cut = True
+
+    def mend(self) -> None:
+        self._cut = False
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if self._cut:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._target_port))
+            threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        with client, server:
+            while not self._cut:
+                for ready in select.select([client, server], [], [], 0.05)[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    other[ready].sendall(data)
+
+
+class Api:
+    """The API server, with an operator's hands: statuses, pods and their output."""
+
+    def __init__(self, server: Any, folder: Path, namespace: str = "team") -> None:
+        self.kube, self.folder, self.namespace = server.kube, folder, namespace
+        self.line = Line(server.server_port)
+
+    def kubeconfig(self, token: str = "right") -> Path:
+        path = self.folder / f"kubeconfig-{token}"
+        cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.line.port}"}}
+        user = {"name": "u", "user": {"token": token}}
+        context = {
+            "name": "test",
+            "context": {"cluster": "c", "user": "u", "namespace": self.namespace},
+        }
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [cluster],
+                    "users": [user],
+                    "contexts": [context],
+                    "current-context": "test",
+                }
+            )
+        )
+        return path
+
+    def set_status(self, name: str, **status: Any) -> None:
+        self._change((*RAYJOB, self.namespace, name), status)
+
+    def wait_for_job(self, name: str) -> None:
+        deadline = time.monotonic() + 20
+        while (*RAYJOB, self.namespace, name) not in self.kube.obj:
+            assert time.monotonic() < deadline, f"job {name} was not created"
+            time.sleep(0.05)
+
+    def start_submitter(self, name: str, pod: str) -> Path:
+        """The pod whose output is the job's; returns its log file."""
+        log = self.folder / f"{pod}.log"
+        log.touch()
+        self.kube.logs[self.namespace, pod] = str(log)
+        labels = {"job-name": name}
+        body = {"metadata": {"name": pod, "labels": labels}, "status": {"phase": "Running"}}
+        body["spec"] = {"containers": [{"name": "c", "image": "x"}]}
+        self.kube.create(POD, self.namespace, body, {})
+        return log
+
+    def warn(self, pod: str, message: str) -> None:
+        """An event about a pod, as the scheduler or the kubelet makes it."""
+        event = {
+            "metadata": {"generateName": "event-"},
+            "type": "Warning",
+            "message": message,
+            "involvedObject": {"kind": "Pod", "name": pod},
+        }
+        self.kube.create(("", "v1", "events"), self.namespace, event, {})
+
+    def end_pod(self, pod: str, phase: str) -> None:
+        self._change((*POD, self.namespace, pod), {"phase": phase})
+
+    def _change(self, key: tuple[str, ...], status: dict[str, Any]) -> None:
+        with self.kube.cv:
+            changed = copy.deepcopy(self.kube.obj[key])
+            changed["status"] = {**changed.get("status", {}), **status}
+            self.kube.obj[key] = changed
+            self.kube.emit("MODIFIED", key, changed)
+
+
+def make_request(**changes: Any) -> JobRequest:
+    values: dict[str, Any] = {
+        "name": "tok",
+        "recipe": load_recipe("demo/tokenizer"),
+        "nodes": 2,
+        "image": "registry.example/ifsq:1",
+        "claim": "data",
+    }
+    return JobRequest(**values | changes)
+
+
+def make_job(profile: str = "cpu", **changes: Any) -> RayJob:
+    request = make_request(**changes)
+    return build_rayjob(request, load_profile(profile, request.gpus_per_node), "team")
+
+
+def in_background(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def run_through(api: Api, name: str, output: str = "step 1\nstep 2\n") -> None:
+    """What a cluster does with a job that works."""
+    api.wait_for_job(name)
+    api.set_status(name, jobDeploymentStatus="Initializing")
+    time.sleep(0.5)
+    log = api.start_submitter(name, f"{name}-s1")
+    api.set_status(name, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    log.write_text(output)
+    time.sleep(0.3)
+    api.end_pod(f"{name}-s1", "Succeeded")
+    api.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
