@@ -153,7 +153,7 @@ def test_users_mistake_in_an_actor_is_one_line(
         (broken / name).parent.mkdir(exist_ok=True)
         (broken / name).write_bytes(bytes(len(data)) if name.endswith(".tar") else data)
     config = configure(parts, tmp_path / "tokens", source=str(broken))
-    with pytest.raises(UserError, match="the dataset or the decoder is broken: verify the dataset") as error:
+    with pytest.raises(UserError, match="the dataset or the decoder is broken") as error:
         precompute_on_ray(config, num_actors=2)
     assert "\n" not in str(error.value)
 
