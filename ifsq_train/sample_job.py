@@ -97,10 +97,10 @@ class SampleJob:
     def __init__(self, storage: Storage, spec: SampleSpec, config: SampleConfig) -> None:
         self.storage, self.spec = storage, spec
         self._config = config
-        total, size = len(spec.labels), config.batch_size
+        count, size = len(spec.labels), config.batch_size
         self.items = [
-            WorkItem(index, first, min(size, total - first))
-            for index, first in enumerate(range(0, total, size))
+            WorkItem(index, first, min(size, count - first))
+            for index, first in enumerate(range(0, count, size))
         ]
 
     def is_finished(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from ifsq_train.tasks.base import Batch, StepInfo, TrainTask
 from ifsq_train.versions import library_versions
 from ifsq_train.vote import InterruptionVote, any_rank
 from ifsq_train.watchdog import Watchdog
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

@@ -33,13 +33,17 @@ def follow_job(cluster: KubernetesCluster, name: str, say: Callable[[str], None]
     """
     follower = JobLogFollower(cluster, name, say)
     follower.start()
-    state = JobState(name, STARTING)
+    state, shown, warned = JobState(name, STARTING), "", set[str]()
     try:
         for state in cluster.watch(name, on_trouble=lambda text: say(f"[{name}] {text}")):
-            say(f"[{name}] {state.line()}")
+            if state.line() != shown:
+                shown = state.line()
+                say(f"[{name}] {shown}")
             if state.phase in (QUEUED, STARTING):
                 for warning in _warnings(cluster, name):
-                    say(f"[{name}]   {warning}")
+                    if warning not in warned:
+                        say(f"[{name}]   {warning}")
+                    warned.add(warning)
     finally:
         follower.finish(10.0 if state.finished else 0.0)
     if follower.denied is not None:

@@ -176,7 +176,8 @@ class KubernetesCluster:
         )
 
     def watch(self, name: str, on_trouble: Callable[[str], None]) -> Iterator[JobState]:
-        """States of a job as they change, until it has finished or is deleted.
+        """States of a job until it has finished or is deleted: at every change, and at least once a
+        minute, also the same again.
 
         An API server that cannot be reached is waited for.
 
@@ -188,16 +189,13 @@ class KubernetesCluster:
             UserError: access is denied, or the server stays away too long.
         """
         lost_since: float | None = None
-        last: JobState | None = None
         while True:
             try:
                 for state in self._watch_once(name):
                     if lost_since is not None:
                         on_trouble("the API server answers again")
                         lost_since = None
-                    if state != last:
-                        yield state
-                    last = state
+                    yield state
                     if state.finished:
                         return
             except ConnectionLost as error:

@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 WORKER = Path(__file__).parent / "workers.py"
 
@@ -25,29 +27,31 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``workers.<function>(**arguments)`` in each rank; their JSON-able results in order."""
     port = str(free_port())
-    processes = []
-    for rank in range(world_size):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, str(WORKER), function, json.dumps(arguments)]
-        processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    results = []
-    try:
+    processes, outputs, results = [], [], []
+    with ExitStack() as stack:
+        for rank in range(world_size):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            }
+            command = [sys.executable, str(WORKER), function, json.dumps(arguments)]
+            # Files, not pipes: a rank that nobody reads yet would stop at a full pipe.
+            output, errors = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
+            stack.callback(process.kill)
+            processes.append(process)
+            outputs.append((output, errors))
         for rank, process in enumerate(processes):
-            output, errors = process.communicate(timeout=timeout_seconds)
-            assert process.returncode == 0, f"rank {rank} failed:\n{errors[-4000:]}"
-            results.append(json.loads(output.strip().splitlines()[-1]))
-    finally:
-        for process in processes:
-            process.kill()
+            code = process.wait(timeout_seconds)
+            assert code == 0, f"rank {rank} failed:\n{_read(outputs[rank][1])[-4000:]}"
+            results.append(json.loads(_read(outputs[rank][0]).strip().splitlines()[-1]))
     return results
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()

@@ -29,6 +29,7 @@ import psutil
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
 NODES = 3
+STRATEGIES = {"zero2": {"kind": "deepspeed", "zero_stage": 2}, "torch": {"kind": "torch"}}
 
 
 class Cluster:
@@ -51,7 +52,7 @@ class Cluster:
             head_node_args={"num_cpus": 0, "include_dashboard": False},
         )
         self.nodes = [self._ray.add_node(num_cpus=1) for _ in range(NODES)]
-        self.address = self._ray.address
+        self.address = str(self._ray.address)
         self._folder = folder
 
     def kill_node(self, rng: random.Random) -> None:
@@ -94,12 +95,16 @@ def steps_logged(folder: Path) -> int:
 
 
 class Driver:
-    """`ifsq train` as a process."""
+    """`ifsq train` as a process; on a local Ray where no address is given."""
 
-    def __init__(self, recipe: Path, address: str, log: Path) -> None:
+    def __init__(
+        self, recipe: Path, address: str | None, log: Path, *, workers: int, min_workers: int
+    ) -> None:
         self._command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
-        self._command += ["--workers", str(NODES), "--min-workers", "1", "--address", address]
+        self._command += ["--workers", str(workers), "--min-workers", str(min_workers)]
         self._command += ["--max-failures", "1000"]
+        if address is not None:
+            self._command += ["--address", address]
         self._log = log
         self.process = self._start()
 
@@ -117,7 +122,9 @@ class Driver:
         self.process = self._start()
 
 
-def write_recipe(parts: dict[str, Any], folder: Path, output: Path, steps: int) -> Path:
+def write_recipe(
+    parts: dict[str, Any], folder: Path, output: Path, steps: int, strategy: str = "zero2"
+) -> Path:
     """A small LlamaGen without dropout, so that the world size does not matter."""
     model = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
     off = ("token_dropout", "residual_dropout", "feed_forward_dropout")
@@ -130,7 +137,7 @@ def write_recipe(parts: dict[str, Any], folder: Path, output: Path, steps: int) 
         "data": {"kind": "tokens", "url": parts["tokens"], "global_batch_size": 8},
         "task": {"kind": "autoregressive", "model": model | dict.fromkeys(off, 0.0)},
         "optim": {"generator": {"lr": 1e-3}},
-        "strategy": {"kind": "deepspeed", "zero_stage": 2},
+        "strategy": STRATEGIES[strategy],
         "checkpoint": {"every_steps": 20},
         "ema_decay": 0.9,
     }
@@ -242,6 +249,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="0: as many as the kills need")
+    parser.add_argument("--strategy", choices=sorted(STRATEGIES), default="zero2")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop killing after that")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds a recovery may take")
     parser.add_argument("--folder", type=Path)
@@ -260,9 +268,9 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
 
     parts = prepare(folder)
     steps = options.steps or 10**6
-    recipe = write_recipe(parts, folder, folder / "killed", steps)
+    recipe = write_recipe(parts, folder, folder / "killed", steps, options.strategy)
     cluster = Cluster(folder)
-    driver = Driver(recipe, cluster.address, folder / "driver.log")
+    driver = Driver(recipe, cluster.address, folder / "driver.log", workers=NODES, min_workers=1)
     try:
         survived = disturb(
             cluster,
@@ -281,7 +289,9 @@ def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> Non
         driver.process.kill()
         cluster.close()
     total = steps_logged(folder / "killed")
-    plain = load_recipe(str(write_recipe(parts, folder, folder / "undisturbed", total)))
+    plain = load_recipe(
+        str(write_recipe(parts, folder, folder / "undisturbed", total, options.strategy))
+    )
     train_locally(plain)  # type: ignore[arg-type]
     worst, whole = compare(folder / "undisturbed", folder / "killed")
     seconds = [value for _, value in survived]

@@ -1,9 +1,9 @@
 """Peak memory of a LlamaGen-L training step at vocabulary 83,521: whole logits against ours.
 
-    python tests/benchmarks/generators/memory.py [--batch 8] [--layers 24]
+    python tests/benchmarks/generators/memory.py [--batch 8] [--layers 24] [--steps 1]
 
 Each way runs in a process of its own; the peak is that of its resident memory. "states" is what
-weights, gradients, both Adam moments and the average take whichever way is gone. bf16 autocast.
+weights, gradients and both Adam moments take whichever way is gone. bf16 autocast.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ WAYS = {
 }
 
 
-def step(way: str, layers: int, batch: int) -> None:
-    """Two steps; prints states and peak in MiB, the loss, and the norm of the gradient."""
+def step(way: str, layers: int, batch: int, steps: int) -> None:
+    """Some steps; prints states and peak in MiB, then loss and gradient norm of each step."""
     import torch
 
     from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
     from ifsq_train.models.llamagen import LlamaGen
+    from ifsq_train.strategy.base import create_state
 
     torch.manual_seed(0)
     model = LlamaGen(
@@ -40,8 +41,9 @@ def step(way: str, layers: int, batch: int) -> None:
         recompute_activations({"generator": model})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens, labels = torch.randint(17**4, (batch, 256)), torch.arange(batch)
+    create_state(optimizer, model.parameters())  # there from the second step on anyway
     values = []
-    for _ in range(2):
+    for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16):
             if way.startswith("plain"):
                 loss = token_cross_entropy(model(tokens, labels).logits, tokens)
@@ -55,7 +57,7 @@ def step(way: str, layers: int, batch: int) -> None:
         optimizer.zero_grad()
     states = sum(p.numel() for p in model.parameters()) * 4 * 4 / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(states, peak, *values[0], *values[1])
+    print(states, peak, *(number for pair in values for number in pair))
 
 
 def main() -> None:
@@ -63,14 +65,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--layers", type=int, default=24)
+    options.add_argument("--steps", type=int, default=1)
     options.add_argument("--way", choices=list(WAYS.values()), help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.way is not None:
-        step(args.way, args.layers, args.batch)
+        step(args.way, args.layers, args.batch, args.steps)
         return
     for name, way in WAYS.items():
         command = [sys.executable, __file__, "--way", way, "--layers", str(args.layers),
-                   "--batch", str(args.batch)]  # fmt: skip
+                   "--batch", str(args.batch), "--steps", str(args.steps)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{name:32} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")

@@ -125,6 +125,16 @@ class Api:
         self.kube.create(POD, self.namespace, body, {})
         return log
 
+    def warn(self, pod: str, message: str) -> None:
+        """An event about a pod, as the scheduler or the kubelet makes it."""
+        event = {
+            "metadata": {"generateName": "event-"},
+            "type": "Warning",
+            "message": message,
+            "involvedObject": {"kind": "Pod", "name": pod},
+        }
+        self.kube.create(("", "v1", "events"), self.namespace, event, {})
+
     def end_pod(self, pod: str, phase: str) -> None:
         self._change((*POD, self.namespace, pod), {"phase": phase})
 

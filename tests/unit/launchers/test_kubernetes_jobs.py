@@ -75,8 +75,10 @@ def test_a_name_is_taken_once(api: Api, cluster: KubernetesCluster) -> None:
 
 def test_cancel_deletes_the_job_and_a_watch_says_so(api: Api, cluster: KubernetesCluster) -> None:
     cluster.submit(make_job())
-    in_background(lambda: (time.sleep(0.5), CliRunner().invoke(app, ["cancel", "tok"]))[0])
+    other = KubernetesCluster.connect()
+    operator = in_background(lambda: (time.sleep(0.5), other.cancel("tok"))[0])
     _, failure = follow(cluster, "tok")
+    operator.join()
     assert failure == "job 'tok' was deleted before it finished"
     with pytest.raises(UserError, match="no job 'tok' in namespace 'team'; `ifsq jobs`"):
         cluster.cancel("tok")
@@ -328,16 +330,33 @@ def test_a_connection_goes_on_after_the_last_line_by_its_time_stamp(
 
 def test_status_shows_why_pods_do_not_start(api: Api) -> None:
     CliRunner().invoke(app, [*SUBMIT, "--no-wait"])
-    event = {
-        "metadata": {"name": "e1"},
-        "type": "Warning",
-        "reason": "FailedScheduling",
-        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
-        "involvedObject": {"kind": "Pod", "name": "demo-tokenizer-abc-workers-worker-x"},
-    }
-    api.kube.create(("", "v1", "events"), "team", event, {})
+    pod = "demo-tokenizer-abc-workers-worker-x"
+    api.warn(pod, "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
     shown = CliRunner().invoke(app, ["status", "demo-tokenizer"])
     assert "3 Insufficient nvidia.com/gpu" in shown.output
+
+
+def test_a_watch_tells_once_why_pods_do_not_start(
+    api: Api, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.kubernetes._WATCH_SECONDS", 1)
+    cluster.submit(make_job())
+
+    def act() -> None:
+        time.sleep(1)
+        api.warn("tok-abc-workers-worker-x", "0/3 nodes are available")
+        time.sleep(4)
+        api.set_status("tok", jobDeploymentStatus="Complete")
+
+    operator = in_background(act)
+    lines, failure = follow(cluster, "tok")
+    operator.join()
+    assert failure is None
+    assert lines == [
+        "[tok] starting",
+        "[tok]   Pod tok-abc-workers-worker-x: 0/3 nodes are available",
+        "[tok] succeeded",
+    ]
 
 
 def test_no_cluster_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
