@@ -205,6 +205,7 @@ class PrecomputeRun:
         spec: what is made; recorded in the folder, or compared with what is recorded there.
         max_bad_samples: how many different bad samples the whole dataset may have.
         on_item: called after every item.
+        check: reads all shards back at the end, in the order of the items.
 
     Raises:
         UserError: the output folder was begun with another spec; names every difference.
@@ -214,9 +215,11 @@ class PrecomputeRun:
     spec: TokenSpec
     max_bad_samples: int
     on_item: OnItem | None = None
+    check: CheckShards | None = None
+    """Reads shards back; None does it in threads of this process."""
     _items: list[WorkItem] = field(init=False)
     _bad: dict[tuple[str, str], BadSample] = field(default_factory=dict)
-    _checked: list[_CheckedShard] = field(default_factory=list)
+    _checked: list[CheckedShard] = field(default_factory=list)
     _items_left: int = 0
     _rows_left: int = 0
     _items_made: int = 0
@@ -244,7 +247,8 @@ class PrecomputeRun:
         for _ in range(_MAX_ROUNDS):
             pending = pending_items(self.storage, self._items)
             if not pending:
-                self._checked = self._check_shards()
+                check = self.check or check_shards
+                self._checked = check(self.storage, self.spec, self._items)
                 if not self._delete_damaged():
                     return
                 pending = pending_items(self.storage, self._items)
@@ -301,12 +305,6 @@ class PrecomputeRun:
             actor_restarts=actor_restarts,
         )
 
-    def _check_shards(self) -> list[_CheckedShard]:
-        with ThreadPoolExecutor(_CHECK_THREADS, "check") as pool:
-            return list(
-                pool.map(lambda item: _check_shard(self.storage, self.spec, item), self._items)
-            )
-
     def _delete_damaged(self) -> bool:
         damaged = [shard for shard in self._checked if shard.fault is not None]
         for shard in damaged:
@@ -337,7 +335,7 @@ class PrecomputeRun:
 
 
 @dataclass(frozen=True)
-class _CheckedShard:
+class CheckedShard:
     """A shard as read back; with a `fault`, only `entry.name` means anything."""
 
     entry: TokenShardEntry
@@ -346,7 +344,20 @@ class _CheckedShard:
     fault: str | None = None
 
 
-def _check_shard(storage: Storage, spec: TokenSpec, item: WorkItem) -> _CheckedShard:
+CheckShards = Callable[[Storage, TokenSpec, list[WorkItem]], list[CheckedShard]]
+
+
+def check_shards(storage: Storage, spec: TokenSpec, items: list[WorkItem]) -> list[CheckedShard]:
+    """Read the shards of items back, all bytes of them.
+
+    Raises:
+        UserError: one is of another job.
+    """
+    with ThreadPoolExecutor(_CHECK_THREADS, "check") as pool:
+        return list(pool.map(lambda item: _check_shard(storage, spec, item), items))
+
+
+def _check_shard(storage: Storage, spec: TokenSpec, item: WorkItem) -> CheckedShard:
     name, rows = shard_name(item.index), item.num_samples * spec.num_views
     where = f"{storage.url}/{name}"
     data = storage.read(name)
@@ -356,12 +367,12 @@ def _check_shard(storage: Storage, spec: TokenSpec, item: WorkItem) -> _CheckedS
         shard = decode_shard(data, where)
     except DataError as error:
         unknown = ShardMetadata(spec, item.index, LatentSums(0, (), ()), ())
-        return _CheckedShard(entry, unknown, RowCount(), str(error))
+        return CheckedShard(entry, unknown, RowCount(), str(error))
     _refuse_foreign(shard, spec, item, where)
     metadata, count = shard.metadata, count_rows(spec, item.index, shard)
     fault = shard.damage() or (None if count == RowCount(rows) else f"has other rows: {count}")
     entry = replace(entry, content_sha256=metadata.content_sha256)
-    return _CheckedShard(entry, metadata, count, fault and f"{where}: {fault}")
+    return CheckedShard(entry, metadata, count, fault and f"{where}: {fault}")
 
 
 def _refuse_foreign(shard: TokenShard, spec: TokenSpec, item: WorkItem, where: str) -> None:

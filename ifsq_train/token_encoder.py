@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.errors import UserError
+from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.latents import DigitTable
 from ifsq_train.artifacts import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
@@ -185,6 +186,36 @@ def token_grid(image_size: int, downsample_ratio: int) -> tuple[int, int]:
             f" {downsample_ratio} pixels per token; use {max(cells, 1) * downsample_ratio}"
         )
     return cells, cells
+
+
+def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> TokenSpec:
+    """What tokens of a tokenizer are, for tokens that were made elsewhere: one view of one sample.
+
+    Raises:
+        UserError: no complete checkpoint of a tokenizer, or it has no tokens.
+    """
+    network = load_tokenizer(path).network
+    quantizer, spec = network.quantize, network.quantize.spec()
+    if not quantizer.codebook_sizes:
+        raise UserError(f"{path}: a bottleneck of kind '{spec['kind']}' has no tokens")
+    return TokenSpec(
+        tokenizer_fingerprint=network.fingerprint(),
+        quantizer=spec,
+        codebook_sizes=tuple(quantizer.codebook_sizes),
+        grid=token_grid(image_size, network.downsample_ratio),
+        digit_order=spec.get("digit_order", "little"),
+        view={"kind": "imported", "image_size": image_size},
+        num_views=1,
+        view_seed=0,
+        source_digest="",
+        num_samples=1,
+        samples_per_shard=samples_per_shard,
+        latent_channels=quantizer.num_channels,
+        batch_size=1,
+        decoder="",
+        numerics="",
+        digits=digit_table(quantizer),
+    )
 
 
 def digit_table(quantizer: Quantizer) -> DigitTable | None:

@@ -15,6 +15,7 @@ from ifsq_train.interruption import Interrupted
 from launchers import cli_checkpoint, cli_data, cli_plan
 from launchers.cli_jobs import register as register_job_commands
 from launchers.cli_monitor import monitor
+from launchers.cli_tokens import export_codes, import_codes
 
 app = typer.Typer(
     name="ifsq",
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
 app.add_typer(cli_data.app, name="data")
+cli_data.app.command("import-codes")(import_codes)
+cli_data.app.command("export-codes")(export_codes)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("plan")(cli_plan.plan)
@@ -101,16 +104,29 @@ def precompute(
     recipe: RecipeName,
     overrides: Overrides = None,
     actors: Annotated[int, typer.Option(min=1, help="Encoders, one per GPU on a cluster.")] = 1,
-    gpus_per_actor: Annotated[int, typer.Option(min=0)] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="Below 1 they share one.")] = 0,
+    readers: Annotated[int, typer.Option(min=0, help="Decode in so many other actors.")] = 0,
     address: Address = None,
+    verify: Annotated[
+        int, typer.Option(min=0, help="Only encode so many samples again and compare.")
+    ] = 0,
 ) -> None:
     """Encode a dataset into token shards; run again to finish what was interrupted."""
     from ifsq_train.config import PrecomputeConfig
-    from launchers.stages import precompute_tokens
+    from launchers.stages import precompute_tokens, verify_precompute
 
     config = _load(recipe, overrides, PrecomputeConfig, "precompute")
+    if verify:
+        lines, same = verify_precompute(config, verify)
+        for line in lines:
+            _say(line)
+        raise typer.Exit(0 if same else 1)
     report = precompute_tokens(
-        config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address
+        config,
+        num_actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        num_readers=readers,
+        address=address,
     )
     _say(f"{report.rows} rows of {report.expected_rows} in {config.output}")
 

@@ -21,11 +21,14 @@ from ifsq_train.config import PrecomputeConfig, to_dict
 from ifsq_train.metrics.precompute import PrecomputeMetrics
 from ifsq_train.precompute import preflight, with_absolute_paths
 from ifsq_train.precompute_run import (
+    CheckedShard,
+    CheckShards,
     ItemResult,
     OnItem,
     PrecomputeReport,
     PrecomputeRun,
     WorkItem,
+    check_shards,
     pending_items,
     plan_items,
     published_report,
@@ -41,6 +44,8 @@ MAX_DEATHS_PER_ITEM = 3
 MAX_DEATHS_WHILE_OPENING = 3
 """In a row, per actor of the pool."""
 _REMIND_SECONDS = 30.0
+_CHECKED_AT_ONCE = 16
+"""Shards read back by one task."""
 
 
 def precompute_on_ray(
@@ -94,7 +99,9 @@ def precompute_on_ray(
                 PrecomputeLine(pool.spec().num_rows, show_progress) as line,
             ):
                 counting = metrics.counting(on_item)
-                run = PrecomputeRun(storage, pool.spec(), config.max_bad_samples, counting)
+                run = PrecomputeRun(
+                    storage, pool.spec(), config.max_bad_samples, counting, _checker(ray)
+                )
                 metrics.expect(run.spec.num_rows)
                 for items in run.rounds():
                     for result in pool.make(items):
@@ -131,6 +138,40 @@ def _start_readers(ray: Any, config: PrecomputeConfig, count: int, cpus: float) 
     )
     recipe, threads = to_dict(config), max(1, int(cpus))
     return [actor_class.remote(recipe, threads) for _ in range(count)]
+
+
+def _checker(ray: Any) -> CheckShards:
+    """Reading shards back on all nodes: a driver alone would need hours for a large dataset."""
+    # The encoders hold the CPUs; they have nothing else to do meanwhile.
+    task = ray.remote(check_shards).options(num_cpus=0, scheduling_strategy="SPREAD")
+
+    def check(storage: Storage, spec: TokenSpec, items: list[WorkItem]) -> list[CheckedShard]:
+        shared = ray.put(spec)
+        parts = [items[at : at + _CHECKED_AT_ONCE] for at in range(0, len(items), _CHECKED_AT_ONCE)]
+        slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting: deque[Any] = deque()
+        checked: list[CheckedShard] = []
+        for part in parts:
+            waiting.append(task.remote(storage, shared, part))
+            if len(waiting) >= 2 * slots:
+                checked += _plain_errors(ray, waiting.popleft())
+        for call in waiting:
+            checked += _plain_errors(ray, call)
+        return checked
+
+    return check
+
+
+def _plain_errors(ray: Any, call: Any) -> Any:
+    """The result; a user's mistake found elsewhere is raised as itself."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
 
 
 def _useful_actors(storage: Storage, spec: TokenSpec, num_actors: int) -> int:
@@ -262,19 +303,15 @@ class ActorPool:
 
     def _settle(self, call: Any) -> ItemResult | WorkItem | None:
         """What came of a finished call; None of one that opened or lost an idle actor."""
-        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+        from ray.exceptions import OutOfMemoryError, RayActorError
 
         actor, item = self._calls[call]
         try:
-            value = self._ray.get(call)
+            value = _plain_errors(self._ray, call)
         except (RayActorError, OutOfMemoryError) as error:
             del self._calls[call]
             self._lose(actor, error)
             return item
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise
         del self._calls[call]
         if item is None:
             self._opened(actor, value)

@@ -133,6 +133,14 @@ def precompute_tokens(
     )
 
 
+def verify_precompute(config: PrecomputeConfig, num_samples: int) -> tuple[list[str], bool]:
+    """Encode random samples again; lines for the user, and whether every value is the same."""
+    from ifsq_train.precompute_check import check_sample
+
+    report = check_sample(config, num_samples)
+    return str(report).splitlines(), report.ok
+
+
 def sample_images(
     config: SampleConfig,
     *,
