@@ -75,6 +75,8 @@ class DeepSpeedStrategy:
             # A run in this process alone: no address to meet at is needed.
             backend = "nccl" if self._context.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        # DeepSpeed refuses to start without it, also where nothing was launched.
+        os.environ.setdefault("LOCAL_RANK", str(self._context.local_rank))
         self._deepspeed.init_distributed(
             dist_backend="nccl" if self._context.device.type == "cuda" else "gloo",
             auto_mpi_discovery=False,

@@ -125,12 +125,14 @@ def findings(records: dict[str, list[dict]]) -> list[str]:
         gaps = [a[s]["psnr_db"] - b[s]["psnr_db"] for s in seeds]
         more = mean(a[s]["used_codes"][0] - b[s]["used_codes"][0] for s in seeds)
         ahead = sum(gap > 0 for gap in gaps)
-        clear = len(gaps) > 1 and abs(mean(gaps)) > 2 * stdev(gaps) / math.sqrt(len(gaps))
-        verdict = (
-            "more than twice its standard error"
-            if clear
-            else "within twice its standard error, so these seeds do not decide it"
-        )
+        verdict = "fewer than three seeds, so no verdict"
+        if len(gaps) > 2:
+            clear = abs(mean(gaps)) > 2 * stdev(gaps) / math.sqrt(len(gaps))
+            verdict = (
+                "more than twice its standard error"
+                if clear
+                else "within twice its standard error, so these seeds do not decide it"
+            )
         found.append(
             f"- {NAMES[first]} against {NAMES[second]}: {mean(gaps):+.2f} dB on average over"
             f" {len(seeds)} seeds ({verdict}), ahead in {ahead} of them;"

@@ -108,8 +108,9 @@ def test_decoding_with_fixed_shapes_is_the_same_and_one_graph() -> None:
             assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_top_k_one_is_greedy() -> None:
-    model = build([11])
+@pytest.mark.parametrize("codebooks", [[11], [7, 5]])
+def test_top_k_one_is_greedy(codebooks: list[int]) -> None:
+    model = build(codebooks)
     labels = torch.tensor([0, 1, 2])
     greedy = sample_tokens(model, labels, [1, 2, 3], SamplingConfig(greedy=True))
     assert torch.equal(greedy, sample_tokens(model, labels, [4, 5, 6], SamplingConfig(top_k=1)))
