@@ -6,7 +6,7 @@ import threading
 
 import psutil
 
-EVERY_SECONDS = 0.5
+EVERY_SECONDS = 2.0
 
 
 class PeakMemory:
