@@ -50,3 +50,16 @@ def test_no_symbolic_link_leaves_the_repository(tracked: list[Path]) -> None:
         str(name) for name in links if not (REPOSITORY / name).resolve().is_relative_to(REPOSITORY)
     ]
     assert outside == []
+
+
+def test_no_two_test_modules_share_a_name(tracked: list[Path]) -> None:
+    """pytest imports test modules by their bare name, so a second one would not be collected."""
+    names = [
+        path.name
+        for path in tracked
+        if path.parts[0] == "tests"
+        and path.suffix == ".py"
+        and path.name != "conftest.py"
+        and "benchmarks" not in path.parts
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
