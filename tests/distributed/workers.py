@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,10 @@ def main() -> None:
     print(json.dumps(result))
     if dist.is_initialized():
         dist.destroy_process_group()
+    # All work is done. Threads of torch's process groups may still be joinable while C++ takes
+    # down its statics, which aborts about one process in ten (seen with DeepSpeed's engines).
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

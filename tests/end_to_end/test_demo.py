@@ -17,7 +17,7 @@ from data_pipelines.tokens.verify import verify_tokens
 from ifsq_train.metrics.jsonl import read_jsonl
 from launchers.demo import run_demo
 
-STEPS = {"tokenizer": 8, "generator": 40}
+STEPS = {"tokenizer": 8, "generator": 120}
 CHANGES = {
     "tokenizer": [
         f"steps={STEPS['tokenizer']}",
