@@ -289,7 +289,7 @@ def _fit(trainer: Any, folder: Path, launch_id: str) -> None:
     from ray.train import TrainingFailedError
 
     stop_file = _stop_file(folder, launch_id)
-    with _passing_on_sigterm(stop_file):
+    with _passing_on_sigterm(stop_file), _giving_back_sigint():
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -299,6 +299,19 @@ def _fit(trainer: Any, folder: Path, launch_id: str) -> None:
 
             step = max(list_steps(folder / "checkpoints"), default=0)
             raise Interrupted(step, Interruption.STOP)
+
+
+@contextmanager
+def _giving_back_sigint() -> Iterator[None]:
+    """Ray Train takes over Ctrl-C and keeps it after the run; afterwards it is as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _explain(folder: Path, launch_id: str, error: Exception) -> Exception:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,13 +53,22 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def _kill_one(name: str) -> None:
+def _kill_one(name: str) -> bool:
     """End a Ray worker of this test's own cluster, as the kernel's memory killer would."""
     for process in psutil.Process(os.getpid()).children(recursive=True):
-        if name in process.name() or name in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGKILL)
-            return
-    raise AssertionError(f"no worker {name} is running")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in process.name() or name in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                return True
+    return False
+
+
+def _kill_when_seen(name: str, killed: threading.Event) -> None:
+    """Look for a worker at work until there is one."""
+    deadline = time.monotonic() + 60
+    while not killed.is_set() and time.monotonic() < deadline:
+        if _kill_one(name):
+            killed.set()
 
 
 def _config(dataset: ShardManifest, **changes: Any) -> ImageDataConfig:
@@ -72,19 +84,13 @@ def _config(dataset: ShardManifest, **changes: Any) -> ImageDataConfig:
 
 
 def test_packing_on_ray_gives_the_same_bytes_though_workers_die(ray, photos, dataset):
-    killed: list[int] = []
-
-    def kill_once(done: int, total: int | None) -> None:
-        if not killed and done < (total or 0):
-            killed.append(done)
-            _kill_one("ray::_apply")
-
+    killed = threading.Event()
+    killer = threading.Thread(target=_kill_when_seen, args=("ray::_apply", killed), daemon=True)
+    killer.start()
     with shards_on_ray(2, None) as map_shards:
         target = photos.parent / "on-ray"
-        manifest = pack_folder(
-            photos, target, shard_bytes=20_000, map_shards=map_shards, on_progress=kill_once
-        )
-        assert killed
+        manifest = pack_folder(photos, target, shard_bytes=20_000, map_shards=map_shards)
+        assert killed.is_set(), "no worker was seen at work"
         assert manifest.digest == dataset.digest
         assert _files(target) == _files(photos.parent / "here")
         index = photos.parent / "index"
@@ -116,7 +122,7 @@ def test_pool_makes_the_same_batches_though_an_actor_dies(ray, dataset):
     pooled = _pooled(ray, config)
     for step in range(STEPS):
         if step == 4:
-            _kill_one("ray::DecodeActor")
+            assert _kill_one("ray::DecodeActor")
         ours, theirs = local.load(step, 0, 1), pooled.load(step, 0, 1)
         assert torch.equal(ours.inputs, theirs.inputs)
         assert torch.equal(ours.labels, theirs.labels)
