@@ -1,12 +1,15 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 # Ray turns authentication on when it finds a stray token in the home folder; tests never want it.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Programs that come as packages, such as the S3 server, lie beside the interpreter.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
