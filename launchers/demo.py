@@ -268,8 +268,8 @@ class Demo:
         if name == "generator":
             overrides.append(f"task.model.num_classes={len(self._class_names())}")
         overrides += self.changes.get(name, [])
-        own_images = self.images is not None and name == "tokenizer"
-        config = load_recipe(f"demo/images-{name}" if own_images else f"demo/{name}", overrides)
+        recipe = f"demo/{name}" if self.images is None else f"demo/images-{name}"
+        config = load_recipe(recipe, overrides)
         assert isinstance(config, TrainConfig)
         return config
 
