@@ -283,10 +283,11 @@ class Demo:
 
     def _class_names(self) -> list[str]:
         manifest = ShardManifest.open(str(self.folder / "data" / "train"))
-        if not manifest.classes:
+        if len(manifest.classes) < 2:
             raise UserError(
-                f"{self.images} has no class folders; the demo trains a class-conditional"
-                " generator: put the images into one folder per class"
+                f"{self.images} has {len(manifest.classes)} class folders; the demo trains a"
+                " class-conditional generator and a classifier that judges it: put the images"
+                " into two or more folders, one per class"
             )
         return manifest.classes
 
