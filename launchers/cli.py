@@ -93,7 +93,7 @@ def train(
         result = train_on_ray(config, launch)
     else:
         raise UserError(f"--launcher '{launcher}' is unknown; use ray or local")
-    _say(
+    typer.echo(
         f"{config.name}: {result['steps']} steps, final loss {result['final_loss']:.6g},"
         f" {result['seconds']:.0f} s; results in {config.output}"
     )
@@ -119,7 +119,7 @@ def precompute(
     if verify:
         lines, same = verify_precompute(config, verify)
         for line in lines:
-            _say(line)
+            typer.echo(line)
         raise typer.Exit(0 if same else 1)
     report = precompute_tokens(
         config,
@@ -128,7 +128,7 @@ def precompute(
         num_readers=readers,
         address=address,
     )
-    _say(f"{report.rows} rows of {report.expected_rows} in {config.output}")
+    typer.echo(f"{report.rows} rows of {report.expected_rows} in {config.output}")
 
 
 @app.command()
@@ -147,7 +147,7 @@ def sample(
 
     config = _load(recipe, overrides, SampleConfig, "sample")
     count = sample_images(config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address)
-    _say(f"{count} images in {config.output}")
+    typer.echo(f"{count} images in {config.output}")
 
 
 @app.command()
@@ -158,7 +158,7 @@ def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     config = _load(recipe, overrides, EvaluateConfig, "evaluate")
     result = evaluate_images(config)
-    _say(json.dumps(result["metrics"], indent=1))
+    typer.echo(json.dumps(result["metrics"], indent=1))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def demo(
     from launchers.demo import run_demo
 
     result = run_demo(output, data, workers)
-    _say(f"report: {output / 'report.html'} ({result['wall_seconds']:.0f} s)")
+    typer.echo(f"report: {output / 'report.html'} ({result['wall_seconds']:.0f} s)")
 
 
 @app.command()
@@ -182,7 +182,7 @@ def recipes() -> None:
     from ifsq_train.recipe import list_recipes
 
     for name, summary in list_recipes():
-        _say(f"{name:40} {summary}")
+        typer.echo(f"{name:40} {summary}")
 
 
 @config_app.command("show")
@@ -194,7 +194,7 @@ def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
     from ifsq_train.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    _say(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip())
+    typer.echo(yaml.safe_dump(to_dict(config), sort_keys=False).rstrip())
 
 
 @config_app.command("validate")
@@ -203,7 +203,7 @@ def config_validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     from ifsq_train.recipe import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    _say(f"{recipe}: valid {config.kind} recipe")
+    typer.echo(f"{recipe}: valid {config.kind} recipe")
 
 
 @config_app.command("schema")
@@ -211,7 +211,7 @@ def config_schema() -> None:
     """Print the JSON schema of recipes."""
     from ifsq_train.recipe import recipe_schema
 
-    _say(json.dumps(recipe_schema(), indent=1))
+    typer.echo(json.dumps(recipe_schema(), indent=1))
 
 
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
@@ -224,10 +224,6 @@ def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> An
             f" use `ifsq {config.kind}`"
         )
     return config
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ def info(path: RunFolder) -> None:
     facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
     shown = ("step", "world_size", "train_state", "engine", "data", "task", "versions")
     facts |= {key: checkpoint.header[key] for key in shown if key in checkpoint.header}
-    _say(json.dumps(facts, indent=1))
+    typer.echo(json.dumps(facts, indent=1))
 
 
 @app.command("verify")
@@ -42,10 +41,10 @@ def verify(path: RunFolder) -> None:
             checkpoint = Checkpoint(one)
         except CheckpointError as error:
             damaged += 1
-            _say(f"{one.name}: damaged: {error}")
+            typer.echo(f"{one.name}: damaged: {error}")
         else:
             size = sum(entry["bytes"] for entry in checkpoint.header["files"].values())
-            _say(f"{one.name}: intact, {size / 2**20:.1f} MiB")
+            typer.echo(f"{one.name}: intact, {size / 2**20:.1f} MiB")
     if damaged:
         raise typer.Exit(1)
 
@@ -59,7 +58,7 @@ def export(
     from ifsq_train.checkpoint_exchange import export_weights
 
     for written in export_weights(path, output):
-        _say(str(written))
+        typer.echo(str(written))
 
 
 @app.command("import")
@@ -87,8 +86,4 @@ def import_(
     if tokenizer is not None and grid is not None:
         facts = GeneratorFacts(tokenizer, grid, latent_multiplier)
     count = import_released(source, output, config, facts)
-    _say(f"{count:,} parameters in {output}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    typer.echo(f"{count:,} parameters in {output}")

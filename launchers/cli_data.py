@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +116,7 @@ def verify(dataset: Annotated[str, typer.Argument(help="Image or token dataset."
 
     lines, intact = verify_any_dataset(dataset)
     for line in lines:
-        _say(line)
+        typer.echo(line)
     if not intact:
         raise typer.Exit(1)
 
@@ -146,7 +145,7 @@ def preview(
     else:
         config, seed = dataset_config(source, view, image_size, count), 0
     shown = preview_batch(config, seed, step, count, output)
-    _say(f"{shown} images of batch {step} in {output}")
+    typer.echo(f"{shown} images of batch {step} in {output}")
 
 
 def holds_parquet(source: str) -> bool:
@@ -178,8 +177,4 @@ def _class_map(path: Path | None) -> ClassMap | None:
 
 def _print_info(dataset: Any) -> None:
     for key, value in dataset.summary().items():
-        _say(f"{key:20} {value}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+        typer.echo(f"{key:20} {value}")

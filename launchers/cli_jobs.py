@@ -89,7 +89,7 @@ def submit(
         return
     _refuse_kubernetes_options(request, profile, to)
     if dry_run:
-        _say(_shape(request, to, cpus_per_node))
+        typer.echo(_shape(request, to, cpus_per_node))
     elif to == "ray":
         _submit_to_ray(request, address, cpus_per_node, workdir, wait=wait)
     else:
@@ -170,7 +170,7 @@ def _submit_to_kubernetes(
         from launchers.job_follow import follow_job
 
         options = _kubernetes_options(namespace, context)
-        _watch(lambda: follow_job(cluster, request.name, _say), request.name, options)
+        _watch(lambda: follow_job(cluster, request.name, typer.echo), request.name, options)
     else:
         _note(_how_to_return(request.name, _kubernetes_options(namespace, context)))
 
@@ -185,7 +185,7 @@ def _submit_to_ray(
     options = f" --to ray --address {address}"
     _note(f"job '{request.name}' submitted to {address}")
     if wait:
-        _watch(lambda: cluster.follow(request.name, _say), request.name, options)
+        _watch(lambda: cluster.follow(request.name, typer.echo), request.name, options)
     else:
         _note(_how_to_return(request.name, options))
 
@@ -196,7 +196,7 @@ def _run_locally(request: JobRequest, cpus_per_node: float) -> None:
 
     log_to_terminal()
     launch = request.launch(cpus_per_node).model_copy(update={"address": None})
-    _say(run_recipe(request.recipe, launch))
+    typer.echo(run_recipe(request.recipe, launch))
 
 
 def _refuse_kubernetes_options(request: JobRequest, profile: str | None, to: str) -> None:
@@ -232,10 +232,10 @@ def jobs(
     if not found:
         _note("no jobs")
         return
-    _say(f"{'NAME':48} {'CREATED':21} {'NODES':>5}  STATE")
+    typer.echo(f"{'NAME':48} {'CREATED':21} {'NODES':>5}  STATE")
     for state in found:
         nodes = str(state.nodes) if state.nodes else "-"
-        _say(f"{state.name:48} {state.created:21} {nodes:>5}  {state.line()}")
+        typer.echo(f"{state.name:48} {state.created:21} {nodes:>5}  {state.line()}")
 
 
 def status(
@@ -257,14 +257,14 @@ def status(
         state = cluster.state(name)
     for key in ("name", "phase", "detail", "created", "queue", "dashboard"):
         if value := getattr(state, key):
-            _say(f"{key:10} {value}")
+            typer.echo(f"{key:10} {value}")
     if state.nodes:
-        _say(f"{'nodes':10} {state.nodes}")
+        typer.echo(f"{'nodes':10} {state.nodes}")
     if state.attempts:
-        _say(f"{'failed':10} {state.attempts} attempts")
+        typer.echo(f"{'failed':10} {state.attempts} attempts")
     if to == "k8s" and not state.finished:
         for warning in cluster.warnings(name)[-5:]:
-            _say(f"{'warning':10} {warning}")
+            typer.echo(f"{'warning':10} {warning}")
     if state.phase == FAILED:
         raise typer.Exit(1)
 
@@ -285,22 +285,22 @@ def logs(
     if to == "ray":
         if follow:
             options = f" --to ray --address {address}"
-            _watch(lambda: cluster.follow(name, _say), name, options)
+            _watch(lambda: cluster.follow(name, typer.echo), name, options)
         else:
             lines = cluster.logs(name).splitlines()
             for line in lines[-tail:] if tail else lines:
-                _say(line)
+                typer.echo(line)
         return
     if follow:
         from launchers.job_follow import follow_job
 
         cluster.get(name)
         options = _kubernetes_options(namespace, context)
-        _watch(lambda: follow_job(cluster, name, _say), name, options)
+        _watch(lambda: follow_job(cluster, name, typer.echo), name, options)
     else:
         from launchers.job_logs import print_logs
 
-        print_logs(cluster, name, _say, tail)
+        print_logs(cluster, name, typer.echo, tail)
 
 
 def cancel(
@@ -312,7 +312,7 @@ def cancel(
 ) -> None:
     """End a job and free its nodes; checkpoints stay, so submitting it again resumes."""
     _cluster(to, address, namespace, context).cancel(name)
-    _say(f"job '{name}' cancelled; what it wrote is kept")
+    typer.echo(f"job '{name}' cancelled; what it wrote is kept")
 
 
 def run_job() -> None:
@@ -321,7 +321,7 @@ def run_job() -> None:
     from launchers.job_entry import run_job as run
 
     log_to_terminal()
-    _say(run())
+    typer.echo(run())
 
 
 def _cluster(to: Cluster, address: str, namespace: str | None, context: str | None) -> Any:
@@ -371,13 +371,8 @@ def _print_manifest(job: Any) -> None:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Readable.add_representer(str, text)
-    _say(yaml.dump(job.to_manifest(), Dumper=Readable, sort_keys=False).rstrip())
+    typer.echo(yaml.dump(job.to_manifest(), Dumper=Readable, sort_keys=False).rstrip())
 
 
 def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

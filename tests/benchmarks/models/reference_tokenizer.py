@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from reference_quantizer import ReferenceFsq
@@ -21,25 +23,26 @@ class ReferenceEncoder(nn.Module):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.encoder, self.quant_conv = tokenizer.encoder, tokenizer.quant_conv
-        self.quantize = ReferenceFsq(list(tokenizer.quantize.level_counts), 1.6).eval()  # type: ignore
+        quantizer: Any = tokenizer.quantize
+        self.quantize = ReferenceFsq(list(quantizer.level_counts), 1.6).eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] -> codes [B, C, h, w] and indices [B, h, w, 1]."""
-        encoder = self.encoder
+        encoder: Any = self.encoder
         h = encoder.conv_in(x)
         for level in encoder.down:
-            for block in level.block:  # type: ignore
+            for block in level.block:
                 h = residual_block(block, h)
             if hasattr(level, "downsample"):
-                h = level.downsample.conv(F.pad(h, (0, 1, 0, 1), mode="constant", value=0))  # type: ignore
+                h = level.downsample.conv(F.pad(h, (0, 1, 0, 1), mode="constant", value=0))
         for block in encoder.mid_block:
             h = residual_block(block, h)
         h = encoder.conv_out(swish(encoder.norm_out(h)))
         return self.quantize(self.quant_conv(h))
 
 
-def residual_block(block: nn.Module, x: Tensor) -> Tensor:
+def residual_block(block: Any, x: Tensor) -> Tensor:
     """Norm, activation, convolution, twice; plus the input."""
-    h = block.conv1(swish(block.norm1(x)))  # type: ignore
-    h = block.conv2(swish(block.norm2(h)))  # type: ignore
-    return block.nin_shortcut(x) + h  # type: ignore
+    h = block.conv1(swish(block.norm1(x)))
+    h = block.conv2(swish(block.norm2(h)))
+    return block.nin_shortcut(x) + h
