@@ -49,7 +49,8 @@ class CpuDecoder:
         self.image_size = image_size
         self.device = torch.device(device)
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads or default_threads(), "decode")
+        self._threads = threads or default_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "decode")
         self._scratch, self._batches = Scratch(), RecycledTensors()
 
     def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
@@ -58,17 +59,22 @@ class CpuDecoder:
         assert len(encoded) == len(geometry)
         images = self._empty(len(encoded))
 
-        def fill(position: int) -> str | None:
-            try:
-                images[position] = self._decode_one(encoded[position], geometry, position)
-            except BadImage as error:
-                images[position] = 0
-                return str(error)
-            return None
+        positions = iter(range(len(encoded)))
+        failures: list[tuple[int, str]] = []
 
-        reasons = self._pool.map(fill, range(len(encoded)))
-        failures = [(at, reason) for at, reason in enumerate(reasons) if reason is not None]
-        return DecodedBatch(images.to(self.device, non_blocking=True), failures)
+        def fill() -> None:
+            # All threads share the iterator: one task for each thread, not for each image.
+            for position in positions:
+                try:
+                    images[position] = self._decode_one(encoded[position], geometry, position)
+                except BadImage as error:
+                    images[position] = 0
+                    failures.append((position, str(error)))
+
+        threads = min(self._threads, len(encoded))
+        for task in [self._pool.submit(fill) for _ in range(threads)]:
+            task.result()
+        return DecodedBatch(images.to(self.device, non_blocking=True), sorted(failures))
 
     def close(self) -> None:
         self._pool.shutdown()
