@@ -2,18 +2,21 @@
 
 Every reader runs in a process of its own, without worker processes, over the same images from the
 page cache, and touches every page of every sample. CPU time is user and system time of the process
-after its first hundred samples. Peers that cannot be imported are left out.
+after its first hundred samples. Ray Data always works in other processes and ahead: for it the time
+of all of them counts, over the passes after a first one. Peers that cannot be imported are left
+out.
 
     python tests/benchmarks/data/raw_readers.py FOLDER [--copies N] [--passes N] [--python PYTHON]
 
 FOLDER is a folder of class folders of images; `--copies` repeats it to have enough samples;
 `--python` names the interpreter of an environment that has the peers (webdataset, litdata,
-mosaicml-streaming, torch; DALI is looked for in this one).
+mosaicml-streaming, torch; DALI and Ray are looked for in this one).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -29,6 +32,9 @@ from typing import Any
 
 BATCH, WARM_UP, PAGE = 256, 100, 4096
 SHARD_BYTES = 64 << 20
+RAY_DATA = "Ray Data"
+HERE = ("ours", "DALI webdataset reader", RAY_DATA)
+"""Readers of this environment."""
 
 
 def read_ours(folder: Path) -> Iterator[Any]:
@@ -111,6 +117,19 @@ def read_dali(folder: Path) -> Iterator[Any]:
             yield memoryview(images.at(at))
 
 
+def read_ray(folder: Path) -> Iterator[Any]:
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
+    data = ray.data.read_webdataset(paths, decoder=None, shuffle="files")
+    for batch in data.iter_batches(batch_size=BATCH, local_shuffle_buffer_size=1000):
+        yield from batch["jpg"]
+
+
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     "ours": read_ours,
     "webdataset": read_webdataset,
@@ -118,12 +137,29 @@ READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     "MosaicML Streaming": read_streaming,
     "litdata": read_litdata,
     "DALI webdataset reader": read_dali,
+    RAY_DATA: read_ray,
 }
+
+
+def tree_seconds() -> float:
+    """User and system time of this process and of all below it that are alive."""
+    import psutil
+
+    spent = time.process_time()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return spent
 
 
 def measure(name: str, folder: Path, passes: int) -> dict[str, float]:
     """Microseconds of CPU per sample, and of the time until the first one."""
-    began, count, num_bytes, checked = time.process_time(), 0, 0, 0
+    count, num_bytes, checked, warm_up, cpu_seconds = 0, 0, 0, WARM_UP, time.process_time
+    if name == RAY_DATA:
+        passes, cpu_seconds = passes + 1, tree_seconds
+        warm_up = len((folder / "files.txt").read_text().splitlines())
+    began = cpu_seconds()
     first = start = began
     for _ in range(passes):
         for data in READERS[name](folder):
@@ -131,12 +167,12 @@ def measure(name: str, folder: Path, passes: int) -> dict[str, float]:
             num_bytes += len(data)
             checked += sum(memoryview(data).cast("B")[::PAGE])
             if count == 1:
-                first = time.process_time() - began
-            if count == WARM_UP:
-                start = time.process_time()
-    spent = time.process_time() - start
+                first = cpu_seconds() - began
+            if count == warm_up:
+                start = cpu_seconds()
+    spent = cpu_seconds() - start
     return {
-        "us": spent / (count - WARM_UP) * 1e6,
+        "us": spent / (count - warm_up) * 1e6,
         "samples": count,
         "bytes": num_bytes / count,
         "first_seconds": first,
@@ -201,8 +237,7 @@ def compare(folder: Path, passes: int, repeats: int, python: str) -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
     for _ in range(repeats):
         for name in READERS:
-            peer = name not in ("ours", "DALI webdataset reader")
-            command = [python if peer else sys.executable, __file__, "--measure", name]
+            command = [sys.executable if name in HERE else python, __file__, "--measure", name]
             done = subprocess.run(
                 [*command, "--passes", str(passes), str(folder)],
                 capture_output=True, text=True, check=False,
