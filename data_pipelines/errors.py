@@ -1,5 +1,7 @@
 """The errors that mean: the user can fix this."""
 
+import errno
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message is one line a user can act on.
@@ -7,6 +9,29 @@ class UserError(ValueError):
     It says what was found, what is allowed and what to do. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+_SYSTEM_HINTS = {
+    errno.ENOSPC: "free some space, or choose another place, and run the command again",
+    errno.EDQUOT: "free some space, or choose another place, and run the command again",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EEXIST: "a file is in the way; choose another place, or move it",
+    errno.ENOTDIR: "a file is where a folder should be; choose another place, or move it",
+    errno.EISDIR: "a folder is where a file should be; choose another place, or move it",
+    errno.ENAMETOOLONG: "use shorter names",
+}
+
+
+def as_user_error(error: OSError) -> UserError | None:
+    """What the system refused and the user can fix, such as a full disk; None for anything else."""
+    hint = _SYSTEM_HINTS.get(error.errno or 0)
+    if hint is None:
+        return None
+    name = error.filename2 or error.filename
+    where = f"{name}: " if name else ""
+    return UserError(f"{where}{error.strerror}; {hint}")
 
 
 class DataError(UserError):

@@ -56,7 +56,7 @@ class LocalStorage:
     def list(self, prefix: str = "") -> list[str]:
         folder = self.root / prefix.rpartition("/")[0]
         found: list[str] = []
-        for parent, _, names in os.walk(folder):
+        for parent, _, names in os.walk(folder, onerror=raise_unless_missing):
             relative = Path(parent).relative_to(self.root)
             found.extend(
                 (relative / name).as_posix()
@@ -114,6 +114,12 @@ class LocalStorage:
                     path.unlink()
 
 
+def raise_unless_missing(error: OSError) -> None:
+    """For os.walk, which passes over folders it may not read: what they hold would be lost."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A temporary file in the folder of `target`, to be renamed to it; deleted if it is not."""
@@ -126,6 +132,10 @@ def temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
         with os.fdopen(descriptor, "w+b") as file:
             temporary.chmod(0o644)
             yield file, temporary
+    except OSError as error:
+        # A full disk is met while writing, where the system names no file.
+        error.filename = error.filename or str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -142,8 +152,10 @@ def _write_temporary(target: Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(target)
         raise
     return temporary
 

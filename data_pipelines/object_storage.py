@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,22 @@ QUICK_TIMEOUTS_SECONDS = (0.25, 0.5, 1.0)
 """Limits of the first try of a small range: a stalled body is given up early."""
 QUICK_BYTES = 1 << 20
 QUICK_RETRIES = 2
+QUICK_FIRST_PAUSE = timedelta(milliseconds=25)
+"""Before a first try is repeated; every further pause is longer, the patient try's start anew."""
 QUICK_FACTOR = 5
 """A first try may take so many times what requests usually take."""
 SMALL_RANGE_TIMEOUT_SECONDS = 5
 """obstore's default waits half a minute on a stalled body; a short limit and retries do better."""
 LARGE_OBJECT_TIMEOUT_SECONDS = 300
 MAX_RETRIES = 8
+FIRST_PAUSE = timedelta(milliseconds=100)
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+"""Any of these in the environment says whom to be; the last three are set by EKS and ECS."""
 _COPY_CHUNK_BYTES = 16 << 20
 _NEWEST_WEIGHT = 0.05
 
@@ -71,8 +82,12 @@ class ObjectStorage:
                 f"{self.url} needs the package obstore, which is not installed; "
                 "run: pip install 'ifsq-train[s3]'"
             ) from None
+        _check_access(self.url)
         self._obstore = obstore
-        self._quick = [_open_store(self.url, t, QUICK_RETRIES) for t in QUICK_TIMEOUTS_SECONDS]
+        self._quick = [
+            _open_store(self.url, limit, QUICK_RETRIES, QUICK_FIRST_PAUSE)
+            for limit in QUICK_TIMEOUTS_SECONDS
+        ]
         self._ranges = _open_store(self.url, SMALL_RANGE_TIMEOUT_SECONDS)
         self._objects = _open_store(self.url, LARGE_OBJECT_TIMEOUT_SECONDS)
         self._patience = Patience()
@@ -169,7 +184,24 @@ class ObjectStorage:
                 self._obstore.delete(self._objects, path)
 
 
-def _open_store(url: str, timeout_seconds: float, max_retries: int = MAX_RETRIES) -> Any:
+def _check_access(url: str) -> None:
+    """Without credentials in the environment, obstore would ask the network for some."""
+    if not url.removeprefix("s3:").strip("/"):
+        raise UserError("s3:// names no bucket; use s3://bucket/prefix")
+    skip = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
+    if not skip and not any(os.environ.get(name) for name in CREDENTIALS):
+        raise UserError(
+            f"{url} needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+            " AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+
+
+def _open_store(
+    url: str,
+    timeout_seconds: float,
+    max_retries: int = MAX_RETRIES,
+    first_pause: timedelta = FIRST_PAUSE,
+) -> Any:
     from obstore.store import from_url
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
@@ -179,7 +211,7 @@ def _open_store(url: str, timeout_seconds: float, max_retries: int = MAX_RETRIES
             "timeout": f"{round(timeout_seconds * 1000)}ms",
             "allow_http": endpoint.startswith("http://"),
         },
-        retry_config={"max_retries": max_retries},
+        retry_config={"max_retries": max_retries, "backoff": {"init_backoff": first_pause}},
     )
 
 

@@ -11,6 +11,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.classes import ClassMap, class_map_of
 from data_pipelines.images.pixels import ALLOWED_EXTENSIONS
 from data_pipelines.images.shards import PackItem
+from data_pipelines.local_storage import raise_unless_missing
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,12 @@ def _keys(relatives: Sequence[str]) -> list[str]:
 
 def _walk(source: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every image."""
-    for parent, folders, names in os.walk(source):
+    for parent, folders, names in os.walk(source, onerror=raise_unless_missing):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             extension = name.rpartition(".")[2].lower()
             if not name.startswith(".") and extension in ALLOWED_EXTENSIONS and "." in name:
                 path = Path(parent) / name
-                yield path.relative_to(source).as_posix(), path.stat().st_size
+                # A link to nothing is met again, and named as bad, when it is to be read.
+                size = path.stat().st_size if path.exists() else 0
+                yield path.relative_to(source).as_posix(), size

@@ -1,12 +1,13 @@
 """Folders as storage: atomic writes, one winner, ranges checked."""
 
+import errno
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import DataError, UserError, as_user_error
 from data_pipelines.object_storage import QUICK_TIMEOUTS_SECONDS, Patience
 from data_pipelines.storage import LocalStorage, as_local_file, open_storage, scratch_file
 
@@ -117,3 +118,23 @@ def test_a_link_that_became_slow_is_noticed_and_faults_teach_nothing():
             time.sleep(0.05)
     assert patience.usual_seconds is not None
     assert 0.01 < patience.usual_seconds < 0.05
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    target = tmp_path / "shard.tar"
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        scratch_file(open_storage(tmp_path), "shard.tar"),
+        open("/dev/full", "wb", buffering=0) as disk,  # noqa: PTH123
+    ):
+        disk.write(b"1")
+    message = str(as_user_error(caught.value))
+    assert message == (
+        f"{target}: No space left on device; free some space, or choose another place, and run the"
+        " command again"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_the_program_are_not_called_the_user_s():
+    assert as_user_error(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
