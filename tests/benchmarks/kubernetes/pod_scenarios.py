@@ -2,7 +2,7 @@
 
 Needs root, iproute2, and the reference folder with ``tools/minikuberay.py`` beside the checkout:
 
-    python tests/benchmarks/kubernetes/pod_scenarios.py complete delete suspend preempt outage
+    python tests/benchmarks/kubernetes/pod_scenarios.py complete pipeline delete
 
 Each scenario submits the demo's tokenizer stage to two worker pods with the code of `ifsq submit`,
 and prints what it measured as one line of JSON:
@@ -11,6 +11,7 @@ and prints what it measured as one line of JSON:
 - delete: one worker pod is deleted half way; the job must resume and complete.
 - suspend: Kueue's way of preempting: suspended half way, later resumed.
 - preempt: a worker pod gets SIGTERM; a checkpoint of that very step must be there.
+- pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
 - outage: the API server is stopped for 30 s half way; the job runs on, the watcher returns.
 
 Run `complete` first: the losses of the others are compared with its, step by step.
@@ -35,7 +36,7 @@ import psutil
 import yaml
 
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.recipe import load_recipe
+from ifsq_train.recipe import Recipe, load_recipe
 from launchers.cluster_profile import ClusterProfile
 from launchers.demo_data import held_out, write_digits
 from launchers.job_follow import JobFailed, follow_job
@@ -137,9 +138,15 @@ class Stage:
         """As `ifsq submit demo/tokenizer --nodes 2 --storage data` does."""
         overrides = [f"name={name}", f"output=runs/{name}", f"steps={self.steps}"]
         overrides += [f"checkpoint.every_steps={self.steps // 2}", "log_every_steps=1"]
+        self.submit_recipe(cluster, name, load_recipe("demo/tokenizer", overrides), queue)
+
+    def submit_recipe(
+        self, cluster: KubernetesCluster, name: str, recipe: Recipe, queue: str | None = None
+    ) -> None:
+        """Any recipe on two nodes."""
         request = JobRequest(
             name=name,
-            recipe=load_recipe("demo/tokenizer", overrides),
+            recipe=recipe,
             nodes=2,
             image="local",
             queue=queue,
@@ -235,6 +242,29 @@ def scenario_complete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any
     stage.submit(cluster, "plain")
     outcome = stage.follow(cluster, "plain")
     return {"outcome": outcome, "seconds": time.monotonic() - began}
+
+
+def scenario_pipeline(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    """After `complete`: its tokenizer's tokens, a generator on them, samples; a job each."""
+    jobs = {
+        "tokens": ["source=runs/demo/data/train", "tokenizer=runs/plain", "output=runs/tokens"],
+        "generator": [
+            "data.url=runs/tokens",
+            "data.tokenizer=runs/plain",
+            "output=runs/generator",
+            f"steps={stage.steps}",
+        ],
+        "samples": ["generator=runs/generator", "tokenizer=runs/plain", "output=runs/samples"],
+    }
+    facts: dict[str, Any] = {}
+    for name, overrides in jobs.items():
+        began = time.monotonic()
+        stage.submit_recipe(cluster, name, load_recipe(f"demo/{name}", overrides))
+        facts[name] = stage.follow(cluster, name)
+        facts[f"{name}_seconds"] = time.monotonic() - began
+    tokens = json.loads((stage.storage / "runs/tokens/tokens.json").read_text())
+    facts["rows"], facts["expected_rows"] = tokens["num_rows"], tokens["expected_rows"]
+    return facts
 
 
 def scenario_delete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
@@ -361,6 +391,7 @@ def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
 SCENARIOS = {
     "complete": scenario_complete,
     "outage": scenario_outage,
+    "pipeline": scenario_pipeline,
     "delete": scenario_delete,
     "suspend": scenario_suspend,
     "preempt": scenario_preempt,
