@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -135,7 +136,7 @@ def read_ray(folder: Path, passes: int) -> Iterator[Any]:
     import ray
     import ray.data
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
     data = ray.data.read_webdataset(paths, decoder=None, shuffle="files")
