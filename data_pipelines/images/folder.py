@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def list_images(
     with other extensions are passed over.
 
     Raises:
-        UserError: no such folder, no images, images both directly in it and in class folders, or
-            a class folder that the map does not have.
+        UserError: no such folder, no images, images both directly in it and in class folders, a
+            class folder that the map does not have, or a name that is not UTF-8.
     """
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
@@ -106,6 +107,25 @@ def _walk(source: Path) -> Iterator[tuple[str, int]]:
             extension = name.rpartition(".")[2].lower()
             if not name.startswith(".") and extension in ALLOWED_EXTENSIONS and "." in name:
                 path = Path(parent) / name
-                # A link to nothing is met again, and named as bad, when it is to be read.
-                size = path.stat().st_size if path.exists() else 0
-                yield path.relative_to(source).as_posix(), size
+                size = _size(path)
+                if size is not None:
+                    yield _checked_name(path.relative_to(source).as_posix()), size
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None for pipes, sockets and devices, which would be waited for forever."""
+    try:
+        facts = path.stat()
+    except OSError:
+        # A link to nothing is met again, and named as bad, when it is to be read.
+        return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+
+
+def _checked_name(relative: str) -> str:
+    """Names are recorded as text; a file system may hold any bytes."""
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {relative!r} is not UTF-8; rename it") from None
+    return relative

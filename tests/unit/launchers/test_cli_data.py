@@ -128,6 +128,18 @@ def test_a_link_to_nothing_is_a_bad_image_by_name(ifsq, tmp_path):
     assert "No such file" in line
 
 
+def test_pipes_are_passed_over_and_names_that_are_no_text_are_refused(ifsq, tmp_path):
+    photos = write_photos(tmp_path / "photos", 3)
+    os.mkfifo(photos / "class0" / "pipe.jpg")
+    first = photos / "class0" / "photo0000.jpg"
+    first.with_name("über 😀.jpg").write_bytes(first.read_bytes())
+    code, said, _ = ifsq("pack", photos, tmp_path / "out")
+    assert (code, "samples              4" in said) == (0, True)
+    first.rename(os.fsdecode(bytes(first.parent) + b"/\xff.jpg"))
+    line = _refusal(ifsq("pack", photos, tmp_path / "again"))
+    assert line == "error: the file name 'class0/\\udcff.jpg' is not UTF-8; rename it"
+
+
 def test_object_storage_without_credentials_asks_nobody_for_them(ifsq, tmp_path, monkeypatch):
     for name in list(os.environ):
         if name.startswith("AWS_"):
