@@ -27,6 +27,8 @@ SMALL_RANGE_TIMEOUT_SECONDS = 5
 """obstore's default waits half a minute on a stalled body; a short limit and retries do better."""
 LARGE_OBJECT_TIMEOUT_SECONDS = 300
 MAX_RETRIES = 8
+LIST_TRIES = 8
+"""Of a listing whose answer is cut; every try goes on behind what was found."""
 FIRST_PAUSE = timedelta(milliseconds=100)
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
@@ -168,12 +170,13 @@ class ObjectStorage:
         return True
 
     def list(self, prefix: str = "") -> list[str]:
-        folder = prefix.rpartition("/")[0]
+        folder = prefix.rpartition("/")[0] or None
         found: list[str] = []
         try:
             with _naming(self.url, prefix):
-                for batch in self._obstore.list(self._ranges, prefix=folder or None):
-                    found.extend(entry["path"] for entry in batch)
+                for left in reversed(range(LIST_TRIES)):
+                    if _list_on(self._ranges, folder, found, last=left == 0):
+                        break
         except DataError as error:
             # Some servers create a bucket with its first object; until then it holds nothing.
             if "NoSuchBucket" not in str(error.__cause__):
@@ -202,6 +205,22 @@ class ObjectStorage:
         if self.exists(path):
             with _naming(self.url, path, "deleting"):
                 self._obstore.delete(self._objects, path)
+
+
+def _list_on(store: Any, folder: str | None, found: list[str], *, last: bool) -> bool:
+    """Append what comes after the last path found; False where the answer was cut, which the
+    store does not ask for again by itself."""
+    import obstore
+    from obstore.exceptions import GenericError
+
+    try:
+        for batch in obstore.list(store, prefix=folder, offset=found[-1] if found else None):
+            found.extend(entry["path"] for entry in batch)
+    except GenericError as error:
+        if last or "NoSuchBucket" in str(error):
+            raise
+        return False
+    return True
 
 
 def _check_access(url: str) -> None:

@@ -129,7 +129,7 @@ def test_packing_through_faults_gives_the_same_bytes(bucket, client, class_folde
 @pytest.mark.slow
 @pytest.mark.timeout(250)  # the long limit of one stalled body is 300 s
 def test_a_whole_object_is_read_in_seconds_though_bodies_stall(bucket, client, shared_dir):
-    """Also one of several ranges, an empty one, and one that does not exist."""
+    """Also one of several ranges, an empty one, one that does not exist, and listings."""
     with flaky_proxy(shared_dir / "tools" / "flaky_proxy.py", client) as proxy:
         storage = open_storage(f"{bucket}/objects")
         contents = {"small": b"s" * 5000, "large": bytes(range(256)) * 140_000, "empty": b""}
@@ -139,8 +139,14 @@ def test_a_whole_object_is_read_in_seconds_though_bodies_stall(bucket, client, s
         for name, data in contents.items():
             assert storage.read(name) == data
         assert {storage.read("small") for _ in range(8)} == {contents["small"]}
-        faults = proxy.set(pstall=0.0, ptrunc=0.0)
-    assert faults["stall"] > 0
+        for number in range(12):  # a listing of over 1,000 bytes, which the proxy may cut
+            storage.write(f"listed/{number}", b"")
+        stalled = proxy.set(pstall=0.0, ptrunc=0.4)["stall"]
+        listed = [len(storage.list("listed/")) for _ in range(8)]
+        assert listed == [12] * 8
+        cut = proxy.set(pstall=0.0, ptrunc=0.0)["trunc"]
+    assert stalled > 0
+    assert cut > 0
     with pytest.raises(DataError, match="missing"):
         storage.read("missing")
 
