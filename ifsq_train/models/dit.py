@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq_train.models.llamagen import LabelEmbedder, RMSNorm, projector, rope_table
+from ifsq_train.models.transformer import LabelEmbedder, RMSNorm, projector, rope_table
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"num_layers": 12, "dim": 384, "num_heads": 6},
