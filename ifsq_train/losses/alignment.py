@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CACHED_ROWS, _EPS = 512, 1e-8
+_CACHED_ROWS, _EPS = 256, 1e-8
 
 
 def alignment_loss(

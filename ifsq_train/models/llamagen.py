@@ -240,14 +240,17 @@ class LlamaGen(nn.Module):
             x = layer(x, table, cache, position)
         return x
 
-    def head_step(
-        self, x: Tensor, caches: list[KeyValueCache], group: int
-    ) -> tuple[Tensor, list[KeyValueCache]]:
-        """Logits [B, V_g] of one group from [B, 1, D]; `caches` only for factorized heads."""
-        if not self.factorized:
-            return self.output(self.norm(x))[:, 0], caches
-        table = self.rope[group : group + 1]
-        for block, cache in zip(self.factorized_blocks, caches, strict=True):
-            x = block(x, table, cache, group)
-        assert isinstance(self.output, nn.ModuleList)
-        return self.output[group](self.norm(x))[:, 0], caches
+    def head_hidden(self, x: Tensor, caches: list[KeyValueCache], group: int) -> Tensor:
+        """What one group's output layer reads, [B, D], from [B, 1, D].
+
+        `caches` are those of the factorized head; others have none.
+        """
+        if self.factorized:
+            table = self.rope[group : group + 1]
+            for block, cache in zip(self.factorized_blocks, caches, strict=True):
+                x = block(x, table, cache, group)
+        return self.norm(x)[:, 0]
+
+    def head_logits(self, hidden: Tensor, group: int) -> Tensor:
+        """Logits [B, V_g] of one group from `head_hidden`; linear in it."""
+        return self._heads()[group](hidden)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.plain import plain_paths
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm in fp32, times a weight in the input's precision."""
@@ -57,12 +59,16 @@ def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, allocated once for the whole sequence."""
+    """Keys and values of one attention layer, allocated once for the whole sequence.
+
+    On a CPU they are fp32.
+    """
 
     def __init__(self, batch: int, length: int, num_heads: int, head_dim: int, like: Tensor):
         shape = (batch, num_heads, length, head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        # A CPU multiplies one query with fp32 keys faster than with bf16 ones, which it converts.
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+        self.keys, self.values = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
 
     def keep_first(self, batch: int) -> None:
         """Forget all but the first rows."""
@@ -80,9 +86,21 @@ class KeyValueCache:
 
         What is not filled yet must be hidden by a mask.
         """
-        self.keys.index_copy_(2, position, keys)
-        self.values.index_copy_(2, position, values)
+        self.keys.index_copy_(2, position, keys.to(self.keys.dtype))
+        self.values.index_copy_(2, position, values.to(self.values.dtype))
         return self.keys, self.values
+
+
+def attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one query [B, H, 1, K] to keys and values [B, H, S, K]; [B, H, 1, K].
+
+    On a CPU by plain products in fp32: the fused kernel is made for blocks of queries.
+    """
+    if query.device.type != "cpu" or plain_paths():
+        return F.scaled_dot_product_attention(query.to(keys.dtype), keys, values).to(query.dtype)
+    with torch.autocast("cpu", enabled=False):
+        scores = (query.float() * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        return (scores.softmax(-1) @ values).to(query.dtype)
 
 
 class Attention(nn.Module):
@@ -114,11 +132,12 @@ class Attention(nn.Module):
         elif isinstance(start, Tensor):
             k, v = cache.put(k, v, start)
             seen = torch.arange(k.shape[2], device=k.device) <= start
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.view(1, 1, 1, -1))
+            own = q.to(k.dtype)
+            mixed = F.scaled_dot_product_attention(own, k, v, attn_mask=seen.view(1, 1, 1, -1))
+            mixed = mixed.to(q.dtype)
         else:
             assert q.shape[2] == 1, "decoding feeds one position at a time"
-            k, v = cache.extend(k, v, start)
-            mixed = F.scaled_dot_product_attention(q, k, v)
+            mixed = attend_one(q, *cache.extend(k, v, start))
         return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 
