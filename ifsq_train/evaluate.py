@@ -229,7 +229,7 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
 def _is_wanted(config: EvaluateConfig, name: str) -> bool:
     """Whether a number of the result belongs to a metric that is asked for; counts always do."""
     metric = _OTHER_NAMES.get(name, name)
-    known = [one for one in NEEDS if metric == one or metric.startswith(f"{one}_")]
+    known: list[Metric] = [one for one in NEEDS if metric == one or metric.startswith(f"{one}_")]
     return not known or config.wants(*known)
 
 

@@ -18,6 +18,11 @@ _MOST_SCORES = 512
 """Positions up to which all scores of a layer are held at once, on a CPU."""
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precisions widened; fp32 and fp64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm in fp32, times a weight in the input's precision."""
 
@@ -35,7 +40,7 @@ class RMSNorm(nn.Module):
         """
         if fused is not None:
             return fused(x, self.weight, self.eps)
-        wide = x.float()
+        wide = at_least_fp32(x)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return normed.type_as(x) * self.weight
 
@@ -63,7 +68,7 @@ def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1
 
 def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
     """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
-    pairs = x_BSHK.float().unflatten(-1, (-1, 2))
+    pairs = at_least_fp32(x_BSHK).unflatten(-1, (-1, 2))
     cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
     first, second = pairs[..., 0], pairs[..., 1]
     turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
