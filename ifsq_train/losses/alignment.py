@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CACHED_ROWS, _EPS = 256, 1e-8
+_CACHED_ROWS, _EPS = 1024, 1e-8
 
 
 def alignment_loss(
@@ -68,11 +68,12 @@ class _MeanCosine(torch.autograd.Function):
         # On a CPU a few rows, which stay in its cache; on a GPU all of them.
         rows = _CACHED_ROWS if x.device.type == "cpu" else max(1, len(x))
         share = expected / max(1, len(x))
+        room = x.new_empty((min(rows, len(x)), x.shape[-1]), dtype=torch.float32)
         sums = []
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
             out = None if gradient is None else gradient[part]
-            sums.append(_cosines(x[part].float(), y[part].float(), share, out).sum())
+            sums.append(_cosines(x[part].float(), y[part].float(), share, out, room).sum())
         ctx.gradient, ctx.expected, ctx.shape = gradient, expected, mine.shape
         return torch.stack(sums).sum() / len(x)
 
@@ -87,11 +88,14 @@ class _MeanCosine(torch.autograd.Function):
         return gradient.view(ctx.shape), None, None
 
 
-def _cosines(x: Tensor, y: Tensor, share: float, gradient: Tensor | None) -> Tensor:
-    """Cosines [N, 1] of rows fp32 [N, Z]; `share` times their derivative by x into `gradient`."""
+def _cosines(x: Tensor, y: Tensor, share: float, gradient: Tensor | None, room: Tensor) -> Tensor:
+    """Cosines [N, 1] of rows fp32 [N, Z]; `share` times their derivative by x into `gradient`.
+
+    `room`, fp32 and as large, is overwritten: it stays in the cache from part to part.
+    """
+    room = room[: len(x)]
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(_EPS)
     other = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(_EPS)
-    room = gradient if gradient is not None and gradient.dtype == x.dtype else torch.empty_like(x)
     product = torch.mul(x, y, out=room).sum(-1, keepdim=True)
     lengths = length * other
     if gradient is not None:

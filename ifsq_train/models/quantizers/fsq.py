@@ -87,7 +87,8 @@ class FSQ(Quantizer, RunningMoments):
         middle = [
             level // 2 * weight for level, weight in zip(self.level_counts, radix, strict=True)
         ]
-        self._offsets = [sum(part) for part in self._split(middle)]
+        # Scalars on the CPU, as in `Scale`.
+        self._offsets = [torch.tensor(sum(part), device="cpu") for part in self._split(middle)]
         self._groups_alike = len(set(self._group_levels)) == 1
         alike = len(set(self.level_counts)) == 1 and bound == "simple"
         self._scale = (
@@ -207,6 +208,9 @@ class FSQ(Quantizer, RunningMoments):
         """
         rounded = rounded.to(self._exact)
         parts, shifts = self._group_levels, self._offsets
+        if len(parts) == 1:
+            sums = self._join(rounded.unbind(1), parts[0]) + shifts[0]
+            return sums.to(torch.int64).unsqueeze(-1)
         if self._groups_alike:
             # All groups at once: a group's channels lie next to each other.
             batch, _, height, width = rounded.shape

@@ -9,7 +9,7 @@ from goldens import assert_relative
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.inference import channels_last, optimize_for_inference
-from ifsq_train.models.llamagen import LlamaGen, LlamaGenOutput
+from ifsq_train.models.llamagen import LlamaGen, LlamaGenOutput, Shape
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ
 from ifsq_train.models.token_head import TokenHead
@@ -93,7 +93,7 @@ def test_the_debug_switch_leaves_the_network_alone(monkeypatch: pytest.MonkeyPat
 def test_linear_layers_are_packed_and_give_the_same(bf16: bool) -> None:
     """LlamaGen with its output layer, and DiT, also where autocast rounds their weights."""
     torch.manual_seed(0)
-    shape: dict[str, int] = {"num_layers": 2, "num_heads": 2, "dim": 32}
+    shape: Shape = {"num_layers": 2, "num_heads": 2, "dim": 32}
     tokens, labels = torch.randint(50, (3, 9)), torch.tensor([0, 1, 2])
     latents, times = torch.randn(3, 4, 4, 4), torch.rand(3)
     generators = (
