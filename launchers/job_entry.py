@@ -71,6 +71,17 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
             address=launch.address,
         )
         return f"{report.rows} rows of {report.expected_rows} in {recipe.output}"
+    if isinstance(recipe, SampleConfig):
+        from launchers.ray_sample import sample_on_ray
+
+        count = sample_on_ray(
+            recipe,
+            num_actors=launch.num_workers,
+            cpus_per_actor=launch.cpus_per_worker,
+            gpus_per_actor=launch.gpus_per_worker,
+            address=launch.address,
+        )
+        return f"{count} images in {recipe.output}"
     return _on_a_worker(recipe, launch)
 
 
@@ -126,8 +137,8 @@ def log_tail(folder: Path, rank: int) -> list[str]:
     return path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
 
 
-def _on_a_worker(recipe: SampleConfig | EvaluateConfig, launch: LaunchConfig) -> str:
-    """Sampling and evaluation need one process, on a worker: the head has neither GPU nor CPUs."""
+def _on_a_worker(recipe: EvaluateConfig, launch: LaunchConfig) -> str:
+    """Evaluation needs one process, on a worker: the head has neither GPU nor CPUs."""
     from launchers.ray_cluster import ray_session
 
     with ray_session(launch.address, min_cpus=1) as ray:
@@ -136,13 +147,9 @@ def _on_a_worker(recipe: SampleConfig | EvaluateConfig, launch: LaunchConfig) ->
 
 
 def _single(values: dict[str, Any], folder: str) -> str:
-    os.chdir(folder)
-    recipe = validate_recipe(values, source="recipe")
-    if isinstance(recipe, SampleConfig):
-        from ifsq_train.generate import draw_samples
-
-        return f"{draw_samples(recipe)} images in {recipe.output}"
     from ifsq_train.evaluate import evaluate
 
+    os.chdir(folder)
+    recipe = validate_recipe(values, source="recipe")
     assert isinstance(recipe, EvaluateConfig)
     return json.dumps(evaluate(recipe)["metrics"], indent=1)

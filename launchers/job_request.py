@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from data_pipelines.errors import UserError
-from ifsq_train.config import LaunchConfig, PrecomputeConfig, TrainConfig, to_dict
+from ifsq_train.config import EvaluateConfig, LaunchConfig, TrainConfig, to_dict
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 from ifsq_train.recipe import Recipe
 
@@ -200,7 +200,7 @@ def check_request(request: JobRequest) -> None:
         from ifsq_train.sharing import check_even_split
 
         check_even_split(recipe, request.num_workers)
-    elif not isinstance(recipe, PrecomputeConfig) and request.num_workers > 1:
+    elif isinstance(recipe, EvaluateConfig) and request.num_workers > 1:
         raise UserError(
             f"`{recipe.kind}` runs on one worker, found --nodes {request.nodes}"
             f" --gpus-per-node {request.gpus_per_node}; use one node with at most one GPU"

@@ -40,7 +40,8 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
     """Ray for the duration of a block: the one already running, `address`, or a local one.
 
     Args:
-        address: cluster to join; None starts one on this machine, on loopback.
+        address: cluster to join; None is the one RAY_ADDRESS names, or else a new one on this
+            machine, on loopback, whatever else runs here.
         min_cpus: CPU slots a local one has at least, so that small machines can hold a group.
 
     Raises:
@@ -51,8 +52,9 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
         yield ray
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        cpus = max(min_cpus, os.cpu_count() or 1)
+        address, cpus = "local", max(min_cpus, os.cpu_count() or 1)
         options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(address=address, **options)

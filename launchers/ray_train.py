@@ -20,6 +20,7 @@ from ifsq_train.failure import FailureLog
 from ifsq_train.interruption import Interrupted, Interruption
 from launchers.follow import follow_progress
 from launchers.ray_cluster import ray_session
+from launchers.ray_reservation import take_over_reservation
 
 if TYPE_CHECKING:
     from ifsq_train.data import TrainData
@@ -187,6 +188,7 @@ def train_on_ray(
         if on_ready is not None:
             on_ready()
         trainer = _trainer(config, launch, launch_id)
+        take_over_reservation(folder, trainer)
         with follow_progress(folder, config):
             _fit(trainer, folder, launch_id)
     return json.loads((folder / "result.json").read_bytes())

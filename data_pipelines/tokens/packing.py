@@ -24,8 +24,8 @@ MAX_BITS = 63
 _PHASES = 8
 _BLOCK_ROWS = 256
 """Rows handled at a time: the eight passes over them find them in the cache."""
-_SLACK_BYTES = 8
-"""The widest word read at the last token may reach this far beyond the data."""
+_SLACK_BYTES = 9
+"""The widest word at the last token, and the byte after it, may reach this far beyond the data."""
 
 
 def bits_needed(codebook_size: int) -> int:
@@ -83,13 +83,15 @@ class TokenPacker:
             DataError: a token outside its codebook, or another shape.
         """
         groups = self._by_group(tokens)
-        packed = np.zeros((len(groups), self.row_bytes), dtype=np.uint8)
+        packed = np.empty((len(groups), self.row_bytes), dtype=np.uint8)
         for first in range(0, len(groups), _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
+            block = groups[first : first + _BLOCK_ROWS]
+            padded = np.zeros((len(block), self.row_bytes + _SLACK_BYTES), dtype=np.uint8)
             start = 0
             for group, (bits, width) in enumerate(zip(self.bits, self.group_bytes, strict=True)):
-                _pack_group(groups[rows, :, group], bits, packed[rows, start : start + width])
+                _pack_group(block[:, :, group], bits, padded, start)
                 start += width
+            packed[first : first + _BLOCK_ROWS] = padded[:, : self.row_bytes]
         return packed
 
     def unpack(self, packed: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -145,19 +147,36 @@ def unpack_tokens(
     return TokenPacker(tuple(codebook_sizes), num_tokens).unpack(packed)
 
 
-def _pack_group(tokens: NDArray[np.int64], bits: int, out: NDArray[np.uint8]) -> None:
-    """Or the tokens int64 [N, T] into `out`, uint8 [N, ceil(T * bits / 8)], which is zero."""
+def _pack_group(
+    tokens: NDArray[np.int64], bits: int, padded: NDArray[np.uint8], start: int
+) -> None:
+    """Or the tokens int64 [N, T] into the rows of `padded` from byte `start`, zero there so far."""
     for phase in range(min(_PHASES, tokens.shape[1])):
         first_byte, shift = divmod(phase * bits, 8)
         values = tokens[:, phase::_PHASES].astype(np.uint64)
-        shifted = values << np.uint64(shift)
-        for byte in range((shift + bits + 7) // 8):
-            part = (
-                shifted >> np.uint64(8 * byte)
-                if byte < 8
-                else values >> np.uint64(64 - shift)  # what the shift pushed out of 64 bits
-            )
-            out[:, first_byte + byte :: bits][:, : values.shape[1]] |= part.astype(np.uint8)
+
+        def words(
+            dtype: str, offset: int, shape: tuple[int, ...] = values.shape
+        ) -> NDArray[np.unsignedinteger]:
+            strides = (padded.shape[1], bits)
+            return np.ndarray(shape, dtype, padded.data, offset, strides)  # unaligned on purpose
+
+        at = start + first_byte
+        # Words of one phase are `bits` bytes apart and must not overlap.
+        if bits < 4:
+            shifted = values << np.uint64(shift)
+            for byte in range((shift + bits + 7) // 8):
+                out = words("<u1", at + byte)
+                out |= (shifted >> np.uint64(8 * byte)).astype(np.uint8)
+        elif shift + bits <= 32:
+            out = words("<u4", at)
+            out |= values.astype(np.uint32) << np.uint32(shift)
+        else:
+            out = words("<u8", at)
+            out |= values << np.uint64(shift)
+            if shift + bits > 64:
+                out = words("<u1", at + 8)
+                out |= (values >> np.uint64(64 - shift)).astype(np.uint8)
 
 
 def _unpack_group(
@@ -188,7 +207,7 @@ def _unpack_group(
 
 
 def _with_slack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    flat = np.empty(packed.size + _SLACK_BYTES + 1, dtype=np.uint8)
+    flat = np.empty(packed.size + _SLACK_BYTES, dtype=np.uint8)
     flat[: packed.size] = packed.reshape(-1)
     flat[packed.size :] = 0
     return flat

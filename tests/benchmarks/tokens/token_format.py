@@ -4,19 +4,24 @@
 
 Images of 256 tokens of 17^4 codes. The .npy layout is the released one: a file of codes, int64
 [1, views, 256], and a file of the label per image. Files are in the page cache when they are read.
-Medians of the rounds, tokens per second of wall time on one thread.
+Writing is compared three times: as each layout does it (shards are on the disk when their writer
+returns and every shard is hashed and opened again; .npy files are left to the page cache), with
+every file of both on the disk, and with neither. Medians of the rounds, tokens per second of wall
+time on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -64,6 +69,10 @@ def run_round(
     rng = np.random.default_rng(number)
     measure("write shards", len(codes), lambda: write_shards(shards, codes))
     measure("write npy", few, lambda: write_npy(files, codes[:few]))
+    synced = codes[: few // 16]
+    measure("synced npy", len(synced), lambda: write_npy(folder / f"synced{number}", synced, True))
+    with mock.patch("os.fsync"):
+        measure("unsynced shards", len(codes), lambda: write_shards(folder / f"un{number}", codes))
     dataset = TokenDataset.open(shards)
     ordered, shuffled = np.arange(len(codes)), rng.permutation(len(codes))
     read_shards(dataset, ordered)
@@ -88,8 +97,15 @@ def report(
     plain = sum(p.stat().st_size for p in files.rglob("*.npy")) / options.npy_images
     blocks = sum(p.stat().st_blocks * 512 for p in files.rglob("*.npy")) / options.npy_images
     print(f"bytes per image: shards {size:.1f} (everything), npy {plain:.0f}, on disk {blocks:.0f}")
-    for what in ("write", "sequential", "random"):
-        ours, theirs = (statistics.median(times[f"{what} {kind}"]) for kind in ("shards", "npy"))
+    pairs = {
+        "write, as each does": ("write shards", "write npy"),
+        "write, all on disk": ("write shards", "synced npy"),
+        "write, page cache": ("unsynced shards", "write npy"),
+        "sequential": ("sequential shards", "sequential npy"),
+        "random": ("random shards", "random npy"),
+    }
+    for what, names in pairs.items():
+        ours, theirs = (statistics.median(times[name]) for name in names)
         rates = f"shards {ours / 1e6:.1f}, npy {theirs / 1e6:.2f} Mtokens/s"
         print(f"{what}: {rates}, {ours / theirs:.0f} x")
 
@@ -131,12 +147,16 @@ def write_shards(folder: Path, codes: np.ndarray, per_shard: int = 8192) -> None
     publish_tokens(storage, spec, entries, None)
 
 
-def write_npy(folder: Path, codes: np.ndarray) -> None:
+def write_npy(folder: Path, codes: np.ndarray, sync: bool = False) -> None:
     for name in ("codes", "labels"):
         (folder / name).mkdir(parents=True)
     for i, row in enumerate(codes):
-        np.save(folder / "codes" / f"{i}.npy", row[None, None])
-        np.save(folder / "labels" / f"{i}.npy", np.array([i % 1000]))
+        for name, value in (("codes", row[None, None]), ("labels", np.array([i % 1000]))):
+            with (folder / name / f"{i}.npy").open("wb") as file:
+                np.save(file, value)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
 
 
 def read_shards(dataset: TokenDataset, ids: np.ndarray) -> None:

@@ -71,8 +71,9 @@ def test_a_batch_that_does_not_split_is_found_before_submitting() -> None:
         check_request(JobRequest("x", load_recipe("demo/tokenizer"), nodes=3, gpus_per_node=3))
 
 
-def test_sampling_runs_on_one_worker() -> None:
-    recipe = load_recipe("demo/samples")
+def test_evaluation_runs_on_one_worker_and_sampling_on_all() -> None:
+    check_request(JobRequest("x", load_recipe("demo/samples"), nodes=2))
+    recipe = load_recipe("demo/evaluation")
     with pytest.raises(UserError, match="one worker"):
         check_request(JobRequest("x", recipe, nodes=2))
 

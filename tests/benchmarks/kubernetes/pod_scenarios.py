@@ -2,7 +2,7 @@
 
 Needs root, iproute2, and the reference folder with ``tools/minikuberay.py`` beside the checkout:
 
-    python tests/benchmarks/kubernetes/run.py complete delete suspend preempt
+    python tests/benchmarks/kubernetes/pod_scenarios.py complete pipeline delete
 
 Each scenario submits the demo's tokenizer stage to two worker pods with the code of `ifsq submit`,
 and prints what it measured as one line of JSON:
@@ -11,6 +11,10 @@ and prints what it measured as one line of JSON:
 - delete: one worker pod is deleted half way; the job must resume and complete.
 - suspend: Kueue's way of preempting: suspended half way, later resumed.
 - preempt: a worker pod gets SIGTERM; a checkpoint of that very step must be there.
+- pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
+- outage: the API server is stopped for 30 s half way; the job runs on, the watcher returns.
+
+Run `complete` first: the losses of the others are compared with its, step by step.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import psutil
 import yaml
 
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.recipe import load_recipe
+from ifsq_train.recipe import Recipe, load_recipe
 from launchers.cluster_profile import ClusterProfile
 from launchers.demo_data import held_out, write_digits
 from launchers.job_follow import JobFailed, follow_job
@@ -44,6 +48,7 @@ from launchers.stages import pack_images
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOOLS = REPOSITORY.parent / "shared" / "tools"
 PORT = 18765
+OUTAGE_SECONDS = 30
 CLAIM = "data"
 NAMESPACE = "default"
 
@@ -82,7 +87,7 @@ class Stage:
             "MK_VENV_BIN": str(Path(sys.executable).parent),
         }
         log = (self.base / "minikuberay.log").open("ab")
-        operator = subprocess.Popen(
+        self.operator = operator = subprocess.Popen(
             [sys.executable, TOOLS / "minikuberay.py", str(PORT)], env=env, stdout=log, stderr=log
         )
         try:
@@ -132,10 +137,16 @@ class Stage:
     def submit(self, cluster: KubernetesCluster, name: str, queue: str | None = None) -> None:
         """As `ifsq submit demo/tokenizer --nodes 2 --storage data` does."""
         overrides = [f"name={name}", f"output=runs/{name}", f"steps={self.steps}"]
-        overrides += ["checkpoint.every_steps=100", "log_every_steps=1"]
+        overrides += [f"checkpoint.every_steps={self.steps // 2}", "log_every_steps=1"]
+        self.submit_recipe(cluster, name, load_recipe("demo/tokenizer", overrides), queue)
+
+    def submit_recipe(
+        self, cluster: KubernetesCluster, name: str, recipe: Recipe, queue: str | None = None
+    ) -> None:
+        """Any recipe on two nodes."""
         request = JobRequest(
             name=name,
-            recipe=load_recipe("demo/tokenizer", overrides),
+            recipe=recipe,
             nodes=2,
             image="local",
             queue=queue,
@@ -161,6 +172,11 @@ class Stage:
         """Last logged step."""
         records = read_jsonl(self.run_folder(name) / "metrics.jsonl")
         return int(records[-1]["step"]) if records else 0
+
+    def losses(self, name: str) -> dict[int, float]:
+        """Loss by step; a step that was repeated after a restart counts as repeated."""
+        records = read_jsonl(self.run_folder(name) / "metrics.jsonl")
+        return {int(record["step"]): float(record["loss"]) for record in records}
 
     def starts(self, name: str) -> list[dict[str, Any]]:
         return read_jsonl(self.run_folder(name) / "starts.jsonl")
@@ -226,6 +242,29 @@ def scenario_complete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any
     stage.submit(cluster, "plain")
     outcome = stage.follow(cluster, "plain")
     return {"outcome": outcome, "seconds": time.monotonic() - began}
+
+
+def scenario_pipeline(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    """After `complete`: its tokenizer's tokens, a generator on them, samples; a job each."""
+    jobs = {
+        "tokens": ["source=runs/demo/data/train", "tokenizer=runs/plain", "output=runs/tokens"],
+        "generator": [
+            "data.url=runs/tokens",
+            "data.tokenizer=runs/plain",
+            "output=runs/generator",
+            f"steps={stage.steps}",
+        ],
+        "samples": ["generator=runs/generator", "tokenizer=runs/plain", "output=runs/samples"],
+    }
+    facts: dict[str, Any] = {}
+    for name, overrides in jobs.items():
+        began = time.monotonic()
+        stage.submit_recipe(cluster, name, load_recipe(f"demo/{name}", overrides))
+        facts[name] = stage.follow(cluster, name)
+        facts[f"{name}_seconds"] = time.monotonic() - began
+    tokens = json.loads((stage.storage / "runs/tokens/tokens.json").read_text())
+    facts["rows"], facts["expected_rows"] = tokens["num_rows"], tokens["expected_rows"]
+    return facts
 
 
 def scenario_delete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
@@ -316,11 +355,43 @@ def in_parallel(
     facts["outcome"] = stage.follow(cluster, name)
     thread.join()
     facts |= {"seconds": time.monotonic() - began, "starts": len(stage.starts(name))}
-    return facts
+    return facts | compared(stage.losses("plain"), stage.losses(name))
+
+
+def compared(expected: dict[int, float], found: dict[int, float]) -> dict[str, Any]:
+    """Worst relative difference of two loss curves over the steps of the first."""
+    if not expected:
+        return {}
+    both = sorted(expected.keys() & found.keys())
+    worst = max((abs(found[step] / expected[step] - 1), step) for step in both)
+    return {
+        "steps_missing": len(expected) - len(both),
+        "worst_loss_difference": worst[0],
+        "worst_at_step": worst[1],
+        "last_loss": found[both[-1]],
+        "last_loss_undisturbed": expected[both[-1]],
+    }
+
+
+def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    stage.submit(cluster, "outage")
+    facts: dict[str, Any] = {}
+
+    def disturb() -> None:
+        wait_until(lambda: stage.step("outage") >= stage.steps // 4, 300, "a quarter")
+        facts["outage_from_step"] = stage.step("outage")
+        stage.operator.send_signal(signal.SIGSTOP)
+        time.sleep(OUTAGE_SECONDS)
+        stage.operator.send_signal(signal.SIGCONT)
+        facts["outage_to_step"] = stage.step("outage")
+
+    return in_parallel(stage, cluster, "outage", disturb, facts)
 
 
 SCENARIOS = {
     "complete": scenario_complete,
+    "outage": scenario_outage,
+    "pipeline": scenario_pipeline,
     "delete": scenario_delete,
     "suspend": scenario_suspend,
     "preempt": scenario_preempt,
