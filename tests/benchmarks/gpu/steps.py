@@ -131,11 +131,11 @@ def measure_generators(bench: Bench) -> None:
             ) -> None:  # fmt: skip
                 # What a compiled graph does the counter cannot see: the plain one is counted.
                 chosen = "small" if bench.tiny else size
-                plain = training_step(bench, *build(bench, chosen, 2), settings)
+                plain = training_step(bench, *build(bench, chosen, 2), settings=settings)
                 flops = count_flops(plain) * count / 2
                 del plain
                 step = training_step(
-                    bench, *build(bench, chosen, count), settings, compiled=compiled
+                    bench, *build(bench, chosen, count), settings=settings, compiled=compiled
                 )
                 bench.report(f"{name}, batch {count}", count, step, flops)
 
