@@ -1,4 +1,6 @@
-"""The one error type that means: the user can fix this."""
+"""The errors that mean: the user can fix this."""
+
+import errno
 
 
 class UserError(ValueError):
@@ -9,5 +11,43 @@ class UserError(ValueError):
     """
 
 
+_SYSTEM_HINTS = {
+    errno.ENOSPC: "free some space, or choose another place, and run the command again",
+    errno.EDQUOT: "free some space, or choose another place, and run the command again",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EEXIST: "a file is in the way; choose another place, or move it",
+    errno.ENOTDIR: "a file is where a folder should be; choose another place, or move it",
+    errno.EISDIR: "a folder is where a file should be; choose another place, or move it",
+    errno.ENAMETOOLONG: "use shorter names",
+}
+
+
+def as_user_error(error: OSError) -> UserError | None:
+    """What the system refused and the user can fix, such as a full disk; None for anything else."""
+    hint = _SYSTEM_HINTS.get(error.errno or 0)
+    if hint is None:
+        return None
+    name = error.filename2 or error.filename
+    where = f"{name}: " if name else ""
+    return UserError(f"{where}{error.strerror}; {hint}")
+
+
 class DataError(UserError):
     """A dataset on disk or in storage is missing, damaged or not the one expected."""
+
+
+def missing_object(url: str, path: str) -> DataError:
+    """There is nothing at `path` of the storage `url`."""
+    return DataError(f"{url}/{path} does not exist; check the path and that it was written")
+
+
+def checked_range(url: str, path: str, offset: int, size: int, data: bytes) -> bytes:
+    """`data`, if it is `size` bytes long; raises DataError if not."""
+    if len(data) != size:
+        raise DataError(
+            f"{url}/{path} has {len(data)} bytes from {offset} where {size} were expected; "
+            "the file is shorter than its index says: verify or restore the dataset"
+        )
+    return data

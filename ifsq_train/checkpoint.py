@@ -41,11 +41,17 @@ class CheckpointError(UserError):
 def write_atomically(path: Path, data: bytes) -> None:
     """A reader, or a kill at any moment, finds the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # A full disk is met while writing, where the system names no file.
+        error.filename = error.filename or str(path)
+        raise
     _sync_folder(path.parent)
 
 

@@ -28,8 +28,9 @@ from data_pipelines.tokens.format import (
     shard_name,
 )
 from data_pipelines.tokens.latents import LatentSums
-from data_pipelines.tokens.reader import TokenDataset, read_tokens_json
+from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.shard import TokenShard, decode_shard
+from data_pipelines.tokens.tokens_json import read_tokens_json
 from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
 from data_pipelines.tokens.writer import (
     TokenShardEntry,

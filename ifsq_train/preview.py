@@ -11,6 +11,7 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.images.budget import ErrorBudget
 from data_pipelines.images.contact_sheet import contact_sheet
+from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import ViewSpec
 from ifsq_train.checkpoint import write_atomically
 from ifsq_train.config import ImageDataConfig, TrainConfig
@@ -33,13 +34,14 @@ def recipe_config(recipe: str, overrides: Sequence[str]) -> tuple[ImageDataConfi
 
 
 def dataset_config(url: str, view: str, image_size: int, batch_size: int) -> ImageDataConfig:
-    """Batches of a dataset without a recipe.
+    """Batches of a dataset without a recipe, smaller where it has fewer samples.
 
     Raises:
-        UserError: an unknown view.
+        UserError: an unknown view, or no dataset.
     """
     spec = ViewSpec.from_dict({"kind": view, "image_size": image_size})
-    return ImageDataConfig(url=url, view=spec, global_batch_size=batch_size)
+    size = min(batch_size, ShardManifest.open(url).num_samples)
+    return ImageDataConfig(url=url, view=spec, global_batch_size=size)
 
 
 def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, output: Path) -> int:

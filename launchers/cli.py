@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, as_user_error
 from ifsq_train.interruption import Interrupted
 from launchers import cli_checkpoint, cli_data, cli_plan
 from launchers.cli_jobs import register as register_job_commands
@@ -232,18 +232,27 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        sys.exit(2)
+        _refuse(error)
     except Interrupted as interrupted:
         sys.stderr.write(f"stopped: {interrupted}\n")
         sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        found = as_user_error(error)
+        if found is None:
+            raise
+        _refuse(found)
     except Exception as error:
         if type(error).__name__ != "TrainingFailed":
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def pack(
     from data_pipelines.images.resize import ResizeSpec
     from launchers.stages import pack_images, pack_parquet_files
 
-    with _on_ray(workers, address) as map_shards:
+    with _continued_later(), _on_ray(workers, address) as map_shards:
         options: PackArguments = {
             "shard_bytes": int(shard_megabytes * 2**20),
             "seed": seed,
@@ -90,7 +90,7 @@ def index(
     """Make a manifest for existing WebDataset tars."""
     from launchers.stages import index_images
 
-    with _on_ray(workers, address) as map_shards:
+    with _continued_later(), _on_ray(workers, address) as map_shards:
         manifest = index_images(
             tars,
             dataset,
@@ -154,6 +154,15 @@ def holds_parquet(source: str) -> bool:
     if "://" in source:
         return True
     return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+
+
+@contextlib.contextmanager
+def _continued_later() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on with what is missing", err=True)
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -111,7 +111,8 @@ def _read_environment() -> tuple[Recipe, LaunchConfig]:
 
 
 def _train(recipe: TrainConfig, launch: LaunchConfig) -> str:
-    from launchers.ray_train import TrainingFailed, train_on_ray
+    from launchers.ray_failure import TrainingFailed
+    from launchers.ray_train import train_on_ray
 
     try:
         result = train_on_ray(recipe, launch)

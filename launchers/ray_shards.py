@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, as_user_error
 from data_pipelines.images.shards import MapShards
 from launchers.ray_cluster import ray_session
 
@@ -80,4 +80,6 @@ def _result(ray: Any, call: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise type(error.cause)(str(error.cause)) from None
+        if isinstance(error.cause, OSError) and (found := as_user_error(error.cause)):
+            raise found from None
         raise

@@ -20,6 +20,7 @@ from ifsq_train.failure import FailureLog
 from ifsq_train.interruption import Interrupted, Interruption
 from launchers.follow import follow_progress
 from launchers.ray_cluster import ray_session
+from launchers.ray_failure import explain
 from launchers.ray_reservation import take_over_reservation
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ RESIZE_CHECK_SECONDS = 10.0
 """How often Ray looks whether an elastic run could be larger."""
 CAPACITY_POLL_SECONDS = 1.0
 STOP_POLL_SECONDS = 0.5
-
-
-class TrainingFailed(Exception):
-    """A run ended without finishing; the message names the first rank that failed."""
 
 
 class RayTrainContext:
@@ -187,10 +184,8 @@ def train_on_ray(
     with ray_session(launch.address, min_cpus=slots):
         if on_ready is not None:
             on_ready()
-        trainer = _trainer(config, launch, launch_id)
-        take_over_reservation(folder, trainer)
         with follow_progress(folder, config):
-            _fit(trainer, folder, launch_id)
+            _fit(config, launch, launch_id)
     return json.loads((folder / "result.json").read_bytes())
 
 
@@ -243,7 +238,7 @@ def finished_result(config: TrainConfig) -> dict[str, Any] | None:
     return result if result.get("steps") == config.steps else None
 
 
-def _trainer(config: TrainConfig, launch: LaunchConfig, launch_id: str) -> Any:
+def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -262,7 +257,7 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, launch_id: str) -> Any:
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         run_config=RunConfig(
-            name=f"{config.name}-{launch_id}",
+            name=f"{config.name}-{name}",
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=launch.max_failures),
         ),
@@ -287,15 +282,25 @@ def _passing_on_sigterm(stop_file: Path) -> Iterator[None]:
         stop_file.unlink(missing_ok=True)
 
 
-def _fit(trainer: Any, folder: Path, launch_id: str) -> None:
-    from ray.train import TrainingFailedError
+def _fit(config: TrainConfig, launch: LaunchConfig, launch_id: str) -> None:
+    """Train to the end. Ray restarts workers that fail; where Ray's own controller does (a node
+    that comes back while a group is built is enough), a new one goes on from the checkpoint."""
+    from ray.train import ControllerError, TrainingFailedError
 
+    folder = Path(config.output).absolute()
     stop_file = _stop_file(folder, launch_id)
     with _passing_on_sigterm(stop_file), _giving_back_sigint():
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _explain(folder, launch_id, error) from error
+        for attempt in range(launch.max_failures + 1):
+            trainer = _trainer(config, launch, f"{launch_id}-{attempt}", launch_id)
+            take_over_reservation(folder, trainer)
+            try:
+                trainer.fit()
+                break
+            except TrainingFailedError as error:
+                final = attempt == launch.max_failures or stop_file.exists()
+                if final or not isinstance(error, ControllerError):
+                    raise explain(folder, launch_id, error) from error
+                logger.warning("Ray's controller failed, starting again: %s", error)
         if stop_file.exists():
             from ifsq_train.checkpoint import list_steps
 
@@ -314,35 +319,6 @@ def _giving_back_sigint() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _explain(folder: Path, launch_id: str, error: Exception) -> Exception:
-    """What the user sees last: the error of the rank that failed first."""
-    failure = FailureLog(folder, launch_id).last()
-    if failure is not None and failure.user_error:
-        return UserError(failure.message)
-    dead = killed_ranks(error)
-    if dead and (failure is None or failure.rank not in dead):
-        # Its neighbours record that the connection closed; the cause left no word.
-        names = ", ".join(map(str, dead))
-        return TrainingFailed(
-            f"the process of rank {names} died without an error of its own: killed from outside,"
-            " out of memory, or its node is gone; the node's system log says which"
-        )
-    if failure is None:
-        return TrainingFailed(f"training failed: {error}")
-    return TrainingFailed(
-        f"{failure.detail.rstrip()}\nrank {failure.rank} failed first: {failure.message}"
-    )
-
-
-def killed_ranks(error: Exception) -> list[int]:
-    """Ranks whose process ended without raising anything, as Ray saw it."""
-    from ray.exceptions import RayActorError
-
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    causes = {rank: getattr(e, "health_check_failure", e) for rank, e in failures.items()}
-    return sorted(rank for rank, cause in causes.items() if isinstance(cause, RayActorError))
 
 
 def _worker(settings: dict[str, Any]) -> None:

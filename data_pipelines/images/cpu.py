@@ -23,6 +23,7 @@ from data_pipelines.images.pixels import (
     sniff_format,
 )
 from data_pipelines.images.workers import default_threads
+from data_pipelines.memory import RecycledTensors, Scratch
 from data_pipelines.views import ViewGeometry
 
 _KEPT_RESOLUTION = 2
@@ -48,41 +49,53 @@ class CpuDecoder:
         self.image_size = image_size
         self.device = torch.device(device)
         self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads or default_threads(), "decode")
+        self._threads = threads or default_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "decode")
+        self._scratch, self._batches = Scratch(), RecycledTensors()
 
     def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
         """As ImageDecoder.decode."""
         assert geometry.image_size == self.image_size
         assert len(encoded) == len(geometry)
-        size = self.image_size
-        # Page-locked for a GPU, so that the copy runs beside computing; torch reuses the memory.
-        pinned = self.device.type == "cuda"
-        images = torch.zeros(len(encoded), 3, size, size, dtype=torch.uint8, pin_memory=pinned)
+        images = self._empty(len(encoded))
 
-        def fill(position: int) -> str | None:
-            try:
-                images[position] = self._decode_one(encoded[position], geometry, position)
-            except BadImage as error:
-                return str(error)
-            return None
+        positions = iter(range(len(encoded)))
+        failures: list[tuple[int, str]] = []
 
-        reasons = self._pool.map(fill, range(len(encoded)))
-        failures = [(at, reason) for at, reason in enumerate(reasons) if reason is not None]
-        return DecodedBatch(images.to(self.device, non_blocking=True), failures)
+        def fill() -> None:
+            # All threads share the iterator: one task for each thread, not for each image.
+            for position in positions:
+                try:
+                    images[position] = self._decode_one(encoded[position], geometry, position)
+                except BadImage as error:
+                    images[position] = 0
+                    failures.append((position, str(error)))
+
+        threads = min(self._threads, len(encoded))
+        for task in [self._pool.submit(fill) for _ in range(threads)]:
+            task.result()
+        return DecodedBatch(images.to(self.device, non_blocking=True), sorted(failures))
 
     def close(self) -> None:
         self._pool.shutdown()
+
+    def _empty(self, count: int) -> torch.Tensor:
+        shape = (count, 3, self.image_size, self.image_size)
+        if self.device.type != "cuda":
+            return self._batches.empty(shape, torch.uint8)
+        # Page-locked, so that the copy runs beside computing; torch reuses the memory.
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
     def _decode_one(self, data: Encoded, geometry: ViewGeometry, at: int) -> torch.Tensor:
         denominator = _denominator(geometry, at)
         crop = None
         if denominator > 1 and sniff_format(data) == "jpeg":
-            scaled = decode_jpeg_scaled(data, denominator)
+            scaled = decode_jpeg_scaled(data, denominator, self._scratch)
             if scaled is not None:
                 _check_size(scaled, geometry, at, denominator)
                 crop = _resize_box(scaled, geometry, at, denominator)
         if crop is None:
-            pixels = decode_rgb(data, self._max_pixels)
+            pixels = decode_rgb(data, self._max_pixels, self._scratch)
             _check_size(pixels, geometry, at, 1)
             crop = _resize_and_crop(pixels, geometry, at)
         return crop.flip(-1) if geometry.flips[at] else crop

@@ -13,10 +13,12 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.pixels import MAX_PIXELS
+from data_pipelines.memory import RecycledTensors
 from data_pipelines.views import ViewGeometry
 
 DecoderKind = Literal["auto", "cpu", "dali"]
 Encoded: TypeAlias = bytes | memoryview
+_UNIT_RANGE = RecycledTensors()
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,14 @@ class ImageDecoder(Protocol):
 
 
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
+    """uint8 [B, ...] in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1, on the same device."""
+    if images.device.type != "cpu" or images.dim() < 2:
+        return images.to(torch.float32).div_(127.5).sub_(1.0)
+    converted = _UNIT_RANGE.empty(tuple(images.shape), torch.float32)
+    # One image after the other stays in the cache between the two steps.
+    for image, target in zip(images, converted, strict=True):
+        torch.div(image, 127.5, out=target).sub_(1.0)
+    return converted
 
 
 def open_decoder(

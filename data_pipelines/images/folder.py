@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.classes import ClassMap, class_map_of
 from data_pipelines.images.pixels import ALLOWED_EXTENSIONS
 from data_pipelines.images.shards import PackItem
+from data_pipelines.local_storage import raise_unless_missing
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def list_images(
     with other extensions are passed over.
 
     Raises:
-        UserError: no such folder, no images, images both directly in it and in class folders, or
-            a class folder that the map does not have.
+        UserError: no such folder, no images, images both directly in it and in class folders, a
+            class folder that the map does not have, or a name that is not UTF-8.
     """
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
@@ -99,10 +101,31 @@ def _keys(relatives: Sequence[str]) -> list[str]:
 
 def _walk(source: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every image."""
-    for parent, folders, names in os.walk(source):
+    for parent, folders, names in os.walk(source, onerror=raise_unless_missing):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             extension = name.rpartition(".")[2].lower()
             if not name.startswith(".") and extension in ALLOWED_EXTENSIONS and "." in name:
                 path = Path(parent) / name
-                yield path.relative_to(source).as_posix(), path.stat().st_size
+                size = _size(path)
+                if size is not None:
+                    yield _checked_name(path.relative_to(source).as_posix()), size
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None for pipes, sockets and devices, which would be waited for forever."""
+    try:
+        facts = path.stat()
+    except OSError:
+        # A link to nothing is met again, and named as bad, when it is to be read.
+        return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else None
+
+
+def _checked_name(relative: str) -> str:
+    """Names are recorded as text; a file system may hold any bytes."""
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {relative!r} is not UTF-8; rename it") from None
+    return relative

@@ -1,8 +1,10 @@
 """Manifest and indices for WebDataset tars that exist already; the tars are never touched.
 
 Every image is decoded once, so that training meets no surprise; `validate=False` reads headers
-only. Labels come from a `.cls` member (an integer), from the field `label` or `cls` of a `.json`
-member, or from a `.txt` member, in this order; names instead of integers become classes.
+only. A sample's image is its one member that ends in `.jpg`, `.jpeg`, `.png` or `.webp`, such as
+`key.jpg` or `key.input.jpg`. Labels come from a `.cls` member (an integer, -1 for none), from the
+field `label` or `cls` of a `.json` member, or from a `.txt` member, in this order; names instead of
+integers become classes.
 
 An interrupted run continues: an index that was finished and whose tar still has the recorded hash
 is kept.
@@ -48,8 +50,10 @@ from data_pipelines.storage import LocalStorage, Storage, as_local_file, open_st
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MAX_CLASS_NAMES = 100_000
+MAX_CLASSES = 1_000_000
+_MAX_DIGITS = 20
 _LABEL_EXTENSIONS = ("cls", "json", "txt")
 
 
@@ -81,9 +85,7 @@ def index_tars(
     """
     source = open_storage(source_url)
     target = source if target_url is None else open_storage(target_url)
-    names = [path for path in source.list() if path.endswith(".tar")]
-    if not names:
-        raise UserError(f"{source.url} holds no .tar files; give the folder the shards are in")
+    names = _tar_names(source)
     if target.exists(MANIFEST_JSON):
         return _existing(source, target, names)
     if class_map is None:
@@ -102,6 +104,9 @@ def index_tars(
     finally:
         _write_quarantine(target, results)
     results.sort(key=lambda result: result.entry.name)
+    if not any(result.entry.num_samples for result in results):
+        reason = next((f": {bad.key}: {bad.reason}" for r in results for bad in r.bad), "")
+        raise UserError(f"the tars of {source.url} hold no usable image{reason}")
     recorded = list(class_map.names)
     if not recorded:
         top = max(result.largest_label for result in results)
@@ -111,6 +116,17 @@ def index_tars(
     shards = [result.entry for result in results]
     publish_manifest(target, shards, classes=recorded, shards_url=shards_url, extra=extra)
     return ShardManifest.open(target)
+
+
+def _tar_names(source: Storage) -> list[str]:
+    folder = source.local_path("")
+    if folder is not None and not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{source.url} {what}; give the folder the .tar files are in")
+    names = [path for path in source.list() if path.endswith(".tar")]
+    if not names:
+        raise UserError(f"{source.url} holds no .tar files; give the folder the shards are in")
+    return names
 
 
 @dataclass(frozen=True)
@@ -196,9 +212,13 @@ def _read_rows(
 
 def _read_row(path: Path, sample: TarSample, options: IndexOptions) -> IndexRow | str:
     """The sample's row, or why it has none."""
-    images = [member for ext, member in sample.members.items() if ext in ALLOWED_EXTENSIONS]
+    images = [m for extension in ALLOWED_EXTENSIONS for m in sample.ending_in(extension)]
     if len(images) != 1:
-        return f"{len(images)} image members, expected one of {', '.join(ALLOWED_EXTENSIONS)}"
+        found = ", ".join(sorted(sample.members)) or "nothing"
+        allowed = ", ".join(ALLOWED_EXTENSIONS)
+        return f"{len(images)} image members in {found}, expected one of {allowed}"
+    if sample.repeated:
+        return f"member .{sample.repeated[0]} comes more than once"
     storage, (image,) = LocalStorage(path.parent), images
     data = storage.read_range(path.name, image.offset, image.size)
     check = validate_image if options.validate else read_facts
@@ -218,9 +238,16 @@ def _label_number(classes: ClassMap, text: str | None) -> int:
         return -1
     if text in classes.numbers:
         return classes.numbers[text]
-    if text.isdigit():
-        return int(text)
-    raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
+    if not _is_integer(text):
+        raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
+    number = int(text)
+    if not -1 <= number < MAX_CLASSES:
+        raise BadImage(f"label {number} is outside -1 (none) to {MAX_CLASSES - 1}")
+    return number
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and text.isascii() and len(text) < _MAX_DIGITS
 
 
 def _write_quarantine(target: Storage, results: Sequence[TarIndexed]) -> None:
@@ -260,7 +287,7 @@ def _find_classes(source: Storage, names: Sequence[str]) -> list[str]:
                     text = _label_text(path, sample)
                 except BadImage:
                     continue  # met again, and counted, when the sample is indexed
-                if text is not None and not text.isdigit():
+                if text is not None and not _is_integer(text):
                     found.add(text)
                 elif not found:
                     # One look at the first sample decides; mixed labels surface as bad samples.
@@ -275,9 +302,10 @@ def _find_classes(source: Storage, names: Sequence[str]) -> list[str]:
 
 def _label_text(path: Path, sample: TarSample) -> str | None:
     for extension in _LABEL_EXTENSIONS:
-        member = sample.members.get(extension)
-        if member is None:
+        members = sample.ending_in(extension)
+        if len(members) != 1:
             continue
+        (member,) = members
         data = LocalStorage(path.parent).read_range(path.name, member.offset, member.size)
         try:
             text = data.decode().strip()

@@ -31,6 +31,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipelines.memory import Scratch
+
 MAX_PIXELS = 1 << 26
 """Default limit of height times width, 67 million: 201 MB of RGB."""
 
@@ -85,14 +87,21 @@ def read_facts(data: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> ImageF
     return ImageFacts(height, width, image_format)
 
 
-def decode_rgb(data: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """All pixels, uint8 [H, W, 3]. Raises BadImage (see the table above)."""
+def decode_rgb(
+    data: bytes | memoryview, max_pixels: int = MAX_PIXELS, scratch: Scratch | None = None
+) -> NDArray[np.uint8]:
+    """All pixels, uint8 [H, W, 3]; of `scratch`, if it is given, or new.
+
+    Raises:
+        BadImage: see the table above.
+    """
     if sniff_format(data) == "jpeg":
         height, width, colorspace = _jpeg_header(data)
         _check_pixels(height, width, max_pixels)
         if colorspace not in ("CMYK", "YCCK"):
             try:
-                return simplejpeg.decode_jpeg(data, "RGB")
+                memory = scratch.take(height * width * 3) if scratch else None
+                return simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
             except ValueError:
                 # Raised for harmless warnings too (stray bytes before a marker); Pillow tells
                 # those from truncated images.
@@ -100,20 +109,24 @@ def decode_rgb(data: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> NDArra
     return _decode_pillow(data, max_pixels)
 
 
-def decode_jpeg_scaled(data: bytes | memoryview, denominator: int) -> NDArray[np.uint8] | None:
+def decode_jpeg_scaled(
+    data: bytes | memoryview, denominator: int, scratch: Scratch | None = None
+) -> NDArray[np.uint8] | None:
     """A colour JPEG at 1/denominator (2, 4, 8) of its size, rounded up; None if it is another kind.
 
     One pixel stands for denominator x denominator source pixels exactly, also where the last row
-    or column covers less.
+    or column covers less. The pixels are of `scratch`, if it is given, or new.
     """
     height, width, colorspace = _jpeg_header(data)
     if colorspace in ("CMYK", "YCCK"):
         return None
     wanted = (-(-height // denominator), -(-width // denominator))
+    memory = scratch.take(wanted[0] * wanted[1] * 3) if scratch else None
     try:
         pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=denominator
-        )
+            data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=denominator,
+            buffer=memory,
+        )  # fmt: skip
     except ValueError:
         return None
     return pixels if pixels.shape[:2] == wanted else None

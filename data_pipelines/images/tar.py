@@ -3,7 +3,7 @@
 import hashlib
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipelines.errors import DataError
@@ -27,6 +27,14 @@ class TarSample:
     key: str
     members: dict[str, TarMember]
     """By extension, lower case: everything after that dot."""
+    repeated: list[str] = field(default_factory=list)
+    """Extensions that come more than once; `members` has the last."""
+
+    def ending_in(self, extension: str) -> list[TarMember]:
+        """Members called `.extension`, or else those called `.anything.extension`."""
+        if extension in self.members:
+            return [self.members[extension]]
+        return [m for name, m in self.members.items() if name.endswith(f".{extension}")]
 
 
 def scan_tar(path: Path, name: str) -> list[TarMember]:
@@ -72,6 +80,8 @@ def group_samples(members: list[TarMember]) -> Iterator[TarSample]:
             if current is not None:
                 yield current
             current = TarSample(key, {})
+        if extension in current.members:
+            current.repeated.append(extension)
         current.members[extension] = member
     if current is not None:
         yield current

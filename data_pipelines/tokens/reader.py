@@ -1,7 +1,6 @@
 """Token datasets by sample id."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,18 +16,12 @@ from data_pipelines.hashing import hash_u64, uniform_int
 from data_pipelines.lru import Lru
 from data_pipelines.storage import Storage, open_storage
 from data_pipelines.tokens.features import FEATURE_SCALES, FEATURES
-from data_pipelines.tokens.format import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    SHARD_FOLDER,
-    TOKENS_JSON,
-    TokenSpec,
-    table_name,
-)
+from data_pipelines.tokens.format import TokenSpec, table_name
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from data_pipelines.tokens.local_copy import default_cache_folder, local_copy
 from data_pipelines.tokens.shard import TokenShard, decode_shard
-from data_pipelines.tokens.writer import TokenRows, TokenShardEntry, read_job
+from data_pipelines.tokens.tokens_json import does_not_match, read_tokens_json
+from data_pipelines.tokens.writer import TokenRows, TokenShardEntry
 
 MAX_OPEN_SHARDS = 256
 _DOMAIN_CHOOSE_VIEW = 31
@@ -61,29 +54,6 @@ class TokenBatch:
     labels: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
     extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-
-def read_tokens_json(storage: Storage) -> dict[str, Any]:
-    """The facts of tokens.json.
-
-    Raises:
-        DataError: missing (says how far a precompute got), damaged, or of another format.
-    """
-    if not storage.exists(TOKENS_JSON):
-        raise DataError(_unfinished(storage))
-    try:
-        facts = json.loads(storage.read(TOKENS_JSON))
-        found = (facts["format"], facts["version"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{storage.url}/{TOKENS_JSON} is damaged; run the precompute again, it writes it anew"
-        ) from None
-    if found != (FORMAT_NAME, FORMAT_VERSION):
-        raise DataError(
-            f"{storage.url}/{TOKENS_JSON} has format {found}, expected "
-            f"{(FORMAT_NAME, FORMAT_VERSION)}; use the matching version or precompute again"
-        )
-    return facts
 
 
 class TokenDataset:
@@ -135,16 +105,16 @@ class TokenDataset:
         facts = read_tokens_json(storage)
         data = storage.read(table_name(len(facts["spec"].get("grown_from", ()))))
         if hashlib.sha256(data).hexdigest() != facts.get("table_sha256"):
-            raise _does_not_match(storage)
+            raise does_not_match(storage)
         try:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
             dataset = cls(storage, facts, table, cache_folder)
             counts = (facts["num_shards"], dataset.num_samples, dataset.num_rows)
         except (pa.ArrowInvalid, KeyError, TypeError):
-            raise _does_not_match(storage) from None
+            raise does_not_match(storage) from None
         rows = int(table.column("num_rows").to_numpy().sum())
         if counts != (table.num_rows, int(dataset.shard_sizes.sum()), rows):
-            raise _does_not_match(storage)
+            raise does_not_match(storage)
         fingerprint = dataset.spec.tokenizer_fingerprint
         if expected_fingerprint is not None and fingerprint != expected_fingerprint:
             raise UserError(
@@ -385,24 +355,3 @@ def _check_bounds(values: NDArray[np.int64], limit: int, what: str, url: str) ->
             f"{what} from {values.min()} to {values.max()} were asked of {url}, which has 0 to "
             f"{limit - 1}; use the plan made for this dataset"
         )
-
-
-def _does_not_match(storage: Storage) -> DataError:
-    return DataError(
-        f"{storage.url}: the shard table does not match {TOKENS_JSON}; run the precompute again, "
-        "it writes both anew"
-    )
-
-
-def _unfinished(storage: Storage) -> str:
-    spec = read_job(storage)
-    if spec is None:
-        return (
-            f"{storage.url} holds no token dataset ({TOKENS_JSON} is missing); check the path or "
-            "run ifsq precompute"
-        )
-    done = len(storage.list(SHARD_FOLDER))
-    return (
-        f"{storage.url} holds an unfinished token dataset ({done} of {spec.num_shards} shards, "
-        f"{TOKENS_JSON} is missing); run ifsq precompute again: it continues where it stopped"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAM = "weed"
+BUCKET = "tokens"
 _KEYS = (
     '{"identities": [{"name": "test", "actions": ["Admin", "Read", "Write", "List"],'
     ' "credentials": [{"accessKey": "key", "secretKey": "secret"}]}]}'
@@ -28,59 +30,27 @@ def is_installed() -> bool:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment variables of a client, with a bucket `tokens`, while the server runs."""
+    """The environment variables of a client, while a server keeps its objects in `folder`.
+
+    It takes objects already, and creates a bucket with its first one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "keys.json").write_text(_KEYS)
-    ports = _free_ports(["s3", "master", "volume", "filer"])
-    options = [f"-{name}.port={port}" for name, port in ports.items()]
-    options += [f"-dir={folder}", f"-s3.config={folder}/keys.json", "-volume.max=60"]
-    command = [PROGRAM, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *options]
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        ports = _free_ports(["s3", "master", "volume", "filer"])
+        server = subprocess.Popen(_command(folder, ports), stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for_port(ports["s3"], server)
-        environment = {
+        _wait_for_port(ports["s3"], server)
+        client = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
         }
-        _make_bucket(environment)
-        yield environment
+        _wait_for_object(client)
+        yield client
     finally:
         server.kill()
         server.wait()
-
-
-@contextmanager
-def flaky_proxy(script: Path, endpoint: str, mode: str) -> Iterator[str]:
-    """An endpoint before `endpoint` that fails as `mode` says (p503=..&ptrunc=..&pstall=..)."""
-    port = _free_ports(["proxy"])["proxy"]
-    proxy = subprocess.Popen([sys.executable, str(script), str(port), endpoint])
-    try:
-        wait_for_port(port, proxy)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/__mode?{mode}"):
-            yield f"http://127.0.0.1:{port}"
-    finally:
-        proxy.kill()
-        proxy.wait()
-
-
-def proxy_counts(endpoint: str) -> str:
-    """What the proxy has done since it was asked last, as its JSON."""
-    with urllib.request.urlopen(f"{endpoint}/__mode") as answer:
-        return answer.read().decode()
-
-
-def wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Until somebody listens; raises if the server ends before."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"{server.args} ended with {server.returncode}"
-        if not _is_free(port):
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"{server.args} did not start within 60 s")
 
 
 @contextmanager
@@ -98,19 +68,70 @@ def environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _make_bucket(client: dict[str, str]) -> None:
-    """The gateway answers a little before it can create a bucket."""
+class FlakyProxy:
+    """A running `flaky_proxy.py` at `address`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def set(self, *, p503: float = 0, ptrunc: float = 0, pstall: float = 0) -> dict[str, int]:
+        """Change the faults, fractions of all requests; returns what there was since the last."""
+        url = f"{self.address}/__mode?p503={p503}&ptrunc={ptrunc}&pstall={pstall}"
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)
+
+
+@contextmanager
+def flaky_proxy(script: Path, client: dict[str, str]) -> Iterator[FlakyProxy]:
+    """The proxy before the server of `client`; s3:// URLs go through it for the time of a block."""
+    port = _free_ports(["proxy"])["proxy"]
+    proxy = subprocess.Popen([sys.executable, str(script), str(port), client["AWS_ENDPOINT_URL"]])
+    try:
+        _wait_for_port(port, proxy)
+        address = f"http://127.0.0.1:{port}"
+        with environment({**client, "AWS_ENDPOINT_URL": address}):
+            yield FlakyProxy(address)
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+    (folder / "keys.json").write_text(_KEYS)
+    options = [f"-{name}.port={port}" for name, port in ports.items()]
+    options += [f"-dir={folder}", f"-s3.config={folder}/keys.json", "-volume.max=60"]
+    # Newer versions open further ports, always the same ones, that two servers would fight for.
+    known = subprocess.run([PROGRAM, "server", "-h"], capture_output=True, text=True, check=False)
+    extra = ("s3.port.iceberg", "s3.port.lance")
+    options += [f"-{name}=0" for name in extra if name in known.stdout + known.stderr]
+    return [PROGRAM, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *options]
+
+
+def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until somebody listens; raises if the server ends before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"{server.args} ended with {server.returncode}"
+        if not _is_free(port):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{server.args} did not start within 60 s")
+
+
+def _wait_for_object(client: dict[str, str]) -> None:
+    """The gateway listens a little before it can create a bucket."""
     import obstore
     from obstore.exceptions import BaseError
 
     from data_pipelines.storage import ObjectStorage
 
     with environment(client):
-        store = ObjectStorage("s3://tokens")
+        store = ObjectStorage(f"s3://{BUCKET}")
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with contextlib.suppress(BaseError, OSError):
                 obstore.put(store._objects, "ready", b"1")
+                obstore.delete(store._objects, "ready")
                 return
             time.sleep(0.3)
     raise TimeoutError("the S3 server takes no objects")
@@ -123,7 +144,7 @@ def _is_free(port: int) -> bool:
 
 def _free_ports(names: list[str]) -> dict[str, int]:
     """A port per name; the server also takes the port 10000 above each for gRPC."""
-    first = 12_000 + os.getpid() % 9_000
+    first = 11_000 + os.getpid() % 9_000
     while not all(_is_free(first + i) and _is_free(first + i + 10_000) for i in range(len(names))):
         first += len(names)
     return {name: first + i for i, name in enumerate(names)}

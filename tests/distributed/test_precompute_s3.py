@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from precompute_parts import make_parts
-from s3_server import environment, flaky_proxy, is_installed, proxy_counts, s3_server
+from s3_server import environment, flaky_proxy, is_installed, s3_server
 
 from data_pipelines.storage import open_storage
 from ifsq_train.config import PrecomputeConfig
@@ -87,11 +86,10 @@ def test_storage_that_fails_and_cuts_and_stalls(
     shared_dir: Path, client: dict[str, str], job: dict[str, Any], undisturbed: dict[str, bytes]
 ) -> None:
     tool = shared_dir / "tools" / "flaky_proxy.py"
-    mode = "p503=0.1&ptrunc=0.05&pstall=0.005"
-    with flaky_proxy(tool, client["AWS_ENDPOINT_URL"], mode) as flaky:
-        with environment({"AWS_ENDPOINT_URL": flaky}):
-            run = start(job, "s3://tokens/flaky")
-            output, _ = run.communicate(timeout=300)
-            assert run.returncode == 0, output
-        assert json.loads(proxy_counts(flaky))["e503"] > 0, "the proxy did nothing"
+    with flaky_proxy(tool, client) as proxy:
+        proxy.set(p503=0.1, ptrunc=0.05, pstall=0.005)
+        run = start(job, "s3://tokens/flaky")
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, output
+        assert proxy.set()["e503"] > 0, "the proxy did nothing"
     assert published("s3://tokens/flaky") == undisturbed

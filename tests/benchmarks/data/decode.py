@@ -1,23 +1,26 @@
-"""Decoded 256 px ADM-aligned batches per CPU-second: our backends beside the released code's path.
+"""Decoded 256 px ADM-aligned batches: our backends beside the released code's path.
 
     python tests/benchmarks/data/decode.py FOLDER [--repeats N] [--count N]
 
-FOLDER is a folder of images. Prints images per CPU-second (user and system time of the process),
-the mean absolute difference to the released code's centre crop in grey levels (all images, and
-those it does not halve first), what the pipeline around the decoder costs, and the share of the
-index arithmetic (order and crops).
+FOLDER is a folder of images. Prints images per CPU-second (user and system time of the process,
+one thread), images per second with a thread for every CPU, the mean absolute difference to the
+released code's centre crop in grey levels (all images, and those it does not halve first), what
+the pipeline around the decoder costs, and the share of the index arithmetic (order and crops).
+Batches are dropped as soon as they are made, as a training loop does.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,11 +32,16 @@ from data_pipelines.images.decode import open_decoder, to_unit_range
 from data_pipelines.images.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.images.source import ImageSource
+from data_pipelines.images.workers import default_threads
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.plan import SamplePlan
+from data_pipelines.prefetch import Prefetcher
 from data_pipelines.views import AdmCenterView, view_geometry
 
 SIZE, BATCH = 256, 64
+Run: TypeAlias = Callable[[int], Iterator[Any]]
+"""Makes all batches with so many threads."""
+REFERENCE, ARITHMETIC = "Pillow ADM (released code)", "order and crops alone, x10"
 
 
 def adm_center(data: bytes | memoryview) -> np.ndarray:
@@ -48,11 +56,20 @@ def adm_center(data: bytes | memoryview) -> np.ndarray:
     return pixels[top : top + SIZE, left : left + SIZE].transpose(2, 0, 1)
 
 
-def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU time of all threads of this process while the function runs, and its result."""
+def cpu_seconds(run: Run) -> float:
+    """CPU time of this process while it makes all batches with one thread."""
     began = time.process_time()
-    result = function()
-    return time.process_time() - began, result
+    for _ in run(1):
+        pass
+    return time.process_time() - began
+
+
+def wall_seconds(run: Run) -> float:
+    """Time by the clock while it makes all batches with a thread for every CPU."""
+    began = time.perf_counter()
+    for _ in run(default_threads()):
+        pass
+    return time.perf_counter() - began
 
 
 class Bench:
@@ -73,33 +90,37 @@ class Bench:
             heights=batch.heights, widths=batch.widths,
         )  # fmt: skip
 
-    def pillow(self) -> list[np.ndarray]:
-        return [np.stack([adm_center(d) for d in self.reader.read(i).data]) for i in self.batches]
+    def pillow(self, threads: int) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(threads) as pool:
+            for ids in self.batches:
+                yield np.stack(list(pool.map(adm_center, self.reader.read(ids).data)))
 
-    def decoder(self, kind: Any) -> list[np.ndarray]:
-        decoder = open_decoder(kind, SIZE, threads=1)
-        prepared = [self.geometry(ids) for ids in self.batches]
-        images = [decoder.decode(b.data, g).images.numpy() for b, g in prepared]
+    def decoder(self, kind: Any, threads: int) -> Iterator[np.ndarray]:
+        decoder = open_decoder(kind, SIZE, threads=threads)
+        for ids in self.batches:
+            batch, geometry = self.geometry(ids)
+            yield decoder.decode(batch.data, geometry).images.numpy()
         decoder.close()
-        return images
 
-    def pipeline(self, kind: Any) -> None:
-        """Order, reading, checksums, crops and decoding: everything up to 8-bit pixels."""
-        decoder = open_decoder(kind, SIZE, threads=1)
+    def pipeline(self, kind: Any, threads: int, *, to_float: bool) -> Iterator[Any]:
+        """Order, reading, checksums, crops and decoding, made ahead; pixels or [-1, 1]."""
+        decoder = open_decoder(kind, SIZE, threads=threads)
         source = ImageSource(self.manifest, self.spec, decoder, ErrorBudget(0), seed=0)
         plan = SamplePlan(self.manifest.digest, self.manifest.shard_sizes, BATCH, 0)
-        requests = range(len(self.batches))
-        for step in requests:
-            source.pixels(plan.batch_ids(step))
+        make = source.batch if to_float else source.pixels
+        with Prefetcher(
+            lambda step: make(plan.batch_ids(step)), range(len(self.batches)), 2, threads
+        ) as batches:
+            yield from batches
         source.close()
 
-    def conversion(self) -> None:
+    def conversion(self, _threads: int) -> Iterator[torch.Tensor]:
         """8-bit pixels to [-1, 1], which a GPU does for itself."""
         pixels = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
         for _ in self.batches:
-            to_unit_range(pixels)
+            yield to_unit_range(pixels)
 
-    def arithmetic(self) -> None:
+    def arithmetic(self, _threads: int) -> Iterator[None]:
         """Order and crops alone, ten times over."""
         plan = SamplePlan(self.manifest.digest, self.manifest.shard_sizes, BATCH, 0)
         sizes = np.full(BATCH, 400)
@@ -110,12 +131,13 @@ class Bench:
                     self.spec, seed=0, epoch=0, sample_ids=ids, views=np.zeros_like(ids),
                     heights=sizes, widths=sizes,
                 )  # fmt: skip
+                yield None
 
 
-def differences(bench: Bench, images: list[np.ndarray], reference: list[np.ndarray]) -> str:
+def differences(bench: Bench, run: Run, reference: Sequence[np.ndarray]) -> str:
     """Mean absolute differences in grey levels: of all, and of images that are not halved."""
     found, small = [], []
-    for ids, ours, theirs in zip(bench.batches, images, reference, strict=True):
+    for ids, ours, theirs in zip(bench.batches, run(1), reference, strict=True):
         batch = bench.reader.read(ids)
         means = np.abs(ours.astype(np.int16) - theirs).mean(axis=(1, 2, 3))
         found.extend(means)
@@ -134,31 +156,57 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = pack_folder(options.folder, Path(scratch), max_bad_samples=100)
         bench = Bench(manifest, min(options.count, manifest.num_samples))
-        spent: dict[str, list[float]] = {}
-        images: dict[str, Any] = {}
-        for _ in range(options.repeats):
-            runs: dict[str, Callable[[], Any]] = {"Pillow ADM (released code)": bench.pillow}
-            for kind in kinds:
-                runs[f"{kind}, decoder"] = lambda kind=kind: bench.decoder(kind)
-                runs[f"{kind}, whole pipeline"] = lambda kind=kind: bench.pipeline(kind)
-            runs["conversion to [-1, 1] alone"] = bench.conversion
-            runs["order and crops alone, x10"] = bench.arithmetic
-            for name, run in runs.items():
-                seconds, images[name] = cpu_seconds(run)
-                spent.setdefault(name, []).append(seconds)
-        reference = images["Pillow ADM (released code)"]
-        baseline = statistics.median(spent["Pillow ADM (released code)"])
-        print("| | images per CPU-second | of Pillow ADM | difference | of those not halved |")
-        print("|---|---|---|---|---|")
-        for name, seconds in spent.items():
-            median = statistics.median(seconds)
-            if "x10" in name:
-                share = median / 10 / statistics.median(spent["cpu, decoder"])
-                print(f"\norder and crops: {share:.2%} of the time of decoding")
-                continue
-            apart = differences(bench, images[name], reference) if images[name] else " | "
-            rate = bench.num_images / median
-            print(f"| {name} | {rate:.0f} | {baseline / median:.2f} | {apart} |")
+        runs = runs_of(bench, kinds)
+        print_table(bench, runs, *measure(runs, options.repeats))
+
+
+def runs_of(bench: Bench, kinds: Sequence[str]) -> dict[str, Run]:
+    """What is measured, by name."""
+    runs: dict[str, Run] = {REFERENCE: bench.pillow}
+    for kind in kinds:
+        pipeline = functools.partial(bench.pipeline, kind)
+        runs[f"{kind}, decoder"] = functools.partial(bench.decoder, kind)
+        runs[f"{kind}, whole pipeline"] = functools.partial(pipeline, to_float=False)
+        runs[f"{kind}, whole pipeline, [-1, 1]"] = functools.partial(pipeline, to_float=True)
+    runs["conversion to [-1, 1] alone"] = bench.conversion
+    runs[ARITHMETIC] = bench.arithmetic
+    return runs
+
+
+def measure(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians of CPU time and of time by the clock."""
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            cpu[name].append(cpu_seconds(run))
+            wall[name].append(wall_seconds(run))
+    return (
+        {name: statistics.median(seconds) for name, seconds in cpu.items()},
+        {name: statistics.median(seconds) for name, seconds in wall.items()},
+    )
+
+
+def print_table(
+    bench: Bench, runs: dict[str, Run], cpu: dict[str, float], wall: dict[str, float]
+) -> None:
+    """The figures as Markdown."""
+    share = cpu.pop(ARITHMETIC) / 10 / cpu["cpu, decoder"]
+    reference = list(bench.pillow(1))
+    print(
+        "| | images per CPU-second | of Pillow ADM | images per second,"
+        f" {default_threads()} threads | of Pillow ADM | difference | of those not halved |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in cpu:
+        compared = name.endswith("decoder")
+        apart = differences(bench, runs[name], reference) if compared else " | "
+        columns = [
+            f"{bench.num_images / seconds[name]:.0f} | {seconds[REFERENCE] / seconds[name]:.2f}"
+            for seconds in (cpu, wall)
+        ]
+        print(f"| {name} | {' | '.join(columns)} | {apart} |")
+    print(f"\norder and crops: {share:.2%} of the time of decoding")
 
 
 if __name__ == "__main__":

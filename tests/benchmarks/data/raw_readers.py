@@ -1,21 +1,26 @@
 """Raw samples handed to the decoder per CPU-second: our reader beside its peers.
 
 Every reader runs in a process of its own, without worker processes, over the same images from the
-page cache, and touches every page of every sample. CPU time is user and system time of the process
-after its first hundred samples. Peers that cannot be imported are left out.
+page cache, opens them once, reads them several times over as a training does, and touches every
+page of every sample. CPU time is user and system time of the process after its first hundred
+samples, for the first pass (memory maps are populated by it) and for the later ones. Ray Data
+always works in other processes and ahead: for it the time of all of them counts, after one pass
+more. Peers that cannot be imported are left out.
 
     python tests/benchmarks/data/raw_readers.py FOLDER [--copies N] [--passes N] [--python PYTHON]
 
 FOLDER is a folder of class folders of images; `--copies` repeats it to have enough samples;
 `--python` names the interpreter of an environment that has the peers (webdataset, litdata,
-mosaicml-streaming, torch; DALI is looked for in this one).
+mosaicml-streaming, torch; DALI and Ray are looked for in this one).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -29,32 +34,39 @@ from typing import Any
 
 BATCH, WARM_UP, PAGE = 256, 100, 4096
 SHARD_BYTES = 64 << 20
+PASS_ENDS = None
+RAY_DATA = "Ray Data"
+HERE = ("ours", "DALI webdataset reader", RAY_DATA)
+"""Readers of this environment."""
 
 
-def read_ours(folder: Path) -> Iterator[Any]:
+def read_ours(folder: Path, passes: int) -> Iterator[Any]:
     from data_pipelines.images.reader import ImageReader
     from data_pipelines.manifest import ShardManifest
     from data_pipelines.plan import SamplePlan
 
     manifest = ShardManifest.open(folder / "packed")
-    plan, reader = (
-        SamplePlan(manifest.digest, manifest.shard_sizes, BATCH, 0),
-        ImageReader(manifest),
-    )
-    for step in range(plan.steps_per_epoch):
+    plan = SamplePlan(manifest.digest, manifest.shard_sizes, BATCH, 0)
+    reader = ImageReader(manifest)
+    for step in range(passes * plan.steps_per_epoch):
         yield from reader.read(plan.batch_ids(step)).data
+        if plan.epoch(step) != plan.epoch(step + 1):
+            yield PASS_ENDS
 
 
-def read_webdataset(folder: Path) -> Iterator[Any]:
+def read_webdataset(folder: Path, passes: int) -> Iterator[Any]:
     from webdataset.compat import WebDataset
 
     urls = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
     data: Any = WebDataset(urls, shardshuffle=len(urls), seed=0)
-    for sample in data.shuffle(1000):
-        yield sample.get("jpg") or sample.get("jpeg") or sample["png"]
+    shuffled = data.shuffle(1000)
+    for _ in range(passes):
+        for sample in shuffled:
+            yield sample.get("jpg") or sample.get("jpeg") or sample["png"]
+        yield PASS_ENDS
 
 
-def read_loose(folder: Path) -> Iterator[Any]:
+def read_loose(folder: Path, passes: int) -> Iterator[Any]:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
@@ -71,24 +83,31 @@ def read_loose(folder: Path) -> Iterator[Any]:
 
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(Files(), BATCH, shuffle=True, collate_fn=list, generator=generator)
-    for batch in loader:
-        yield from batch
+    for _ in range(passes):
+        for batch in loader:
+            yield from batch
+        yield PASS_ENDS
 
 
-def read_streaming(folder: Path) -> Iterator[Any]:
+def read_streaming(folder: Path, passes: int) -> Iterator[Any]:
     streaming: Any = importlib.import_module("streaming")
     data = streaming.StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
-    for sample in data:
-        yield sample["image"]
+    for _ in range(passes):
+        for sample in data:
+            yield sample["image"]
+        yield PASS_ENDS
 
 
-def read_litdata(folder: Path) -> Iterator[Any]:
+def read_litdata(folder: Path, passes: int) -> Iterator[Any]:
     litdata: Any = importlib.import_module("litdata")
-    for sample in litdata.StreamingDataset(str(folder / "litdata"), shuffle=True):
-        yield sample["image"]
+    data = litdata.StreamingDataset(str(folder / "litdata"), shuffle=True)
+    for _ in range(passes):
+        for sample in data:
+            yield sample["image"]
+        yield PASS_ENDS
 
 
-def read_dali(folder: Path) -> Iterator[Any]:
+def read_dali(folder: Path, passes: int) -> Iterator[Any]:
     from nvidia.dali import fn, pipeline_def
 
     paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
@@ -105,38 +124,72 @@ def read_dali(folder: Path) -> Iterator[Any]:
 
     running: Any = pipeline()
     running.build()
-    for _ in range(running.epoch_size("reader") // BATCH):
-        (images,) = running.run()
-        for at in range(len(images)):
-            yield memoryview(images.at(at))
+    for _ in range(passes):
+        for _ in range(running.epoch_size("reader") // BATCH):
+            (images,) = running.run()
+            for at in range(len(images)):
+                yield memoryview(images.at(at))
+        yield PASS_ENDS
 
 
-READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+def read_ray(folder: Path, passes: int) -> Iterator[Any]:
+    import ray
+    import ray.data
+
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    paths = sorted(str(path) for path in (folder / "packed").glob("*.tar"))
+    data = ray.data.read_webdataset(paths, decoder=None, shuffle="files")
+    for _ in range(passes):
+        for batch in data.iter_batches(batch_size=BATCH, local_shuffle_buffer_size=1000):
+            yield from batch["jpg"]
+        yield PASS_ENDS
+
+
+READERS: dict[str, Callable[[Path, int], Iterator[Any]]] = {
     "ours": read_ours,
     "webdataset": read_webdataset,
     "loose files, DataLoader": read_loose,
     "MosaicML Streaming": read_streaming,
     "litdata": read_litdata,
     "DALI webdataset reader": read_dali,
+    RAY_DATA: read_ray,
 }
 
 
-def measure(name: str, folder: Path, passes: int) -> dict[str, float]:
-    """Microseconds of CPU per sample, and of the time until the first one."""
-    began, count, num_bytes, checked = time.process_time(), 0, 0, 0
+def tree_seconds() -> float:
+    """User and system time of this process and of all below it that are alive."""
+    import psutil
+
+    spent = time.process_time()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return spent
+
+
+def measure(name: str, folder: Path, passes: int) -> dict[str, Any]:
+    """Microseconds of CPU per sample in every pass, and CPU seconds until the first sample."""
+    cpu_seconds = tree_seconds if name == RAY_DATA else time.process_time
+    count, timed, num_bytes, checked, per_pass = 0, 0, 0, 0, []
+    began = cpu_seconds()
     first = start = began
-    for _ in range(passes):
-        for data in READERS[name](folder):
-            count += 1
-            num_bytes += len(data)
-            checked += sum(memoryview(data).cast("B")[::PAGE])
-            if count == 1:
-                first = time.process_time() - began
-            if count == WARM_UP:
-                start = time.process_time()
-    spent = time.process_time() - start
+    for data in READERS[name](folder, passes + (name == RAY_DATA)):
+        if data is PASS_ENDS:
+            now = cpu_seconds()
+            per_pass.append((now - start) / timed * 1e6)
+            start, timed = now, 0
+            continue
+        count, timed = count + 1, timed + 1
+        num_bytes += len(data)
+        checked += sum(memoryview(data).cast("B")[::PAGE])
+        if count == 1:
+            first = cpu_seconds() - began
+        if count == WARM_UP:
+            start, timed = cpu_seconds(), 0
     return {
-        "us": spent / (count - WARM_UP) * 1e6,
+        "us": per_pass[-passes:],
         "samples": count,
         "bytes": num_bytes / count,
         "first_seconds": first,
@@ -198,11 +251,10 @@ def load_for_litdata(item: tuple[int, str]) -> dict[str, Any]:
 
 def compare(folder: Path, passes: int, repeats: int, python: str) -> None:
     """Every reader in turn, several times; medians."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in READERS}
     for _ in range(repeats):
         for name in READERS:
-            peer = name not in ("ours", "DALI webdataset reader")
-            command = [python if peer else sys.executable, __file__, "--measure", name]
+            command = [sys.executable if name in HERE else python, __file__, "--measure", name]
             done = subprocess.run(
                 [*command, "--passes", str(passes), str(folder)],
                 capture_output=True, text=True, check=False,
@@ -211,14 +263,26 @@ def compare(folder: Path, passes: int, repeats: int, python: str) -> None:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
             else:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-    medians = {n: statistics.median(r["us"] for r in runs) for n, runs in found.items() if runs}
-    ours = medians["ours"]
     print(f"\n{found['ours'][0]['bytes'] / 1000:.1f} KB a sample, {passes} passes, medians")
-    print("| reader | us CPU per sample | samples per CPU-second | of ours | first, CPU-s |")
-    print("|---|---|---|---|---|")
-    for name, us in sorted(medians.items(), key=lambda item: item[1]):
-        first = statistics.median(run["first_seconds"] for run in found[name])
-        print(f"| {name} | {us:.1f} | {1e6 / us:,.0f} | {us / ours:.2f} | {first:.2f} |")
+    print("| reader | first pass, us CPU per sample | of ours | later passes | of ours | all |")
+    print("|---|---|---|---|---|---|")
+    medians = {name: summary(runs) for name, runs in found.items() if runs}
+    ours = medians["ours"]
+    for name, figures in sorted(medians.items(), key=lambda item: item[1][2]):
+        ratios = [value / own for value, own in zip(figures, ours, strict=True)]
+        print(
+            f"| {name} | {figures[0]:.1f} | {ratios[0]:.2f} | {figures[1]:.1f} | {ratios[1]:.2f}"
+            f" | {ratios[2]:.2f} |"
+        )
+
+
+def summary(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Medians over the runs: first pass, mean of the later ones, mean of all."""
+    return (
+        statistics.median(run["us"][0] for run in runs),
+        statistics.median(statistics.fmean(run["us"][1:] or run["us"]) for run in runs),
+        statistics.median(statistics.fmean(run["us"]) for run in runs),
+    )
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ def measured(run: Run, what: str, size: int, began: float, step: int, known: int
         "what": what,
         "workers": size,
         "seconds_to_next_step": round(time.time() - began, 1),
-        "steps_repeated": max(0, step - start["first_step"] + 1),
+        "steps_repeated": max(0, step - start["first_step"]),
     }
     print(json.dumps(facts), flush=True)
 

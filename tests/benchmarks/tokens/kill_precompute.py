@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import subprocess
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
 from cifar import write_cifar
 from precompute_parts import write_tokenizer
 from ray_nodes import RayNodes, ray_nodes
-from s3_server import environment, flaky_proxy, proxy_counts, s3_server
+from s3_server import environment, flaky_proxy, s3_server
 
 from data_pipelines.storage import open_storage
 from ifsq_train.config import PrecomputeConfig
@@ -76,7 +75,9 @@ def parse() -> argparse.Namespace:
     options.add_argument("--kills", type=int, default=100)
     options.add_argument("--longest-pause", type=float, default=5.0, help="seconds, before a kill")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--mode", default="p503=0.1&ptrunc=0.05&pstall=0.005")
+    options.add_argument("--p503", type=float, default=0.1, help="fraction of answers, as below")
+    options.add_argument("--ptrunc", type=float, default=0.05)
+    options.add_argument("--pstall", type=float, default=0.005)
     return options.parse_args()
 
 
@@ -179,14 +180,11 @@ def run_twice_at_once(config: PrecomputeConfig) -> None:
 def run_through_proxy(
     config: PrecomputeConfig, client: dict[str, str], options: argparse.Namespace
 ) -> None:
-    endpoint = client["AWS_ENDPOINT_URL"]
-    with (
-        flaky_proxy(PROXY, endpoint, options.mode) as flaky,
-        environment({"AWS_ENDPOINT_URL": flaky}),
-    ):
+    with flaky_proxy(PROXY, client) as proxy:
+        proxy.set(p503=options.p503, ptrunc=options.ptrunc, pstall=options.pstall)
         driver = start_driver(config, "", 2)
         print(f"flaky storage: {driver.communicate()[0].strip()}")
-        print(f"flaky storage: {json.loads(proxy_counts(flaky))}", flush=True)
+        print(f"flaky storage: {proxy.set()}", flush=True)
         assert driver.returncode == 0
 
 

@@ -187,3 +187,40 @@ def test_members_of_a_key_belong_together(tmp_path):
     _write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3")])
     samples = list(group_samples(scan_tar(tmp_path / "x.tar", "x.tar")))
     assert [(s.key, sorted(s.members)) for s in samples] == [("a", ["cls", "jpg"]), ("b", ["jpg"])]
+
+
+def test_image_and_label_may_have_longer_extensions(tmp_path):
+    tars = tmp_path / "tars"
+    _write_tar(tars / "a.tar", [("x/y.z.jpg", _image(0)), ("x/y.z.cls", b"2")])
+    manifest = index_tars(tars)
+    (sample,) = _read(manifest)
+    assert (sample.key, sample.label, bytes(sample.data)) == ("x/y", 2, _image(0))
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("a.jpg", _image(1)), ("a.jpg", _image(2))], "member .jpg comes more than once"),
+        ([("a.x.jpg", _image(1)), ("a.y.jpg", _image(2))], "2 image members in x.jpg, y.jpg"),
+        ([("a.jpg", _image(1)), ("a.cls", b"99999999999999")], "outside -1 (none) to 999999"),
+        ([("a.jpg", _image(1)), ("a.cls", b"-7")], "label -7 is outside"),
+        ([("a.txt", b"hello")], "0 image members in txt"),
+    ],
+)
+def test_samples_that_mean_two_things_or_nothing_are_bad(tmp_path, members, reason):
+    tars = tmp_path / "tars"
+    _write_tar(tars / "a.tar", [("good.jpg", _image(0)), ("good.cls", b"-1"), *members])
+    manifest = index_tars(tars, max_bad_samples=1)
+    assert [(sample.key, sample.label) for sample in _read(manifest)] == [("good", -1)]
+    assert reason in (tars / "quarantine.jsonl").read_text()
+
+
+def test_tars_without_a_usable_image_make_no_dataset(tmp_path):
+    tars = tmp_path / "tars"
+    _write_tar(tars / "a.tar", [("readme.txt", b"hello")])
+    with pytest.raises(UserError, match="no usable image: readme: 0 image members in txt"):
+        index_tars(tars, max_bad_samples=1)
+    assert not (tars / "manifest.json").exists()
+    for missing in (tmp_path / "nothing", tars / "a.tar"):
+        with pytest.raises(UserError, match=r"give the folder the \.tar files are in"):
+            index_tars(missing)

@@ -1,12 +1,14 @@
 """Folders as storage: atomic writes, one winner, ranges checked."""
 
+import errno
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import DataError, UserError, as_user_error
+from data_pipelines.object_storage import QUICK_TIMEOUTS_SECONDS, Patience
 from data_pipelines.storage import LocalStorage, as_local_file, open_storage, scratch_file
 
 
@@ -86,3 +88,53 @@ def test_delete_is_idempotent(tmp_path):
     storage.delete("x")
     storage.delete("x")
     assert not storage.exists("x")
+
+
+def _patience_after(usual_seconds: float) -> Patience:
+    patience = Patience()
+    patience.usual_seconds = usual_seconds
+    return patience
+
+
+def test_first_tries_are_given_up_by_what_is_usual_on_the_link():
+    limits = [
+        None if (step := _patience_after(usual).step) is None else QUICK_TIMEOUTS_SECONDS[step]
+        for usual in (0.01, 0.05, 0.09, 0.2, 0.5)
+    ]
+    assert limits == [0.25, 0.25, 0.5, 1.0, None]
+    assert Patience().step == len(QUICK_TIMEOUTS_SECONDS) - 1
+
+
+def test_a_link_that_became_slow_is_noticed_and_faults_teach_nothing():
+    patience = Patience()
+    with patience.measured():
+        pass
+    quick = patience.usual_seconds
+    with pytest.raises(DataError), patience.measured():
+        raise DataError("fault")
+    assert patience.usual_seconds == quick
+    for _ in range(5):
+        with patience.measured():
+            time.sleep(0.05)
+    assert patience.usual_seconds is not None
+    assert 0.01 < patience.usual_seconds < 0.05
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    target = tmp_path / "shard.tar"
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        scratch_file(open_storage(tmp_path), "shard.tar"),
+        open("/dev/full", "wb", buffering=0) as disk,  # noqa: PTH123
+    ):
+        disk.write(b"1")
+    message = str(as_user_error(caught.value))
+    assert message == (
+        f"{target}: No space left on device; free some space, or choose another place, and run the"
+        " command again"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_the_program_are_not_called_the_user_s():
+    assert as_user_error(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from image_folders import write_photos
+from PIL import Image
 from pydantic import ValidationError
 
 from data_pipelines.images.budget import ErrorBudget
@@ -127,6 +128,9 @@ def test_one_in_fifty_damaged_files_is_left_out_when_packing(tmp_path):
     ]
     for path, damage in zip(damaged, damages, strict=True):
         path.write_bytes(damage(path.read_bytes()))
+    # A wrong extension alone is no damage: the content decides.
+    png = next(path for path in files if path not in damaged)
+    Image.open(png).save(png, "PNG")
     manifest = pack_folder(photos, tmp_path / "packed", shard_bytes=60_000)
     lines = (tmp_path / "packed" / "quarantine.jsonl").read_text().splitlines()
     named = {json.loads(line)["key"] for line in lines}
@@ -134,14 +138,14 @@ def test_one_in_fifty_damaged_files_is_left_out_when_packing(tmp_path):
     assert manifest.num_samples == 196
 
 
-def test_flipped_bits_in_a_dataset_are_named_and_harm_nobody_else(tmp_path):
+def test_one_in_fifty_damaged_samples_are_named_and_harm_nobody_else(tmp_path):
     photos = write_photos(tmp_path / "photos", 200)
     manifest = pack_folder(photos, tmp_path / "packed", shard_bytes=60_000)
     url = [manifest.storage.url]
     whole = _open(url)
     steps = range(whole.plan.steps_per_epoch)
     expected = [whole.load(step, 0, 1) for step in steps]
-    damaged = _flip_bits(tmp_path / "packed", manifest, random.Random(2), 4)
+    damaged = _damage(tmp_path / "packed", manifest, random.Random(2), 4)
     quarantine = tmp_path / "quarantine.jsonl"
     data = _open(url, budget=ErrorBudget(4, quarantine))
     for step in range(2 * len(steps)):
@@ -154,21 +158,30 @@ def test_flipped_bits_in_a_dataset_are_named_and_harm_nobody_else(tmp_path):
     assert named == damaged
 
 
-def _flip_bits(folder: Path, manifest: ShardManifest, rng: random.Random, count: int) -> set[int]:
-    """One bit of each of some samples, in the tars; their ids."""
+def _damage(folder: Path, manifest: ShardManifest, rng: random.Random, count: int) -> set[int]:
+    """Some samples in the tars: a bit flipped, the end lost, emptied, or a text; their ids."""
+
+    def flip(data: bytes) -> bytes:
+        at = rng.randrange(len(data))
+        return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+
+    kinds = [flip, lambda d: d[: len(d) // 2], lambda _: b"", lambda d: b"no image " * len(d)]
     ids = rng.sample(range(manifest.num_samples), count)
-    for sample_id in ids:
+    for number, sample_id in enumerate(ids):
         (shard,), (row,) = (found.tolist() for found in manifest.locate(np.array([sample_id])))
         path, rows = folder / manifest.shard(shard).name, manifest.rows(shard)
         data = bytearray(path.read_bytes())
-        data[int(rows.offset[row]) + rng.randrange(int(rows.size[row]))] ^= 1 << rng.randrange(8)
+        start, size = int(rows.offset[row]), int(rows.size[row])
+        kind = kinds[number % len(kinds)]
+        # The tar keeps its layout, as storage that lost a block does.
+        data[start : start + size] = kind(bytes(data[start : start + size]))[:size].ljust(
+            size, b"\0"
+        )
         path.write_bytes(data)
     return set(ids)
 
 
 def test_preview_is_one_picture_of_the_batch(datasets, tmp_path):
-    from PIL import Image
-
     config = dataset_config(datasets[0], "adm_center", 32, 9)
     output = tmp_path / "new" / "preview.png"
     assert preview_batch(config, 0, 2, 9, output) == 9
