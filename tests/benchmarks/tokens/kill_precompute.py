@@ -6,7 +6,7 @@ Images and tokens are in a real S3 server of this machine (`weed`, from seaweedf
 encoders on a Ray cluster of a head and three worker nodes. A kill is due at random numbers of
 finished shards, and at the latest some seconds after the one before; it hits what runs then, also
 what has only begun to start. A killed node and a killed driver are started again, as their
-operators would.
+operators would. What the drivers say goes to kill_precompute.log in the folder for temporary files.
 Afterwards the same job runs twice at the same time, and once through a proxy that answers 503,
 cuts and stalls. Every dataset must have the bytes of one made by one undisturbed process.
 """
@@ -121,7 +121,7 @@ def start_driver(config: PrecomputeConfig, address: str, actors: int) -> subproc
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, config.model_dump_json(), address, str(actors)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=(Path(tempfile.gettempdir()) / "kill_precompute.log").open("ab"),
         text=True,
     )
 

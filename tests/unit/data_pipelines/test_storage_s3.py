@@ -126,5 +126,24 @@ def test_packing_through_faults_gives_the_same_bytes(bucket, client, class_folde
     assert verify_dataset(f"{bucket}/through").ok
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(250)  # the long limit of one stalled body is 300 s
+def test_a_whole_object_is_read_in_seconds_though_bodies_stall(bucket, client, shared_dir):
+    """Also one of several ranges, an empty one, and one that does not exist."""
+    with flaky_proxy(shared_dir / "tools" / "flaky_proxy.py", client) as proxy:
+        storage = open_storage(f"{bucket}/objects")
+        contents = {"small": b"s" * 5000, "large": bytes(range(256)) * 140_000, "empty": b""}
+        for name, data in contents.items():
+            storage.write(name, data)
+        proxy.set(pstall=0.2, ptrunc=0.2)
+        for name, data in contents.items():
+            assert storage.read(name) == data
+        assert {storage.read("small") for _ in range(8)} == {contents["small"]}
+        faults = proxy.set(pstall=0.0, ptrunc=0.0)
+    assert faults["stall"] > 0
+    with pytest.raises(DataError, match="missing"):
+        storage.read("missing")
+
+
 def test_empty_bucket_holds_nothing(bucket):
     assert open_storage("s3://another-bucket/x").list() == []
