@@ -20,6 +20,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts import TrainedTokenizer, load_tokenizer
 from ifsq_train.config import EvaluateConfig
+from ifsq_train.config.evaluation import NEEDS, Metric
 from ifsq_train.context import InProcessContext, RunContext, TorchrunContext
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
@@ -40,6 +41,7 @@ from ifsq_train.evaluation.inception_statistics import (
 )
 from ifsq_train.evaluation.manifold import precision_recall
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter, round_to_8_bit
+from ifsq_train.evaluation.representation import PairedFeatures
 from ifsq_train.evaluation.result import (
     EvaluationResult,
     FeatureNetwork,
@@ -50,9 +52,23 @@ from ifsq_train.models.inception import FidInception, load_fid_inception
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.perceptual import Lpips, load_lpips
 from ifsq_train.models.quantizers.fsq import FSQ
+from ifsq_train.models.repa import DinoTeacher, load_dino
 
+_TEACHER_GRID = (16, 16)
 TOKENIZER_ENCODER, INCEPTION = "tokenizer-encoder", "inception-fid"
-_INCEPTION_METRICS = ("rfid", "rfid_8bit", "fid", "sfid", "inception_score", "precision", "recall")
+_SAMPLE_METRICS: tuple[Metric, ...] = ("fid", "sfid", "inception_score", "precision", "recall")
+_INCEPTION_METRICS = ("rfid", "rfid_8bit", *_SAMPLE_METRICS)
+_RECONSTRUCTION_METRICS: tuple[Metric, ...] = ("psnr", "ssim", "l1", "lpips", "code_use", "rfid")
+# Names in the result that do not begin with the name of their metric.
+_OTHER_NAMES: dict[str, Metric] = {
+    "code_entropy_bits": "code_use",
+    "perplexity": "code_use",
+    "used_codes": "code_use",
+    "codebook_size": "code_use",
+    "digit_entropy_bits": "code_use",
+    "dead_levels": "code_use",
+    "digit_histograms": "code_use",
+}
 
 OnBatch = Callable[[int, int], None]
 """Called after every batch with (images done, images in all)."""
@@ -77,10 +93,13 @@ def evaluate(
     """
     tools = Tools.open(config, context or _own_context())
     metrics: dict[str, Any] = {}
-    if tools.tokenizer is not None:
+    if tools.tokenizer is not None and config.wants(*_RECONSTRUCTION_METRICS):
         metrics |= measure_reconstructions(tools, on_batch)
-    if tools.samples is not None:
+    if tools.teacher is not None:
+        metrics |= measure_alignment(tools, tools.teacher)
+    if tools.samples is not None and config.wants("frechet_distance", *_SAMPLE_METRICS):
         metrics |= measure_samples(tools)
+    metrics = {name: value for name, value in metrics.items() if _is_wanted(config, name)}
     result = EvaluationResult(
         kind=_kind(config),
         metrics=metrics,
@@ -106,6 +125,7 @@ class Tools:
     tokenizer: TrainedTokenizer | None
     inception: FidInception | None
     lpips: Lpips | None
+    teacher: DinoTeacher | None = None
     # What of the data a reconstruction pass has counted already.
     real: InceptionStatistics | None = None
     real_pooled: GaussianStatistics | None = None
@@ -121,15 +141,18 @@ class Tools:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
         if tokenizer is not None:
             optimize_for_inference(tokenizer.network.to(device))
-        images = samples = inception = lpips = None
+        images = samples = inception = lpips = teacher = None
         if config.data is not None and config.view is not None:
             images = HeldOutImages(config.data, config.view, size)
         if config.samples is not None:
             samples = open_samples(config.samples, size)
         try:
-            if config.inception is not None:
+            if config.inception is not None and config.wants("rfid", *_SAMPLE_METRICS):
                 inception = load_fid_inception(_existing("inception", config.inception)).to(device)
-            if config.lpips:
+            if config.teacher is not None and config.wants("cknna"):
+                path = _existing("teacher", config.teacher)
+                teacher = load_dino(path, size=config.teacher_size, grid=_TEACHER_GRID).to(device)
+            if config.lpips and config.wants("lpips"):
                 files = [_existing("lpips", path) for path in config.lpips]
                 lpips = load_lpips(
                     *files,
@@ -138,7 +161,7 @@ class Tools:
                 ).to(device)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return cls(config, context, images, samples, tokenizer, inception, lpips)
+        return cls(config, context, images, samples, tokenizer, inception, lpips, teacher)
 
     def new_statistics(self) -> InceptionStatistics:
         """Empty, keeping as many features as precision and recall want."""
@@ -203,14 +226,45 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
     return metrics
 
 
+def _is_wanted(config: EvaluateConfig, name: str) -> bool:
+    """Whether a number of the result belongs to a metric that is asked for; counts always do."""
+    metric = _OTHER_NAMES.get(name, name)
+    known: list[Metric] = [one for one in NEEDS if metric == one or metric.startswith(f"{one}_")]
+    return not known or config.wants(*known)
+
+
+@torch.no_grad()
+def measure_alignment(tools: Tools, teacher: DinoTeacher) -> dict[str, Any]:
+    """CKNNA of the tokenizer encoder's features with the teacher's, both averaged over positions.
+
+    Raises:
+        UserError: fewer images than the neighbours asked for need.
+    """
+    assert tools.tokenizer is not None
+    assert tools.images is not None
+    encoder, features = tools.tokenizer.network.encoder, PairedFeatures(tools.config.cknna_images)
+    for images in tools.images.batches(tools.context):
+        if features.num_images >= tools.config.cknna_images:
+            break
+        mine = encoder(channels_last(images)).float().flatten(2).mean(2)
+        features.add(mine, teacher(images).float().mean(1))
+    features = over_ranks(features)
+    try:
+        value = features.cknna(tools.config.cknna_neighbors)
+    except ValueError as error:
+        raise UserError(f"cknna: {error}; give the evaluation more images") from error
+    return {"cknna": value, "num_cknna_images": features.num_images}
+
+
 def measure_samples(tools: Tools) -> dict[str, Any]:
     """Samples against data in the tokenizer encoder's features, and by Inception's measures."""
     assert tools.samples is not None
     metrics: dict[str, Any] = {"num_generated": tools.samples.num_samples}
-    if tools.tokenizer is not None and tools.images is not None:
+    wanted = tools.config.wants("frechet_distance")
+    if wanted and tools.tokenizer is not None and tools.images is not None:
         real, fake = (encoder_moments(tools, part) for part in (tools.images, tools.samples))
         metrics["frechet_distance"] = frechet_distance(real, fake)
-    if tools.inception is not None:
+    if tools.inception is not None and tools.config.wants(*_SAMPLE_METRICS):
         metrics |= measure_samples_by_inception(tools, tools.inception)
     return metrics
 
@@ -298,6 +352,8 @@ def _preprocessing(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
     if tools.inception is not None:
         found |= {"inception_resize": "bilinear 299, no antialias", "precision": "fp32"}
         found |= {"neighbors": config.neighbors, "manifold_images": config.manifold_images}
+    if tools.teacher is not None:
+        found |= {"teacher_grid": list(_TEACHER_GRID), "cknna_neighbors": config.cknna_neighbors}
     return found
 
 
@@ -318,6 +374,9 @@ def _networks(tools: Tools, metrics: dict[str, Any]) -> dict[str, FeatureNetwork
     if tools.inception is not None:
         network = FeatureNetwork(INCEPTION, network_digest(tools.inception, {"name": INCEPTION}))
         found |= {name: network for name in _INCEPTION_METRICS if name in metrics}
+    if tools.teacher is not None:
+        name = f"dinov2-{tools.config.teacher_size}"
+        found["cknna"] = FeatureNetwork(name, network_digest(tools.teacher, {"name": name}))
     if tools.lpips is not None:
         name = f"lpips-{tools.config.lpips_backbone}"
         network = FeatureNetwork(name, network_digest(tools.lpips, {"name": name}))

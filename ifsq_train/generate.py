@@ -30,6 +30,7 @@ from ifsq_train.config import SampleConfig
 from ifsq_train.context import default_device
 from ifsq_train.flow_sampling import FlowSamplingConfig, sample_latents
 from ifsq_train.models.dit import DiT
+from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.precompute_run import WorkItem
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sample_files import read_images
@@ -118,8 +119,8 @@ class Sampler:
         self._config, self._device = config, device
         self._tokenizer, self._generator = open_pair(config)
         self.spec = _spec(config, self._tokenizer, self._generator, device)
-        self._tokenizer.network.to(device)
-        self._generator.network.to(device)
+        for network in (self._tokenizer.network, self._generator.network):
+            optimize_for_inference(network.to(device))
         if config.precision == "bf16" and not isinstance(self._generator.network, DiT):
             # Autocast would convert every weight again for each of the tokens.
             for parameter in self._generator.network.parameters():
@@ -152,7 +153,7 @@ class Sampler:
                 )
                 indices = tokens.reshape(len(tokens), *generator.grid, -1)
                 latents = network.quantize.indices_to_latents(indices)
-            return network.decode(latents).float()
+            return network.decode(channels_last(latents)).float()
 
 
 def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]:

@@ -101,9 +101,8 @@ def sample_tokens(
                 cache.keep_first(len(seeds))
         stream = trunk.step(x, position)
         for group in range(groups):
-            logits, head_caches = model.head_step(stream, head_caches, group)
-            logits = logits.float()  # guidance amplifies what bf16 rounds away
-            logits = _guide(logits, config, position) if guided else logits
+            hidden = model.head_hidden(stream, head_caches, group)
+            logits = _logits(model, hidden, group, config, position if guided else None)
             if on_logits is not None:
                 on_logits(position, group, logits)
             chosen = _draw(logits, draws[:, position, group], config)
@@ -148,8 +147,23 @@ def _repeat(x: Tensor, guided: bool) -> Tensor:
     return torch.cat([x, x]) if guided else x
 
 
-def _guide(logits: Tensor, config: SamplingConfig, position: int) -> Tensor:
-    conditional, unconditional = logits.chunk(2)
+def _logits(
+    model: LlamaGen, hidden: Tensor, group: int, config: SamplingConfig, guided_at: int | None
+) -> Tensor:
+    """Guided logits fp32 [B, V_g] at a position; without guidance where that is None.
+
+    Guidance is linear, and so is the output layer: guided before it, half as many rows pass it.
+    """
+    if guided_at is None:
+        return model.head_logits(hidden, group).float()
+    if plain_paths():
+        return _guide(model.head_logits(hidden, group), config, guided_at)
+    return model.head_logits(_guide(hidden, config, guided_at).to(hidden.dtype), group).float()
+
+
+def _guide(both: Tensor, config: SamplingConfig, position: int) -> Tensor:
+    """Rows of the conditional and the unconditional branch to guided ones, in fp32."""
+    conditional, unconditional = both.float().chunk(2)
     if config.cfg_interval >= 0 and position >= 1 and position - 1 > config.cfg_interval:
         return conditional
     return unconditional + (conditional - unconditional) * config.cfg_scale

@@ -7,6 +7,7 @@ here say what is allowed. Recipes hold science only; the shape of the machine is
 
 from ifsq_train.config.base import Config, to_dict
 from ifsq_train.config.data import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
+from ifsq_train.config.evaluation import EvaluateConfig
 from ifsq_train.config.networks import (
     ContinuousConfig,
     DiTConfig,
@@ -19,7 +20,6 @@ from ifsq_train.config.networks import (
 )
 from ifsq_train.config.run import (
     CheckpointConfig,
-    EvaluateConfig,
     FlowDrawConfig,
     KeepBestConfig,
     LaunchConfig,

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import DataConfig, ViewConfig
+from ifsq_train.config.evaluation import EvaluateConfig
 from ifsq_train.config.tasks import TaskConfig
 
 
@@ -273,54 +274,6 @@ class SampleConfig(Config):
     file per image; tar: WebDataset shards of one batch each."""
     preview: int = Field(default=64, ge=0)
     """Images shown in preview.png, spread evenly over all; 0 writes none."""
-
-
-class EvaluateConfig(Config):
-    """Measure a tokenizer's reconstructions, samples against a reference, or both."""
-
-    kind: Literal["evaluate"]
-    output: str
-    """Result JSON to write."""
-    tokenizer: str | None = None
-    """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
-    `frechet_distance`."""
-    data: str | None = None
-    """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
-    view: ViewConfig | None = None
-    """How the data are seen; goes with `data`."""
-    samples: str | None = None
-    """Folder of `ifsq sample`, or an .npz file with uint8 images `arr_0` [N, H, W, 3]."""
-    reference: str | None = None
-    """ADM's reference .npz (`mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0`) for the samples."""
-    inception: str | None = None
-    """FID-Inception weight file in pytorch-fid's layout; adds rFID, FID, sFID and so on."""
-    lpips: tuple[str, ...] = ()
-    """Weight files of LPIPS: backbone and linear heads."""
-    lpips_backbone: Literal["alexnet", "vgg16"] = "alexnet"
-    """`alexnet`, as spatial maps, is the released evaluation."""
-    neighbors: int = Field(default=3, ge=1)
-    """Precision and recall: a manifold reaches to this many-th nearest neighbour."""
-    manifold_images: int = Field(default=10_000, ge=2)
-    """Precision and recall: images of each set that are used, the first ones."""
-    batch_size: int = Field(default=64, ge=1)
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> EvaluateConfig:
-        problems = {
-            "give a tokenizer, samples or both": not (self.tokenizer or self.samples),
-            "data and view go together": (self.data is None) != (self.view is None),
-            "a tokenizer needs data to reconstruct": bool(self.tokenizer) and not self.data,
-            "samples need data or a reference to be compared with": bool(self.samples)
-            and not (self.data or self.reference),
-            "samples need a tokenizer or inception as feature network": bool(self.samples)
-            and not (self.tokenizer or self.inception),
-            "reference is Inception's: it needs inception and samples": bool(self.reference)
-            and not (self.inception and self.samples),
-            "lpips needs a tokenizer": bool(self.lpips) and not self.tokenizer,
-        }
-        if found := [text for text, wrong in problems.items() if wrong]:
-            raise ValueError("; ".join(found))
-        return self
 
 
 RecipeConfig = Annotated[

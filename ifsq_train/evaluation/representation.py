@@ -54,6 +54,43 @@ def cknna(first: Tensor, second: Tensor, *, neighbors: int = 10, unbiased: bool 
     return float(shared / scale)
 
 
+class PairedFeatures:
+    """Features of two networks for the same images, the first `limit` of them.
+
+    Args:
+        limit: images that are kept; over ranks, those of the first ranks.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def num_images(self) -> int:
+        """Images kept."""
+        return min(self._limit, sum(len(part) for part, _ in self._parts))
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """Rows float [N, D1] and [N, D2], row i of the same image."""
+        if self.num_images < self._limit:
+            self._parts.append((first.float().cpu(), second.float().cpu()))
+
+    def merge(self, other: PairedFeatures) -> None:
+        """Take over what another rank has kept, after our own."""
+        self._parts += other._parts
+
+    def cknna(self, neighbors: int) -> float:
+        """`cknna` over all that is kept.
+
+        Raises:
+            ValueError: fewer than 4 images, or not more than `neighbors`.
+        """
+        empty = torch.empty(0, 1)
+        columns = zip(*self._parts, strict=True) if self._parts else ((empty,), (empty,))
+        first, second = (torch.cat(column)[: self._limit] for column in columns)
+        return cknna(first, second, neighbors=neighbors)
+
+
 def _nearest(kernel: Tensor, count: int, exclude_self: bool) -> Tensor:
     """1 where column j is among row i's `count` largest, else 0."""
     ranked = kernel.clone()

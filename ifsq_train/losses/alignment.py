@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS, _EPS = 512, 1e-8
+_CACHED_ROWS, _EPS = 1024, 1e-8
 
 
 def alignment_loss(
-    projections: Sequence[Tensor], targets: Sequence[Tensor], *, fused: bool = True
+    projections: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    *,
+    fused: bool = True,
+    weight: float = 1.0,
 ) -> Tensor:
     """Minus the mean cosine over teachers, samples and positions (released llamagen/train.py).
 
@@ -23,7 +27,9 @@ def alignment_loss(
     Args:
         projections: per teacher, projector outputs float [B, T, Z].
         targets: per teacher, its patch features [B, T, Z]; no gradient goes into them.
-        fused: take value and gradient in one pass; the result can be differentiated once.
+        fused: value and gradient in one pass; the result can be differentiated once.
+        weight: what the result will be multiplied by. It changes no number; the gradient is
+            ready for it, where another factor would cost a pass over it.
 
     Returns:
         fp32 scalar in [-1, 1].
@@ -36,7 +42,10 @@ def alignment_loss(
         raise ValueError(f"projections {shapes[0]} do not pair with teacher features {shapes[1]}")
     pairs = zip(projections, targets, strict=True)
     if fused:
-        cosines: list[Any] = [_MeanCosine.apply(mine, theirs.detach()) for mine, theirs in pairs]
+        expected = -weight / len(projections)
+        cosines: list[Any] = [
+            _MeanCosine.apply(mine, theirs.detach(), expected) for mine, theirs in pairs
+        ]
     else:
         cosines = [
             F.cosine_similarity(mine.float(), theirs.detach().float(), dim=-1, eps=_EPS).mean()
@@ -46,33 +55,50 @@ def alignment_loss(
 
 
 class _MeanCosine(torch.autograd.Function):
-    """Some rows at a time, value and gradient together: each number is fetched from memory once.
+    """Value and gradient in one visit, some rows at a time: each number comes from memory once.
 
-    The gradient of the cosine c of x and y by x is ``y / (|x| |y|) - c x / |x|^2``.
+    The gradient of the cosine c of x and y by x is ``(y - x (x y) / |x|^2) / (|x| |y|)``. It is
+    made for an `expected` gradient of the result, and costs one more pass where another one comes.
     """
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, theirs: Tensor) -> Tensor:
-        flat, other = mine.reshape(-1, mine.shape[-1]), theirs.reshape(-1, mine.shape[-1])
-        gradient = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+    def forward(ctx: Any, mine: Tensor, theirs: Tensor, expected: float) -> Tensor:
+        x, y = mine.reshape(-1, mine.shape[-1]), theirs.reshape(-1, mine.shape[-1])
+        gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        # On a CPU a few rows, which stay in its cache; on a GPU all of them.
+        rows = _CACHED_ROWS if x.device.type == "cpu" else max(1, len(x))
+        share = expected / max(1, len(x))
+        room = x.new_empty((min(rows, len(x)), x.shape[-1]), dtype=torch.float32)
         sums = []
-        for first in range(0, len(flat), _ROWS):
-            rows = slice(first, first + _ROWS)
-            x, y = flat[rows].float(), other[rows].float()
-            products = x * y
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(_EPS)
-            other_length = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(_EPS)
-            inverse = (length * other_length).reciprocal_()
-            cosine = products.sum(-1, keepdim=True) * inverse
-            sums.append(cosine.sum())
-            if gradient is not None:
-                torch.mul(x, -cosine / length.square_(), out=products)
-                gradient[rows] = products.addcmul_(y, inverse)
-        ctx.gradient, ctx.count, ctx.shape = gradient, len(flat), mine.shape
-        return torch.stack(sums).sum() / len(flat)
+        for first in range(0, len(x), rows):
+            part = slice(first, first + rows)
+            out = None if gradient is None else gradient[part]
+            sums.append(_cosines(x[part].float(), y[part].float(), share, out, room).sum())
+        ctx.gradient, ctx.expected, ctx.shape = gradient, expected, mine.shape
+        return torch.stack(sums).sum() / len(x)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
+        (given,) = grad_outputs
         gradient, ctx.gradient = ctx.gradient, None
         assert gradient is not None, "the loss can be differentiated once"
-        return gradient.mul_(grad_outputs[0] / ctx.count).view(ctx.shape), None
+        # Only a CPU can look at the number without waiting for it.
+        if given.device.type != "cpu" or float(given) != ctx.expected:
+            gradient.mul_(given / ctx.expected)
+        return gradient.view(ctx.shape), None, None
+
+
+def _cosines(x: Tensor, y: Tensor, share: float, gradient: Tensor | None, room: Tensor) -> Tensor:
+    """Cosines [N, 1] of rows fp32 [N, Z]; `share` times their derivative by x into `gradient`.
+
+    `room`, fp32 and as large, is overwritten: it stays in the cache from part to part.
+    """
+    room = room[: len(x)]
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(_EPS)
+    other = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(_EPS)
+    product = torch.mul(x, y, out=room).sum(-1, keepdim=True)
+    lengths = length * other
+    if gradient is not None:
+        torch.addcmul(y, x, product / length.square_(), value=-1.0, out=room)
+        torch.mul(room, share / lengths, out=gradient)
+    return product.div_(lengths)

@@ -9,13 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq_train.models.llamagen import LabelEmbedder, RMSNorm, projector, rope_table
+from ifsq_train.models.fused import (
+    fused_paths,
+    gated_add,
+    norm_modulate,
+    norm_rotate,
+    swiglu,
+)
+from ifsq_train.models.transformer import LabelEmbedder, RMSNorm, attend_all, projector, rope_table
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"num_layers": 12, "dim": 384, "num_heads": 6},
@@ -88,6 +96,10 @@ class GridRotary(nn.Module):
         self.register_buffer("freqs_cos", table[..., 0])
         self.register_buffer("freqs_sin", table[..., 1])
 
+    def turns(self) -> Tensor:
+        """The tables as complex numbers, complex64 [T, K / 2]."""
+        return torch.complex(self.freqs_cos[:, ::2].float(), self.freqs_sin[:, ::2].float())
+
     def forward(self, x: Tensor) -> Tensor:
         """Turn adjacent channel pairs of float [B, H, T, K]."""
         wide = x.float()
@@ -110,10 +122,15 @@ class DiTAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: nn.Module) -> Tensor:
         """Float [B, T, D] -> the same."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = rotary(self.q_norm(q)), rotary(self.k_norm(k))
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        if fused_paths() and isinstance(rotary, GridRotary) and isinstance(self.q_norm, RMSNorm):
+            turned = partial(norm_rotate, turns=rotary.turns())
+            q, k = self.q_norm(q, turned), self.k_norm(k, turned)
+        else:
+            q, k = (part.transpose(1, 2) for part in (q, k))
+            q, k = rotary(self.q_norm(q)), rotary(self.k_norm(k))
+        v = v.transpose(1, 2)
+        mixed = attend_all(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -141,7 +158,10 @@ class SwiGluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, T, D] -> the same."""
-        gate, value = self.w12(x).chunk(2, -1)
+        both = self.w12(x)
+        if fused_paths():
+            return self.w3(swiglu(both))
+        gate, value = both.chunk(2, -1)
         return self.w3(F.silu(gate) * value)
 
 
@@ -161,8 +181,8 @@ class DiTBlock(nn.Module):
         """Float [B, T, D] and [B, D] -> [B, T, D]."""
         parts = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, -1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotary)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        x = _add(x, gate1, self.attn(_modulate(self.norm1, x, scale1, shift1), rotary))
+        return _add(x, gate2, self.mlp(_modulate(self.norm2, x, scale2, shift2)))
 
 
 class FinalLayer(nn.Module):
@@ -177,7 +197,17 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Float [B, T, D] and [B, D] -> [B, T, P * P * C]."""
         shift, scale = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, -1)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        return self.linear(_modulate(self.norm_final, x, scale, shift))
+
+
+def _modulate(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    if isinstance(norm, RMSNorm) and fused_paths():
+        return norm(x, partial(norm_modulate, scale=scale, shift=shift))
+    return norm(x) * (1 + scale) + shift
+
+
+def _add(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    return gated_add(x, gate, branch) if fused_paths() else x + gate * branch
 
 
 def _norm(dim: int, rms_norm: bool) -> nn.Module:

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifsq_train.models.token_head import TokenHead
+from ifsq_train.models.transformer import (
+    Block,
+    KeyValueCache,
+    LabelEmbedder,
+    RMSNorm,
+    projector,
+    rope_table,
+)
 
 
 class Shape(TypedDict):
@@ -34,173 +41,6 @@ SIZES: dict[str, Shape] = {
     "XXL": {"num_layers": 48, "num_heads": 24, "dim": 1536},
     "XXXL": {"num_layers": 24, "num_heads": 32, "dim": 3200},
 }
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm in fp32, times a weight in the input's precision."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [..., D] -> the same."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.type_as(x) * self.weight
-
-
-def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1) -> Tensor:
-    """Rotary (cos, sin) of every position, fp32 [num_class_tokens + height*width, K/2, 2].
-
-    The first half of the pairs turns with the row, the second with the column. Rows of class
-    tokens are (0, 0), which zeroes their queries and keys, as in the released checkpoints.
-    """
-    half = head_dim // 2
-    frequencies = 10000.0 ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
-    rows = torch.outer(torch.arange(height).float(), frequencies)
-    columns = torch.outer(torch.arange(width).float(), frequencies)
-    angles = torch.cat(
-        [
-            rows[:, None, :].expand(-1, width, -1),
-            columns[None, :, :].expand(height, -1, -1),
-        ],
-        -1,
-    ).reshape(height * width, half)
-    turns = torch.stack([angles.cos(), angles.sin()], -1)
-    return torch.cat([torch.zeros(num_class_tokens, half, 2), turns])
-
-
-def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
-    pairs = x_BSHK.float().unflatten(-1, (-1, 2))
-    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.flatten(-2).type_as(x_BSHK)
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer, allocated once for the whole sequence."""
-
-    def __init__(self, batch: int, length: int, num_heads: int, head_dim: int, like: Tensor):
-        shape = (batch, num_heads, length, head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
-
-    def keep_first(self, batch: int) -> None:
-        """Forget all but the first rows."""
-        self.keys, self.values = self.keys[:batch], self.values[:batch]
-
-    def extend(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store [B, H, S, K] at `start`; everything up to the end of it comes back."""
-        end = start + keys.shape[2]
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def put(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, H, 1, K] at `position` int64 [1]; all slots come back, so shapes never change.
-
-        What is not filled yet must be hidden by a mask.
-        """
-        self.keys.index_copy_(2, position, keys)
-        self.values.index_copy_(2, position, values)
-        return self.keys, self.values
-
-
-class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions; no biases."""
-
-    def __init__(self, dim: int, num_heads: int, residual_dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
-        self.resid_dropout = nn.Dropout(residual_dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        table: Tensor,
-        cache: KeyValueCache | None = None,
-        start: int | Tensor = 0,
-    ) -> Tensor:
-        """Float [B, S, D]; with a cache one position, `start`, attends to all before it.
-
-        A `start` int64 [1] on the device takes the way whose shapes never change.
-        """
-        q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q, k = apply_rope(q, table), apply_rope(k, table)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        if cache is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        elif isinstance(start, Tensor):
-            k, v = cache.put(k, v, start)
-            seen = torch.arange(k.shape[2], device=k.device) <= start
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.view(1, 1, 1, -1))
-        else:
-            assert q.shape[2] == 1, "decoding feeds one position at a time"
-            k, v = cache.extend(k, v, start)
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU with the width rounded up to a multiple; no biases."""
-
-    def __init__(self, dim: int, multiple_of: int, dropout: float) -> None:
-        super().__init__()
-        hidden = int(2 * (4 * dim) / 3)
-        hidden = -(-hidden // multiple_of) * multiple_of
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.ffn_dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [B, S, D] -> the same."""
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward with residuals."""
-
-    def __init__(
-        self, dim: int, num_heads: int, multiple_of: int, residual_dropout: float, dropout: float
-    ) -> None:
-        super().__init__()
-        self.attention = Attention(dim, num_heads, residual_dropout)
-        self.feed_forward = FeedForward(dim, multiple_of, dropout)
-        self.attention_norm = RMSNorm(dim)
-        self.ffn_norm = RMSNorm(dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        table: Tensor,
-        cache: KeyValueCache | None = None,
-        start: int | Tensor = 0,
-    ) -> Tensor:
-        """Float [B, S, D] -> the same; cache and start as for Attention."""
-        x = x + self.attention(self.attention_norm(x), table, cache, start)
-        return x + self.feed_forward(self.ffn_norm(x))
-
-
-class LabelEmbedder(nn.Module):
-    """Class embeddings; the last row stands for no class."""
-
-    def __init__(self, num_classes: int, dim: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.embedding_table = nn.Embedding(num_classes + 1, dim)
-
-    def forward(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Labels int64 [B], optional bool [B] of those to treat as no class -> [B, D]."""
-        if dropped is not None:
-            labels = torch.where(dropped, self.num_classes, labels)
-        return self.embedding_table(labels)
 
 
 @dataclass(frozen=True)
@@ -400,21 +240,17 @@ class LlamaGen(nn.Module):
             x = layer(x, table, cache, position)
         return x
 
-    def head_step(
-        self, x: Tensor, caches: list[KeyValueCache], group: int
-    ) -> tuple[Tensor, list[KeyValueCache]]:
-        """Logits [B, V_g] of one group from [B, 1, D]; `caches` only for factorized heads."""
-        if not self.factorized:
-            return self.output(self.norm(x))[:, 0], caches
-        table = self.rope[group : group + 1]
-        for block, cache in zip(self.factorized_blocks, caches, strict=True):
-            x = block(x, table, cache, group)
-        assert isinstance(self.output, nn.ModuleList)
-        return self.output[group](self.norm(x))[:, 0], caches
+    def head_hidden(self, x: Tensor, caches: list[KeyValueCache], group: int) -> Tensor:
+        """What one group's output layer reads, [B, D], from [B, 1, D].
 
+        `caches` are those of the factorized head; others have none.
+        """
+        if self.factorized:
+            table = self.rope[group : group + 1]
+            for block, cache in zip(self.factorized_blocks, caches, strict=True):
+                x = block(x, table, cache, group)
+        return self.norm(x)[:, 0]
 
-def projector(dim: int, width: int, out: int) -> nn.Sequential:
-    """Three-layer SiLU network of REPA."""
-    return nn.Sequential(
-        nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out)
-    )
+    def head_logits(self, hidden: Tensor, group: int) -> Tensor:
+        """Logits [B, V_g] of one group from `head_hidden`; linear in it."""
+        return self._heads()[group](hidden)

@@ -83,14 +83,16 @@ class TorchStrategy:
     def step(self, name: str) -> StepStats:
         """See Strategy.step."""
         optim, optimizer = self._optim[name], self._optimizers[name]
-        limit = optim.max_grad_norm if optim.max_grad_norm is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self._bare[name].parameters(), limit)
+        parameters = list(self._bare[name].parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
         # The comparison makes the host wait for the device, so a GPU run does it only if asked to.
         looks = self._skip_nonfinite or norm.device.type == "cpu"
         if looks and not math.isfinite(float(norm)):
             optimizer.zero_grad(set_to_none=True)
             return StepStats(float(norm), lr, applied=False)
+        if optim.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()

@@ -126,7 +126,8 @@ class Alignment:
     def loss(self, projections: tuple[Tensor, ...], batch: Batch, info: StepInfo) -> Tensor:
         """Minus the mean cosine, fp32 scalar in [-1, 1]; not weighted."""
         targets = [self.targets(batch, info)]
-        return alignment_loss(projections, targets, fused=not plain_paths())
+        fused = not plain_paths()
+        return alignment_loss(projections, targets, fused=fused, weight=self.weight)
 
     @torch.no_grad()
     def targets(self, batch: Batch, info: StepInfo) -> Tensor:

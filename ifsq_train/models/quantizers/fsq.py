@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
-from ifsq_train.models.quantizers.rounding import PerChannel, bound_and_round
+from ifsq_train.models.quantizers.rounding import (
+    Rounded,
+    Scale,
+    StraightThrough,
+    bound_and_round,
+    mixed_radix,
+    scale_of,
+)
 from ifsq_train.models.quantizers.usage import count_levels, level_entropies_bits
 
 _SHIFTED_EPS = 1e-3
@@ -47,7 +54,6 @@ class FSQ(Quantizer, RunningMoments):
 
     levels: Tensor
     radix: Tensor
-    offsets: Tensor
 
     def __init__(
         self,
@@ -67,18 +73,29 @@ class FSQ(Quantizer, RunningMoments):
         self.digit_order = digit_order
         self.num_channels = len(self.level_counts)
         self._check()
-        self.codebook_sizes = tuple(math.prod(part) for part in self._split(self.level_counts))
+        self._group_levels = self._split(self.level_counts)
+        self.codebook_sizes = tuple(math.prod(part) for part in self._group_levels)
         self._track_statistics = track_statistics
         if track_statistics:
             self._init_moments(self.num_channels)
         self.register_buffer("levels", torch.tensor(self.level_counts), persistent=False)
         radix = self._radix()
         self.register_buffer("radix", torch.tensor(radix), persistent=False)
-        lowest = [
+        largest = max(self.codebook_sizes)
+        exact = torch.float32 if largest <= 2**24 else torch.float64
+        self._exact = exact if largest <= 2**53 else torch.int64
+        middle = [
             level // 2 * weight for level, weight in zip(self.level_counts, radix, strict=True)
         ]
-        offsets = [sum(part) for part in self._split(lowest)]
-        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        # Scalars on the CPU, as in `Scale`.
+        self._offsets = [torch.tensor(sum(part), device="cpu") for part in self._split(middle)]
+        self._groups_alike = len(set(self._group_levels)) == 1
+        alike = len(set(self.level_counts)) == 1 and bound == "simple"
+        self._scale = (
+            scale_of(self.level_counts[0], self.alpha, equal_width=cells == "equal_width")
+            if alike
+            else None
+        )
 
     def _check(self) -> None:
         if min(self.level_counts) < 2:
@@ -131,31 +148,30 @@ class FSQ(Quantizer, RunningMoments):
         """Quantize float [B, C, H, W]; latents come back in fp32, in [-1, 1]."""
         # Nothing here is on autocast's list, so from .float() on all of it is in fp32.
         latents = latents.float()
-        if self._track_statistics and self.training:
-            self._track(latents)
-        plain = plain_paths() or torch.compiler.is_compiling()
-        if self.bound_kind == "simple" and not plain:
-            codes, rounded = self._round_fused(latents)
+        if self.bound_kind == "simple" and not (plain_paths() or torch.compiler.is_compiling()):
+            codes, indices = StraightThrough.apply(latents, self._quantize)  # pyright: ignore
         else:
-            codes, rounded = self._round_plainly(latents)
-        indices = self._levels_to_indices(rounded)
+            self._track_if_training(latents.detach())
+            codes, levels = self._round_plainly(latents)
+            indices = self._levels_to_indices(levels)
         stats = self._stats(indices)
         if stats and self._track_statistics:
             stats |= self._channel_stats(indices)
         return QuantizerOutput(codes, indices, stats=stats)
 
-    def _round_fused(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        limit = self.cells == "equal_width"
-        spread: PerChannel
-        half: PerChannel
-        if len(set(self.level_counts)) == 1:
-            level = self.level_counts[0]
-            spread, half = float(level if limit else level - 1), float(level // 2)
-        else:
-            levels = self._per_channel(self.levels)
-            spread = (levels if limit else levels - 1).to(latents.dtype)
-            half = (levels // 2).to(latents.dtype)
-        return bound_and_round(latents, self.alpha, spread, half, limit=limit)
+    def _track_if_training(self, latents: Tensor) -> None:
+        if self._track_statistics and self.training:
+            self._track(latents)
+
+    def _quantize(self, latents: Tensor) -> tuple[Rounded, Tensor]:
+        """Everything but the gradient, with the simple bound."""
+        self._track_if_training(latents)
+        rounded = bound_and_round(latents, self._scale or self._scale_by_channel())
+        return rounded, self._levels_to_indices(rounded.levels)
+
+    def _scale_by_channel(self) -> Scale:
+        levels = self._per_channel(self.levels)
+        return scale_of(levels, self.alpha, equal_width=self.cells == "equal_width")
 
     def _round_plainly(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and levels as whole numbers around zero; both float32 [B, C, H, W]."""
@@ -185,22 +201,32 @@ class FSQ(Quantizer, RunningMoments):
             for channel, value in enumerate(values.unbind())
         }
 
-    @torch.no_grad()
     def _levels_to_indices(self, rounded: Tensor) -> Tensor:
         """Indices int64 [B, H, W, num_groups] of levels around zero, float32 [B, C, H, W].
 
         Sums of whole numbers, in the narrowest type that holds the whole codebook exactly.
         """
-        largest = max(self.codebook_sizes)
-        exact = torch.float32 if largest <= 2**24 else torch.float64
-        exact = exact if largest <= 2**53 else torch.int64
-        # No matrix product: on a GPU it may be in TF32.
-        weighted = rounded.to(exact) * self._per_channel(self.radix).to(exact)
-        if len(self.groups) == 1:
-            sums = weighted.sum(1).unsqueeze(-1)
+        rounded = rounded.to(self._exact)
+        parts, shifts = self._group_levels, self._offsets
+        if len(parts) == 1:
+            sums = self._join(rounded.unbind(1), parts[0]) + shifts[0]
+            return sums.to(torch.int64).unsqueeze(-1)
+        if self._groups_alike:
+            # All groups at once: a group's channels lie next to each other.
+            batch, _, height, width = rounded.shape
+            grouped = rounded.view(batch, len(parts), len(parts[0]), height, width)
+            sums = self._join(grouped.unbind(2), parts[0]) + shifts[0]
         else:
-            sums = torch.stack([part.sum(1) for part in weighted.split(self.groups, 1)], -1)
-        return sums.to(torch.int64).add_(self.offsets)
+            groups = zip(rounded.split(self.groups, 1), parts, shifts, strict=True)
+            joined = [self._join(own.unbind(1), part) + shift for own, part, shift in groups]
+            sums = torch.stack(joined, 1)
+        return sums.to(torch.int64).permute(0, 2, 3, 1)
+
+    def _join(self, digits: Sequence[Tensor], levels: Sequence[int]) -> Tensor:
+        """Digits of one group to one number."""
+        if self.digit_order == "big":
+            digits, levels = digits[::-1], levels[::-1]
+        return mixed_radix(digits, levels)
 
     def indices_to_digits(self, indices: Tensor) -> Tensor:
         """Digits int64 [B, H, W, C] in 0..L-1 of indices int64 [B, H, W, num_groups]."""

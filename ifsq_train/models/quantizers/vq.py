@@ -69,9 +69,9 @@ class VQ(Quantizer, RunningMoments):
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """See Quantizer.forward; distances and losses in fp32."""
         with torch.autocast(latents.device.type, enabled=False):
-            if self._track_statistics and self.training:
-                self._track(latents)
             latents = latents.float()
+            if self._track_statistics and self.training:
+                self._track(latents.detach())
             rows = _to_rows(latents)
             flat = _nearest(rows, self.embedding.weight.float())
             batch, _, height, width = latents.shape

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq_train.models.llamagen import LabelEmbedder, RMSNorm, projector, rope_table
+from ifsq_train.models.transformer import LabelEmbedder, RMSNorm, projector, rope_table
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from measure import head, measure
 from reference_llamagen import ReferenceLlamaGen, reference_sample
 
+from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.sampling import SamplingConfig, sample_tokens
 
@@ -40,6 +41,8 @@ def compare(name: str, codebooks: list[int], args: argparse.Namespace) -> None:
     half = copy.deepcopy(model)
     for parameter in half.parameters():
         parameter.data = parameter.data.bfloat16()
+    for network in (model, half):
+        optimize_for_inference(network)  # as `ifsq sample` does
     labels, seeds = torch.arange(args.images), range(args.images)
     config = SamplingConfig(cfg_scale=2.0)
     runs: dict[str, Callable[[], object]] = {

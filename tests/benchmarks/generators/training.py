@@ -12,6 +12,7 @@ torch engine, as `ifsq train` runs it. bf16 is autocast, as released.
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import head, measure, show
+from reference_dit import ReferenceDiT
 from reference_llamagen import ReferenceLlamaGen, reference_alignment
 from torch import Tensor, nn
 
@@ -44,17 +46,18 @@ from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 
 VOCABULARY, DIM, HEADS = 17**4, 768, 12
-OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0)
+LLAMAGEN = OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0)
+DIT = OptimConfig(lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0, max_grad_norm=None)
 Losses = Callable[[], Tensor]
 
 
-def our_step(task: Any, batch: Batch, precision: Any) -> Callable[[], float]:
+def our_step(task: Any, batch: Batch, precision: Any, optim: OptimConfig) -> Callable[[], float]:
     """The loop's step: task, torch engine, average."""
     strategy = TorchStrategy(
         StrategyConfig(kind="torch", precision=precision),
         InProcessContext(device=torch.device("cpu")),
     )
-    strategy.prepare(task.modules(), {GENERATOR: OPTIM}, 1000)
+    strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
     average = WeightAverage(strategy, GENERATOR, 0.9999)
 
     def step() -> float:
@@ -69,10 +72,10 @@ def our_step(task: Any, batch: Batch, precision: Any) -> Callable[[], float]:
     return step
 
 
-def released_step(model: nn.Module, loss_of: Losses) -> Callable[[], float]:
+def released_step(model: nn.Module, loss_of: Losses, optim: OptimConfig) -> Callable[[], float]:
     """Backward, norm by parameter, clipping, AdamW and average tensor by tensor."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=OPTIM.lr, betas=OPTIM.betas, weight_decay=OPTIM.weight_decay
+        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
     )
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -81,7 +84,8 @@ def released_step(model: nn.Module, loss_of: Losses) -> Callable[[], float]:
         optimizer.zero_grad()
         loss.backward()
         sum(p.grad.norm().item() ** 2 for p in model.parameters() if p.grad is not None)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if optim.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
         optimizer.step()
         for name, parameter in model.named_parameters():
             average[name].mul_(0.9999).add_(parameter.data, alpha=1 - 0.9999)
@@ -129,8 +133,8 @@ def llamagen(args: argparse.Namespace, *, repa: bool) -> None:
     task = AutoregressiveTask(config, model, None, alignment)
     batch = Batch(tokens, labels, np.arange(args.batch), features)
     steps: dict[str, Callable[[], object]] = {
-        "released": released_step(other, loss_of),
-        "ours": our_step(task, batch, args.precision),
+        "released": released_step(other, loss_of, LLAMAGEN),
+        "ours": our_step(task, batch, args.precision, LLAMAGEN),
     }
     name = f"LlamaGen{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
     show(name, measure(steps, args.rounds))
@@ -143,7 +147,9 @@ def dit(args: argparse.Namespace, *, repa: bool) -> None:
     build: dict[str, Any] = {"latent_channels": 4, "grid": (16, 16)}
     if repa:
         build |= {"projection_dims": [384], "projection_depth": 2}
-    model, other = DiT(**shape, **build), DiT(**shape, **build)
+    model = DiT(**shape, **build)
+    heads = copy.deepcopy(list(model.projectors))
+    other = ReferenceDiT(**shape, channels=4, side=16, projectors=heads, projection_depth=2).train()
     other.load_state_dict(model.state_dict())
     teacher = DinoTeacher(num_layers=12, dim=384, num_heads=6, grid=(16, 16))
     latents, labels = torch.randn(args.batch, 4, 16, 16), torch.arange(args.batch)
@@ -154,14 +160,14 @@ def dit(args: argparse.Namespace, *, repa: bool) -> None:
         wide = t.view(-1, 1, 1, 1)
         target = latents - noise
         with autocast(args.precision):
-            output = other(wide * latents + (1 - wide) * noise, t, labels)
-            error = output.prediction - target
-            loss = error.square().mean()
-            loss = loss + (1 - F.cosine_similarity(output.prediction, target, dim=1)).mean()
+            velocity, projections = other(wide * latents + (1 - wide) * noise, t, labels)
+            squared = ((velocity - target) ** 2).mean(dim=(1, 2, 3))
+            cosine = (1 - F.cosine_similarity(velocity, target, dim=1)).mean(dim=(1, 2))
+            loss = squared.mean() + cosine.mean()
             if images is not None:
                 # As released: the teacher's parameters take gradients, and nothing stops them.
                 features = inspect.unwrap(DinoTeacher.forward)(teacher, images)
-                loss = loss + 0.5 * reference_alignment(output.projections, [features])
+                loss = loss + 0.5 * reference_alignment(projections, [features])
         return loss
 
     config = DiffusionTaskConfig.model_validate(
@@ -173,8 +179,8 @@ def dit(args: argparse.Namespace, *, repa: bool) -> None:
     task = DiffusionTask(config, model, LatentInputs(unscaled, (16, 16)), alignment)
     batch = Batch(latents, labels, np.arange(args.batch), images=images)
     steps: dict[str, Callable[[], object]] = {
-        "released": released_step(other, loss_of),
-        "ours": our_step(task, batch, args.precision),
+        "released": released_step(other, loss_of, DIT),
+        "ours": our_step(task, batch, args.precision, DIT),
     }
     name = f"DiT{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
     show(name, measure(steps, args.rounds))

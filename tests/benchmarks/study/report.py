@@ -25,7 +25,8 @@ All three tokenizers share everything but the bottleneck: 8x8 positions of 4 cha
 codes (9 levels in each channel, or {codes:,} learned entries), {bits:.2f} bits per position, the
 same network (0.77 million parameters), {steps} steps of {batch} images, squared error only, Adam
 with a cosine schedule, averaged weights. {data}. Recipes: `ifsq train study/ifsq`, `study/fsq`,
-`study/vq`. A run takes about {seconds:.0f} seconds of processor time.
+`study/vq`. A run takes about {seconds:.0f} seconds of processor time, all of them together
+{total:.0f} minutes; as many run at once as there are cores (`--jobs`), on one core each.
 """
 
 DATA = {
@@ -49,6 +50,7 @@ def write_report(runs: Path, folder: Path, data: str) -> None:
         batch=32,
         data=DATA[data],
         seconds=mean(record["cpu_s"] for record in every),
+        total=sum(record["cpu_s"] for record in every) / 60.0,
     )
     parts = [head, table(records), "\n![Held-out PSNR and codes used](study.svg)\n"]
     parts += [seeds_table(records), "## What it says\n", *findings(records), LIMITS]

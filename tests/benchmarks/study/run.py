@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +52,34 @@ def main() -> None:
     options.add_argument("--only", choices=METHODS)
     options.add_argument("--steps", type=int, default=0, help="0: the recipes' own number")
     options.add_argument("--report", type=Path, help="folder for study.md and study.svg")
+    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     args = options.parse_args()
     source = prepare(args.output / "data", args.cifar)
-    for seed in args.seeds:
-        for method in (args.only,) if args.only else METHODS:
-            record = train_and_measure(args.output, method, seed, args.steps)
-            print(json.dumps({k: v for k, v in record.items() if k != "curve"}))
+    runs = [(args.only or method, seed) for seed in args.seeds for method in METHODS]
+    runs = list(dict.fromkeys(runs))
+    if len(runs) > 1 and args.jobs > 1:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda one: run_apart(args, *one), runs))
+    for method, seed in runs:
+        record = train_and_measure(args.output, method, seed, args.steps)
+        print(json.dumps({k: v for k, v in record.items() if k != "curve"}))
     if args.report:
         from report import write_report
 
         write_report(args.output, args.report, source)
+
+
+def run_apart(args: argparse.Namespace, method: str, seed: int) -> None:
+    """One run in a process of its own on its share of the cores: small networks fill no more."""
+    command = [sys.executable, __file__, "--output", str(args.output), "--cifar", str(args.cifar)]
+    command += ["--only", method, "--seeds", str(seed), "--steps", str(args.steps)]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def prepare(folder: Path, cifar: Path) -> str:

@@ -12,11 +12,13 @@ from small_run import VIEW, train_tokenizer, write_images
 from data_pipelines.errors import UserError
 from ifsq_train.config import EvaluateConfig
 from ifsq_train.context import InProcessContext
-from ifsq_train.evaluate import evaluate
+from ifsq_train.evaluate import Tools, evaluate
 from ifsq_train.evaluation.image_sets import batch_ranges
+from ifsq_train.evaluation.representation import cknna
 from ifsq_train.evaluation.result import network_digest, read_result
 from ifsq_train.models.inception import FidInception
 from ifsq_train.models.perceptual import Lpips
+from ifsq_train.models.repa import SIZES, DinoTeacher
 
 COUNT = 11
 
@@ -79,6 +81,43 @@ def test_lpips_raw_and_in_8_bit(parts: dict[str, str], tmp_path: Path) -> None:
     assert result["networks"]["lpips"]["name"] == "lpips-vgg16"
 
 
+def test_only_what_is_asked_for_is_reported(parts: dict[str, str], tmp_path: Path) -> None:
+    everything = evaluate(config(parts, tmp_path / "all.json"))["metrics"]
+    some = evaluate(config(parts, tmp_path / "some.json", metrics=["psnr", "code_use"]))["metrics"]
+    assert {"psnr_db", "psnr_db_8bit", "used_codes", "digit_histograms"} <= set(some)
+    assert not {name for name in some if name.startswith(("ssim", "l1", "cknna"))}
+    assert {name: everything[name] for name in some} == some
+
+
+def test_cknna_with_a_teacher(parts: dict[str, str], tmp_path: Path) -> None:
+    """In batches of any size, against the same features compared by hand."""
+    torch.manual_seed(0)
+    teacher = DinoTeacher(**SIZES["S"], grid=(37, 37))
+    torch.save(teacher.state_dict(), tmp_path / "dino.pth")
+    options = {"teacher": str(tmp_path / "dino.pth"), "teacher_size": "S", "metrics": ["cknna"],
+               "cknna_neighbors": 3, "cknna_images": 9}  # fmt: skip
+    results = [
+        evaluate(config(parts, tmp_path / f"{size}.json", batch_size=size, **options))
+        for size in (2, 64)
+    ]
+    tools = Tools.open(config(parts, tmp_path / "r.json", **options), InProcessContext())
+    assert tools.images is not None
+    assert tools.tokenizer is not None
+    assert tools.teacher is not None
+    images = torch.cat(list(tools.images.batches(InProcessContext())))[:9]
+    with torch.no_grad():
+        mine = tools.tokenizer.network.encoder(images).flatten(2).mean(2)
+        expected = cknna(mine, tools.teacher(images).mean(1), neighbors=3)
+    for result in results:
+        assert result["metrics"]["cknna"] == pytest.approx(expected, rel=1e-4)
+        assert result["metrics"]["num_cknna_images"] == 9
+        assert result["networks"]["cknna"]["name"] == "dinov2-S"
+        assert "psnr_db" not in result["metrics"]
+    with pytest.raises(UserError, match="cknna: neighbors=10 with 5 rows"):
+        evaluate(config(parts, tmp_path / "r.json", **options | {
+            "cknna_images": 5, "cknna_neighbors": 10}))  # fmt: skip
+
+
 @pytest.mark.slow
 def test_everything_of_inception(parts: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -120,6 +159,10 @@ def test_ranks_share_the_images_out_without_overlap(world_size: int) -> None:
         ({"data": None, "view": None}, "a tokenizer needs data"),
         ({"reference": "r.npz"}, "needs inception and samples"),
         ({"tokenizer": None, "samples": "s"}, "need a tokenizer or inception"),
+        ({"metrics": ["psnr", "lpips"]}, "metrics: lpips needs lpips"),
+        ({"metrics": ["fid"]}, "metrics: fid needs samples, inception"),
+        ({"metrics": ["cknna"]}, "metrics: cknna needs teacher"),
+        ({"metrics": ["fvd"]}, "should be 'psnr', 'ssim'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

@@ -17,16 +17,18 @@ def test_aligned_features_give_minus_one_whatever_their_length() -> None:
     assert float(alignment_loss([features], [-features])) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_alignment_in_one_pass_is_that_of_torch(dtype: torch.dtype) -> None:
-    """Also for more rows than are taken at a time, and for a row of zeros."""
+def test_alignment_in_one_pass_is_that_of_torch(dtype: torch.dtype, weight: float) -> None:
+    """Also for more rows than are taken at a time, for a row of zeros, and whether or not the
+    weight it is prepared for is the one it gets."""
     generator = torch.Generator().manual_seed(0)
     mine, target = torch.randn(2, 5, 131, 24, generator=generator).to(dtype)
     mine[2, 3] = 0.0
     results = []
     for fused in (False, True):
         leaf = mine.clone().requires_grad_()
-        loss = alignment_loss([leaf], [target], fused=fused)
+        loss = alignment_loss([leaf], [target], fused=fused, weight=weight)
         (0.5 * loss).backward()
         assert leaf.grad is not None
         keep = torch.arange(131) != 3

@@ -7,9 +7,12 @@ import torch
 from goldens import assert_relative
 
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.dit import DiT
 from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.llamagen import LlamaGen, LlamaGenOutput, Shape
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ
+from ifsq_train.models.token_head import TokenHead
 
 
 def tokenizer() -> Tokenizer:
@@ -84,3 +87,43 @@ def test_the_debug_switch_leaves_the_network_alone(monkeypatch: pytest.MonkeyPat
     network = tokenizer()
     assert optimize_for_inference(network) is network
     assert "forward" not in vars(network.encoder.conv_in)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_linear_layers_are_packed_and_give_the_same(bf16: bool) -> None:
+    """LlamaGen with its output layer, and DiT, also where autocast rounds their weights."""
+    torch.manual_seed(0)
+    shape: Shape = {"num_layers": 2, "num_heads": 2, "dim": 32}
+    tokens, labels = torch.randint(50, (3, 9)), torch.tensor([0, 1, 2])
+    latents, times = torch.randn(3, 4, 4, 4), torch.rand(3)
+    generators = (
+        (LlamaGen(**shape, codebook_sizes=[50], grid=(3, 3), num_classes=4), (tokens, labels)),
+        (DiT(**shape, latent_channels=4, grid=(4, 4), num_classes=4), (latents, times, labels)),
+    )
+    for network, inputs in generators:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        network.eval()
+        quick = optimize_for_inference(copy.deepcopy(network))
+        linear = [module for module in quick.modules() if isinstance(module, torch.nn.Linear)]
+        assert all("forward" in vars(module) for module in linear)
+        assert list(quick.state_dict()) == list(network.state_dict())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            results = [one(*inputs) for one in (network, quick)]
+        expected, found = (
+            made.logits[0] if isinstance(made, LlamaGenOutput) else made.prediction
+            for made in results
+        )
+        assert found.dtype == expected.dtype
+        assert_relative(found, expected, 1e-2 if bf16 else 1e-5)
+
+
+def test_a_packed_output_layer_still_gives_losses() -> None:
+    head = TokenHead(8, 20)
+    plain, quick = copy.deepcopy(head), optimize_for_inference(head)
+    x, targets = torch.randn(4, 8), torch.arange(4)
+    with torch.no_grad():
+        assert_relative(quick(x), plain(x))
+        assert_relative(quick(x, targets), plain(x, targets))
+        assert_relative(quick(x, targets=targets), plain(x, targets))

@@ -31,6 +31,30 @@ def test_index_round_trip_is_exact(levels: list[int], order: str) -> None:
     assert quantizer.codebook_sizes == (math.prod(levels),)
 
 
+@pytest.mark.parametrize("groups", [[2, 2, 2], [3, 3], [1, 5]])
+@pytest.mark.parametrize("levels", [[5] * 6, [5, 9, 5, 17, 3, 3], [257] * 6])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_groups_are_numbered_each_by_itself(
+    groups: list[int], levels: list[int], order: str
+) -> None:
+    """Against Python's integers; memory of the latents in either layout."""
+    quantizer = FSQ(levels, digit_order=order, groups=groups)  # pyright: ignore
+    z = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0)) * 1.2
+    output = quantizer(z)
+    turned = quantizer(z.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(output.indices, turned.indices)
+    digits = (output.latents.double() * (torch.tensor(levels) // 2).view(1, 6, 1, 1)).round().long()
+    digits += (torch.tensor(levels) // 2).view(1, 6, 1, 1)
+    first = 0
+    for group, size in enumerate(groups):
+        channels = list(range(first, first + size))
+        weight, exact = 1, torch.zeros(2, 8, 8, dtype=torch.int64)
+        for channel in channels if order == "little" else reversed(channels):
+            exact, weight = exact + weight * digits[:, channel], weight * levels[channel]
+        assert torch.equal(output.indices[..., group], exact)
+        first += size
+
+
 @pytest.mark.parametrize("levels", [[17] * 4, [17] * 6, [17] * 8, [65] * 4, [129] * 4, [8, 6, 5]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bf16_autocast_gives_the_same_tokens(levels: list[int], dtype: torch.dtype) -> None:
@@ -52,17 +76,21 @@ def test_bf16_autocast_gives_the_same_tokens(levels: list[int], dtype: torch.dty
 def test_the_fused_path_gives_the_bits_of_the_plain_one(
     levels: list[int], cells: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantizer = FSQ(levels, cells=cells, groups=[1, len(levels) - 1])  # pyright: ignore
+    groups = [1, len(levels) - 1]
+    quantizer = FSQ(levels, cells=cells, groups=groups, track_statistics=True)  # pyright: ignore
     noise = torch.randn(32, len(levels), 16, 16, generator=torch.Generator().manual_seed(0)) * 2
     results = []
     for plain in ("0", "1"):
         monkeypatch.setenv(VARIABLE, plain)
         z = noise.clone().requires_grad_()
+        quantizer.running_mean.zero_()
         output = quantizer(z)
         output.latents.square().sum().backward()
         assert z.grad is not None
-        results.append((output.latents, output.indices, z.grad))
-    (fused, indices, gradient), (plain_latents, plain_indices, plain_gradient) = results
+        results.append((output.latents, output.indices, z.grad, quantizer.running_mean.clone()))
+    (fused, indices, gradient, mean), (plain_latents, plain_indices, plain_gradient, same) = results
+    assert torch.equal(mean, same)
+    assert torch.allclose(mean.flatten(), 0.1 * noise.mean((0, 2, 3)), atol=1e-7)
     assert torch.equal(fused, plain_latents)
     assert torch.equal(indices, plain_indices)
     assert torch.allclose(gradient, plain_gradient, rtol=1e-5, atol=1e-7)

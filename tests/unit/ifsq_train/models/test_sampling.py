@@ -1,9 +1,13 @@
 """Sampling: a sample's draws are its own, and the cache changes nothing."""
 
+import copy
+
 import pytest
 import torch
 
+from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.plain import VARIABLE
 from ifsq_train.sampling import SamplingConfig, _invert, _invert_in_blocks, sample_tokens
 
 
@@ -122,3 +126,32 @@ def test_dropped_labels_act_as_the_null_class() -> None:
     dropped = model(tokens, torch.tensor([1, 2]), drop_labels=torch.tensor([True, False])).logits[0]
     given = model(tokens, torch.tensor([4, 2])).logits[0]
     assert torch.equal(dropped, given)
+
+
+@pytest.mark.parametrize("codebooks", [[300], [17, 15]])
+def test_the_quick_way_draws_what_the_plain_one_does(
+    codebooks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed weights, guidance before the output layer, products for one query; tokens and logits
+    are those of the plain formulas, and of bf16 weights nearly."""
+    model, labels = build(codebooks), torch.arange(4)
+    logits: dict[str, list[torch.Tensor]] = {}
+
+    def draw(way: str, network: LlamaGen) -> torch.Tensor:
+        seen = logits.setdefault(way, [])
+        config = SamplingConfig(cfg_scale=2.0, cfg_interval=4, top_k=5)
+        return sample_tokens(
+            network, labels, range(4), config, on_logits=lambda _p, _g, found: seen.append(found)
+        )
+
+    quick = draw("quick", optimize_for_inference(copy.deepcopy(model)))
+    half = optimize_for_inference(copy.deepcopy(model))
+    for parameter in half.parameters():
+        parameter.data = parameter.data.bfloat16()
+    draw("half", half)
+    monkeypatch.setenv(VARIABLE, "1")
+    assert torch.equal(quick, draw("plain", model))
+    for found, expected in zip(logits["quick"], logits["plain"], strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+    first, expected = logits["half"][0], logits["plain"][0]
+    assert float((first - expected).norm() / expected.norm()) < 3e-2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,33 @@ def test_a_run_can_be_opened(parts: dict[str, Any], tmp_path: Path, kind: str, d
     assert trained.tokenizer_fingerprint == load_tokenizer(parts["tokenizer"]).fingerprint
     assert trained.codebook_sizes == ((5**4,) if kind == "autoregressive" else ())
     assert (trained.scaling is None) == (kind == "autoregressive")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.parametrize("kind", ["autoregressive", "diffusion"])
+def test_a_compiled_run_takes_the_same_steps(
+    parts: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    """`strategy.compile` really compiles, and changes no number but by rounding."""
+    # Dropout draws other numbers in a compiled network.
+    still = {"token_dropout": 0.0, "residual_dropout": 0.0, "feed_forward_dropout": 0.0}
+    records = {}
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        values = recipe(parts, tmp_path / f"{compiled}", kind, "tokens")
+        values["task"]["model"] = SMALL | (still if kind == "autoregressive" else {})
+        values["strategy"]["compile"] = compiled
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        train(values)
+        made = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+        assert (made > 0) == compiled
+        lines = (tmp_path / f"{compiled}" / "metrics.jsonl").read_text().splitlines()
+        records[compiled] = [record for record in map(json.loads, lines) if "loss" in record]
+    assert len(records[True]) == 2
+    for plain, compiled in zip(records[False], records[True], strict=True):
+        for name in ("loss", "grad_norm/generator"):
+            assert compiled[name] == pytest.approx(plain[name], rel=1e-5)
 
 
 def test_tokens_of_images_are_the_precomputed_ones(parts: dict[str, Any], tmp_path: Path) -> None:

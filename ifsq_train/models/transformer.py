@@ -1,0 +1,234 @@
+"""Parts of the transformers: norm, rotary positions, causal attention with a cache, embeddings.
+
+Shape suffixes: B batch, S positions fed at once, D width, H heads, K head width.
+Parameter names equal those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifsq_train.models.plain import plain_paths
+
+_MOST_SCORES = 512
+"""Positions up to which all scores of a layer are held at once, on a CPU."""
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precisions widened; fp32 and fp64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, times a weight in the input's precision."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(
+        self, x: Tensor, fused: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    ) -> Tensor:
+        """Float [..., D] -> the same, or what `fused`, a step that norms on its way, makes of it.
+
+        It goes through here because engines gather the weights of a module when it is called.
+        """
+        if fused is not None:
+            return fused(x, self.weight, self.eps)
+        wide = at_least_fp32(x)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.type_as(x) * self.weight
+
+
+def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1) -> Tensor:
+    """Rotary (cos, sin) of every position, fp32 [num_class_tokens + height*width, K/2, 2].
+
+    The first half of the pairs turns with the row, the second with the column. Rows of class
+    tokens are (0, 0), which zeroes their queries and keys, as in the released checkpoints.
+    """
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
+    rows = torch.outer(torch.arange(height).float(), frequencies)
+    columns = torch.outer(torch.arange(width).float(), frequencies)
+    angles = torch.cat(
+        [
+            rows[:, None, :].expand(-1, width, -1),
+            columns[None, :, :].expand(height, -1, -1),
+        ],
+        -1,
+    ).reshape(height * width, half)
+    turns = torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.cat([torch.zeros(num_class_tokens, half, 2), turns])
+
+
+def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
+    """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
+    pairs = at_least_fp32(x_BSHK).unflatten(-1, (-1, 2))
+    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.flatten(-2).type_as(x_BSHK)
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, allocated once for the whole sequence.
+
+    On a CPU they are fp32.
+    """
+
+    def __init__(self, batch: int, length: int, num_heads: int, head_dim: int, like: Tensor):
+        shape = (batch, num_heads, length, head_dim)
+        # A CPU multiplies one query with fp32 keys faster than with bf16 ones, which it converts.
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+        self.keys, self.values = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
+
+    def keep_first(self, batch: int) -> None:
+        """Forget all but the first rows."""
+        self.keys, self.values = self.keys[:batch], self.values[:batch]
+
+    def extend(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store [B, H, S, K] at `start`; everything up to the end of it comes back."""
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def put(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [B, H, 1, K] at `position` int64 [1]; all slots come back, so shapes never change.
+
+        What is not filled yet must be hidden by a mask.
+        """
+        self.keys.index_copy_(2, position, keys.to(self.keys.dtype))
+        self.values.index_copy_(2, position, values.to(self.values.dtype))
+        return self.keys, self.values
+
+
+def attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one query [B, H, 1, K] to keys and values [B, H, S, K]; [B, H, 1, K].
+
+    On a CPU by plain products in fp32: the fused kernel is made for blocks of queries.
+    """
+    if query.device.type != "cpu" or plain_paths():
+        return F.scaled_dot_product_attention(query.to(keys.dtype), keys, values).to(query.dtype)
+    with torch.autocast("cpu", enabled=False):
+        scores = (query.float() * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        return (scores.softmax(-1) @ values).to(query.dtype)
+
+
+def attend_all(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Full attention; [B, H, S, K] each.
+
+    On a CPU in bf16 by plain products, three times as fast as the fused kernel. Scores are then
+    rounded to bf16, as its probabilities are.
+    """
+    plain = query.device.type != "cpu" or plain_paths() or torch.compiler.is_compiling()
+    if plain or query.dtype != torch.bfloat16 or query.shape[2] > _MOST_SCORES:
+        return F.scaled_dot_product_attention(query, keys, values)
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return scores.softmax(-1) @ values
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions; no biases."""
+
+    def __init__(self, dim: int, num_heads: int, residual_dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.resid_dropout = nn.Dropout(residual_dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        start: int | Tensor = 0,
+    ) -> Tensor:
+        """Float [B, S, D]; with a cache one position, `start`, attends to all before it.
+
+        A `start` int64 [1] on the device takes the way whose shapes never change.
+        """
+        q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = apply_rope(q, table), apply_rope(k, table)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        if cache is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif isinstance(start, Tensor):
+            k, v = cache.put(k, v, start)
+            seen = torch.arange(k.shape[2], device=k.device) <= start
+            own = q.to(k.dtype)
+            mixed = F.scaled_dot_product_attention(own, k, v, attn_mask=seen.view(1, 1, 1, -1))
+            mixed = mixed.to(q.dtype)
+        else:
+            assert q.shape[2] == 1, "decoding feeds one position at a time"
+            mixed = attend_one(q, *cache.extend(k, v, start))
+        return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU with the width rounded up to a multiple; no biases."""
+
+    def __init__(self, dim: int, multiple_of: int, dropout: float) -> None:
+        super().__init__()
+        hidden = int(2 * (4 * dim) / 3)
+        hidden = -(-hidden // multiple_of) * multiple_of
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, S, D] -> the same."""
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward with residuals."""
+
+    def __init__(
+        self, dim: int, num_heads: int, multiple_of: int, residual_dropout: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads, residual_dropout)
+        self.feed_forward = FeedForward(dim, multiple_of, dropout)
+        self.attention_norm = RMSNorm(dim)
+        self.ffn_norm = RMSNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        start: int | Tensor = 0,
+    ) -> Tensor:
+        """Float [B, S, D] -> the same; cache and start as for Attention."""
+        x = x + self.attention(self.attention_norm(x), table, cache, start)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class LabelEmbedder(nn.Module):
+    """Class embeddings; the last row stands for no class."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Labels int64 [B], optional bool [B] of those to treat as no class -> [B, D]."""
+        if dropped is not None:
+            labels = torch.where(dropped, self.num_classes, labels)
+        return self.embedding_table(labels)
+
+
+def projector(dim: int, width: int, out: int) -> nn.Sequential:
+    """Three-layer SiLU network of REPA."""
+    return nn.Sequential(
+        nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out)
+    )
