@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "kubernetes"))
-from pod_scenarios import Stage, scenario_delete
+from pod_scenarios import scenario_delete
+from pod_stage import Stage
 
 STEPS = 80
 
