@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "GRPC_DNS_RESOLVER": "native",
+    "THP_MEM_ALLOC_ENABLE": "1",  # see ifsq_train/__init__.py
 }
 
 

@@ -1,18 +1,24 @@
 """Images to token shards: the pipeline beside its bare encoder and beside the released manner.
 
-    python tests/benchmarks/tokens/encode_pipeline.py
+    python tests/benchmarks/tokens/encode_pipeline.py [--data imagenet --images 64 ...]
 
-Three ways with the same weights, in turns, medians of the rounds:
+Three ways with the same weights, in turns, each round in fresh processes, medians of the rounds:
 
 bare      `TokenEncoder` on batches that lie in memory
-pipeline  read, decode, crop, encode, pack, hash and publish shards (one encoder)
+pipeline  read, decode, crop, encode, pack, hash and publish shards
 released  one image a step: DataLoader, Pillow ADM crop, its views as one batch, a .npy of codes and
           a .npy of the label per image (the way of the released extract_features.py)
+
+The first two run with one encoder per core (`--encoders`), each on one thread as equal bits
+need; the released way is one process with as many threads as torch takes. Time counts from when
+all networks are loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import shutil
 import statistics
 import sys
@@ -50,15 +56,13 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="encode-"))
     config = prepare(folder, options)
     images = min(options.images, ShardManifest.open(config.source).num_samples)
-    ways: dict[str, Callable[[], float]] = {
-        "bare": lambda: bare(config, images),
-        "pipeline": lambda: pipeline(config, folder, images),
-        "released": lambda: released(config, folder, images, options.workers),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    loose_files(config, folder / "loose", images)
+    times: dict[str, list[float]] = {"bare": [], "pipeline": [], "released": []}
     for _ in range(options.rounds):
-        for name, way in ways.items():
-            times[name].append(images * config.view.num_views / way())
+        for name, rates in times.items():
+            count = 1 if name == "released" else options.encoders
+            took = in_processes(name, count, config, folder, images)
+            rates.append(images * config.view.num_views / took)
     rates = {name: statistics.median(values) for name, values in times.items()}
     for name, rate in rates.items():
         print(
@@ -72,12 +76,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--data", choices=["cifar", "imagenet"], default="cifar")
-    options.add_argument("--images", type=int, default=2000)
-    options.add_argument("--base-channels", type=int, default=16)
+    options.add_argument("--images", type=int, default=1000)
+    options.add_argument("--base-channels", type=int, default=64)
     options.add_argument("--levels", type=int, default=3, help="resolutions of the encoder")
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--workers", type=int, default=1, help="of the released loader")
+    options.add_argument("--encoders", type=int, default=os.cpu_count())
+    options.add_argument("--samples-per-shard", type=int, default=64)
     return options.parse_args()
 
 
@@ -85,7 +90,12 @@ def prepare(folder: Path, options: argparse.Namespace) -> PrecomputeConfig:
     if options.data == "cifar":
         source, size = write_cifar(folder / "images", options.images), 32
     else:
-        pack_folder(IMAGENET, folder / "images", shard_bytes=64 << 20)
+        few = sorted(IMAGENET.rglob("*.JPEG"))[: options.images]
+        for path in few:
+            link = folder / "few" / path.relative_to(IMAGENET)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        pack_folder(folder / "few", folder / "images", shard_bytes=64 << 20)
         source, size = folder / "images", 256
     model = {
         "base_channels": options.base_channels,
@@ -100,38 +110,65 @@ def prepare(folder: Path, options: argparse.Namespace) -> PrecomputeConfig:
             "tokenizer": str(folder / "tokenizer"),
             "output": str(folder / "tokens"),
             "view": {"kind": "center_flip", "image_size": size},
-            "samples_per_shard": 256,
+            "samples_per_shard": options.samples_per_shard,
             "batch_size": options.batch_size,
             "decoder": "cpu",
         }
     )
 
 
-def bare(config: PrecomputeConfig, images: int) -> float:
-    """Seconds; the same number of views, from a few batches in memory."""
+def in_processes(
+    way: str, count: int, config: PrecomputeConfig, folder: Path, images: int
+) -> float:
+    """Seconds from when the last of `count` processes is ready until the last has ended."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(count + 1)
+    arguments = (way, count, config.model_dump(), str(folder), images, ready)
+    processes = [context.Process(target=work, args=(i, *arguments)) for i in range(count)]
+    for process in processes:
+        process.start()
+    ready.wait(300)
+    began = time.perf_counter()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return time.perf_counter() - began
+
+
+def work(
+    place: int, way: str, count: int, fields: dict[str, Any], folder: str, images: int, ready: Any
+) -> None:
+    """One process's share of a way."""
+    config = PrecomputeConfig.model_validate(fields)
+    WAYS[way](config, Path(folder), images, place, count, ready)
+
+
+def bare(
+    config: PrecomputeConfig, folder: Path, images: int, place: int, count: int, ready: Any
+) -> None:
+    """As many views as the share has, from a few batches in memory."""
+    del folder, place
     encoder = open_encoder(config, "cpu")
     size = config.view.image_size
     batches = [torch.rand(config.batch_size, 3, size, size) * 2 - 1 for _ in range(4)]
     encoder.encode(batches[0])
-    began = time.perf_counter()
-    for number in range(-(-images * config.view.num_views // config.batch_size)):
+    ready.wait()
+    for number in range(-(-images * config.view.num_views // config.batch_size // count)):
         encoder.encode(batches[number % len(batches)]).arrays()
-    return time.perf_counter() - began
 
 
-def pipeline(config: PrecomputeConfig, folder: Path, images: int) -> float:
-    encoder = ItemEncoder(config, "cpu")
+def pipeline(
+    config: PrecomputeConfig, folder: Path, images: int, place: int, count: int, ready: Any
+) -> None:
+    """Every `count`-th item, published."""
+    del images
+    encoder = ItemEncoder(config, "cpu", decode_threads=1)
+    items = plan_items(encoder.spec)[place::count]
     output = open_storage(folder / "pipeline")
-    began = time.perf_counter()
-    seconds: dict[str, float] = {}
-    for result in encoder.make(ListedItems(plan_items(encoder.spec)), publishing(output)):
-        for stage, value in result.stage_seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-    took = time.perf_counter() - began
+    ready.wait()
+    for _ in encoder.make(ListedItems(items), publishing(output)):
+        pass
     encoder.close()
-    shutil.rmtree(folder / "pipeline")
-    print({stage: round(value / took, 3) for stage, value in seconds.items()}, flush=True)
-    return took
 
 
 class _ReleasedDataset(Dataset[Any]):
@@ -157,27 +194,25 @@ class _ReleasedDataset(Dataset[Any]):
         return torch.stack([view, view.flip(-1)]), self.labels[index]
 
 
-def released(config: PrecomputeConfig, folder: Path, images: int, workers: int) -> float:
+def released(
+    config: PrecomputeConfig, folder: Path, images: int, place: int, count: int, ready: Any
+) -> None:
+    """The published loop, with a loader process beside it."""
+    del place, count
     files, labels = loose_files(config, folder / "loose", images)
     network = load_tokenizer(config.tokenizer).network.eval()
-    output = folder / "npy"
+    output = Path(tempfile.mkdtemp(dir=folder))
     for name in ("codes", "labels"):
-        (output / name).mkdir(parents=True)
-    loader = DataLoader(
-        _ReleasedDataset(files, labels, config.view.image_size),
-        batch_size=1,
-        num_workers=workers,
-    )
-    began = time.perf_counter()
+        (output / name).mkdir()
+    dataset = _ReleasedDataset(files, labels, config.view.image_size)
+    loader = DataLoader(dataset, batch_size=1, num_workers=1)
+    ready.wait()
     for number, (views, label) in enumerate(loader):
         with torch.no_grad():
             indices = network.encode(views.flatten(0, 1)).indices
         codes = indices.reshape(1, views.shape[1], -1)
         np.save(output / "codes" / f"{number}.npy", codes.cpu().numpy())
         np.save(output / "labels" / f"{number}.npy", label.cpu().numpy())
-    took = time.perf_counter() - began
-    shutil.rmtree(output)
-    return took
 
 
 def loose_files(
@@ -194,6 +229,8 @@ def loose_files(
         labels.append(sample.label)
     return paths, labels
 
+
+WAYS: dict[str, Callable[..., None]] = {"bare": bare, "pipeline": pipeline, "released": released}
 
 if __name__ == "__main__":
     main()

@@ -243,6 +243,19 @@ def test_item_does_not_depend_on_what_shared_its_batches(
     encoder.close()
 
 
+def test_large_images_are_encoded_a_few_at_a_time_and_alike(tmp_path: Path) -> None:
+    """At 256 px a CPU takes two at once: five images, one alone, and a place in the middle."""
+    write_tokenizer(tmp_path / "tokenizer", base_channels=32, channel_multipliers=[1, 1])
+    encoder = TokenEncoder(load_tokenizer(str(tmp_path / "tokenizer")).network, "cpu", 5)
+    images = torch.rand(5, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together = encoder.encode(images)
+    assert together.tokens.shape[:1] == together.latents.shape[:1] == (5,)
+    for place in (0, 3, 4):
+        alone = encoder.encode(images[place : place + 1])
+        assert torch.equal(alone.tokens[0], together.tokens[place])
+        assert torch.equal(alone.latents[0], together.latents[place])
+
+
 def test_half_there_folder_is_no_dataset(parts: dict[str, Any], tmp_path: Path) -> None:
     config, storage = configure(parts, tmp_path), open_storage(tmp_path)
     encoder = ItemEncoder(config)
