@@ -26,8 +26,8 @@ codes (9 levels in each channel, or {codes:,} learned entries), {bits:.2f} bits 
 same network (0.77 million parameters), {steps} steps of {batch} images, squared error only, Adam
 with a cosine schedule, averaged weights. {data}. Recipes: `ifsq train study/ifsq`, `study/fsq`,
 `study/vq`. A run takes about {seconds:.0f} seconds of processor time, all of them together
-{total:.0f} minutes; as many run at once as there are cores (`--jobs`), on one core each. The whole has
-taken 9 min 48 s on two idle cores.
+{total:.0f} minutes; as many run at once as there are cores (`--jobs`), on one core each. The
+whole has taken 9 min 48 s on two idle cores.
 """
 
 DATA = {
