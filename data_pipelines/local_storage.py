@@ -67,23 +67,21 @@ class LocalStorage:
 
     def write(self, path: str, data: bytes) -> None:
         target = self.local_path(path)
-        temporary = _write_temporary(target, data)
-        temporary.replace(target)
-        _sync_folder(target.parent)
+        with _written_beside(target, data) as temporary:
+            temporary.replace(target)
+        sync_folder(target.parent)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         target = self.local_path(path)
         if target.exists():
             return False
-        temporary = _write_temporary(target, data)
-        try:
-            # A hard link fails where the name exists, unlike a rename, which replaces it.
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        _sync_folder(target.parent)
+        with _written_beside(target, data) as temporary:
+            try:
+                # A hard link fails where the name exists, unlike a rename, which replaces it.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        sync_folder(target.parent)
         return True
 
     def upload(self, path: str, source: Path) -> None:
@@ -100,7 +98,7 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def delete(self, path: str) -> None:
         self.local_path(path).unlink(missing_ok=True)
@@ -140,27 +138,18 @@ def temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_temporary(target: Path, data: bytes) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        prefix=f"{_TEMPORARY_PREFIX}{target.name}-", dir=target.parent
-    )
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(target)
-        raise
-    return temporary
+@contextmanager
+def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
+    """As `temporary_beside`, with the data on the disk."""
+    with temporary_beside(target) as (file, temporary):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        yield temporary
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Names that were given or taken in the folder are on the disk afterwards."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

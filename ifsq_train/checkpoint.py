@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipelines.errors import UserError
+from data_pipelines.local_storage import sync_folder
 
 FORMAT_VERSION = 1
 MARKER = "checkpoint.json"
@@ -52,15 +53,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         # A full disk is met while writing, where the system names no file.
         error.filename = error.filename or str(path)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def seal(marker: dict[str, Any]) -> bytes:

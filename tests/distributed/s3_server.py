@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,11 +20,6 @@ _KEYS = (
     '{"identities": [{"name": "test", "actions": ["Admin", "Read", "Write", "List"],'
     ' "credentials": [{"accessKey": "key", "secretKey": "secret"}]}]}'
 )
-
-
-def is_installed() -> bool:
-    """Whether the server's program is on PATH."""
-    return shutil.which(PROGRAM) is not None
 
 
 @contextmanager

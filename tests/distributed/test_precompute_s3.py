@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from precompute_parts import make_parts
-from s3_server import environment, flaky_proxy, is_installed, s3_server
+from s3_server import environment, flaky_proxy, s3_server
 
 from data_pipelines.storage import open_storage
 from ifsq_train.config import PrecomputeConfig
@@ -29,8 +29,6 @@ run_precompute_local(PrecomputeConfig.model_validate_json(sys.argv[1]), device="
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server with the images in a bucket, and the environment of its clients."""
-    if not is_installed():
-        pytest.skip("the S3 server `weed` is not installed (`make install`)")
     with s3_server(tmp_path_factory.mktemp("s3")) as client, environment(client):
         yield client
 

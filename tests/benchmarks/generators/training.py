@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from engine_step import engine_step
 from measure import head, measure, show
 from reference_dit import ReferenceDiT
 from reference_llamagen import ReferenceLlamaGen, reference_alignment
@@ -33,15 +34,11 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
-from ifsq_train.context import InProcessContext
-from ifsq_train.ema import WeightAverage
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.repa import DinoTeacher
-from ifsq_train.randomness import BatchRandom
-from ifsq_train.strategy.torch import TorchStrategy
-from ifsq_train.tasks.autoregressive import GENERATOR, AutoregressiveTask
-from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from ifsq_train.tasks.base import Batch
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 
@@ -52,24 +49,9 @@ Losses = Callable[[], Tensor]
 
 
 def our_step(task: Any, batch: Batch, precision: Any, optim: OptimConfig) -> Callable[[], float]:
-    """The loop's step: task, torch engine, average."""
-    strategy = TorchStrategy(
-        StrategyConfig(kind="torch", precision=precision),
-        InProcessContext(device=torch.device("cpu")),
-    )
-    strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
-    average = WeightAverage(strategy, GENERATOR, 0.9999)
-
-    def step() -> float:
-        info = StepInfo(0, BatchRandom(0, 0, batch.positions), 1.0, 1, strategy)
-        with strategy.updating(GENERATOR, last_micro_batch=True) as models:
-            output = task.loss(GENERATOR, models, batch, info)
-            strategy.backward(GENERATOR, output.loss)
-        strategy.step(GENERATOR)
-        average.update()
-        return float(output.metrics["loss"])
-
-    return step
+    """The loop's step under the torch engine."""
+    settings = StrategyConfig(kind="torch", precision=precision)
+    return engine_step(task, batch, optim, settings, torch.device("cpu"))
 
 
 def released_step(model: nn.Module, loss_of: Losses, optim: OptimConfig) -> Callable[[], float]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from bench import Bench
-from steps import build_tokenizer, dit_task, llamagen_task, random_images, training_step
+from engine_step import engine_step
+from steps import build_tokenizer, dit_task, llamagen_task, random_images
 
 from ifsq_train.config import StrategyConfig
 from ifsq_train.models.quantizers import FSQ
@@ -59,7 +60,7 @@ def check_zero(bench: Bench) -> None:
 def _losses(bench: Bench, build: Any, engine: dict[str, Any], compiled: bool) -> list[float]:
     settings = StrategyConfig.model_validate({"kind": "torch", "precision": "fp32", **engine})
     task, batch, optim = build(bench, "small", 4)
-    step = training_step(bench, task, batch, optim, settings, compiled=compiled)
+    step = engine_step(task, batch, optim, settings, bench.device, compiled=compiled)
     return [step() for _ in range(STEPS)]
 
 

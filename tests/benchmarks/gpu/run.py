@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "generators"))
+
 from bench import Bench
 from checks import check_compile, check_tokens, check_zero
 from decode import measure_decode

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from bench import Bench, count_flops
+from engine_step import engine_step
 from torch import Tensor, nn
 
 from data_pipelines.tokens.latents import LatentStatistics
-from ifsq_train.build import build_strategy
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
     DiffusionTaskConfig,
     OptimConfig,
     StrategyConfig,
 )
-from ifsq_train.context import InProcessContext
-from ifsq_train.ema import WeightAverage
 from ifsq_train.losses.adversarial import discriminator_loss, generator_loss
 from ifsq_train.models import dit, llamagen
 from ifsq_train.models.autoencoder import Tokenizer
@@ -28,10 +25,9 @@ from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.quantizers import FSQ
-from ifsq_train.randomness import BatchRandom
 from ifsq_train.sampling import SamplingConfig, sample_tokens
 from ifsq_train.tasks.autoregressive import GENERATOR, AutoregressiveTask
-from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.base import Batch
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import LatentInputs
 
@@ -85,35 +81,6 @@ def dit_task(bench: Bench, size: str, count: int) -> tuple[Any, Batch, OptimConf
     return DiffusionTask(config, model, inputs), batch, optim
 
 
-def training_step(
-    bench: Bench,
-    task: Any,
-    batch: Batch,
-    optim: OptimConfig,
-    settings: StrategyConfig,
-    *,
-    compiled: bool = False,
-) -> Callable[[], float]:
-    """One update of the generator and its average; gives the loss."""
-    strategy = build_strategy(settings, InProcessContext(device=bench.device))
-    if compiled:
-        for module in task.modules().values():
-            module.compile()
-    strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
-    average = WeightAverage(strategy, GENERATOR, 0.9999)
-
-    def step() -> float:
-        info = StepInfo(0, BatchRandom(0, 0, batch.positions), 1.0, 1, strategy)
-        with strategy.updating(GENERATOR, last_micro_batch=True) as models:
-            output = task.loss(GENERATOR, models, batch, info)
-            strategy.backward(GENERATOR, output.loss)
-        strategy.step(GENERATOR)
-        average.update()
-        return float(output.metrics["loss"])
-
-    return step
-
-
 def measure_generators(bench: Bench) -> None:
     """Steps of LlamaGen-L and XL and of DiT-L/2 at the largest batch that fits, also compiled."""
     settings = StrategyConfig(kind="torch", precision="bf16")
@@ -131,12 +98,12 @@ def measure_generators(bench: Bench) -> None:
             ) -> None:  # fmt: skip
                 # What a compiled graph does the counter cannot see: the plain one is counted.
                 chosen = "small" if bench.tiny else size
-                plain = training_step(bench, *build(bench, chosen, 2), settings=settings)
+                task, batch, optim = build(bench, chosen, 2)
+                plain = engine_step(task, batch, optim, settings, bench.device)
                 flops = count_flops(plain) * count / 2
-                del plain
-                step = training_step(
-                    bench, *build(bench, chosen, count), settings=settings, compiled=compiled
-                )
+                del plain, task, batch
+                task, batch, optim = build(bench, chosen, count)
+                step = engine_step(task, batch, optim, settings, bench.device, compiled=compiled)
                 bench.report(f"{name}, batch {count}", count, step, flops)
 
             bench.largest(name, [2] if bench.tiny else sizes, attempt)

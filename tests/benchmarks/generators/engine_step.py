@@ -1,0 +1,45 @@
+"""A training step as the loop takes it: task, engine, average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ifsq_train.build import build_strategy
+from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.context import InProcessContext
+from ifsq_train.ema import WeightAverage
+from ifsq_train.randomness import BatchRandom
+from ifsq_train.tasks.autoregressive import GENERATOR
+from ifsq_train.tasks.base import Batch, StepInfo
+
+
+def engine_step(
+    task: Any,
+    batch: Batch,
+    optim: OptimConfig,
+    settings: StrategyConfig,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+) -> Callable[[], float]:
+    """One update of the generator and its average; gives the loss."""
+    strategy = build_strategy(settings, InProcessContext(device=device))
+    if compiled:
+        for module in task.modules().values():
+            module.compile()
+    strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
+    average = WeightAverage(strategy, GENERATOR, 0.9999)
+
+    def step() -> float:
+        info = StepInfo(0, BatchRandom(0, 0, batch.positions), 1.0, 1, strategy)
+        with strategy.updating(GENERATOR, last_micro_batch=True) as models:
+            output = task.loss(GENERATOR, models, batch, info)
+            strategy.backward(GENERATOR, output.loss)
+        strategy.step(GENERATOR)
+        average.update()
+        return float(output.metrics["loss"])
+
+    return step
