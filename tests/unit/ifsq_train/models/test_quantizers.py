@@ -8,6 +8,7 @@ import torch
 from ifsq_train.evaluation.codes import CodeCounter, DigitCounter
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
+from ifsq_train.models.quantizers.vq import nearest
 
 
 @pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [65] * 4, [8, 5, 5, 5], [257] * 4])
@@ -208,6 +209,34 @@ def test_autocast_gives_the_same_tokens(quantizer: Quantizer) -> None:
     expected = quantizer.eval()(z).indices
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer(z).indices, expected)
+
+
+@pytest.mark.parametrize("plain", ["0", "1"])
+@pytest.mark.parametrize("entries", [1, 255, 256, 300, 5000])
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_the_nearest_entry_is_that_of_float64(
+    entries: int, count: int, plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, plain)
+    random = torch.Generator().manual_seed(0)
+    codebook = torch.randn(entries, 4, generator=random)
+    rows = torch.randn(count, 4, generator=random)
+    found = nearest(rows, codebook)
+    assert found.shape == (count,)
+    assert found.dtype == torch.int64
+    distances = (rows.double()[:, None] - codebook.double()).square().sum(2)
+    assert torch.equal(found, distances.argmin(1))
+
+
+@pytest.mark.parametrize("plain", ["0", "1"])
+def test_of_entries_as_near_the_first_is_taken(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, plain)
+    codebook = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
+    assert torch.equal(nearest(codebook, codebook), torch.arange(200).repeat(3))
+    # Distances to a row that is not finite are equal too: none is a number.
+    assert nearest(torch.full((1, 4), float("nan")), codebook).tolist() == [0]
+    infinite = torch.tensor([[float("inf"), 0.0, 0.0, 0.0]])
+    assert 0 <= int(nearest(infinite, codebook)) < len(codebook)
 
 
 def test_latents_that_are_not_finite_do_not_stop_the_log() -> None:
