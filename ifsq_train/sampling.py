@@ -118,9 +118,9 @@ class _Trunk:
     """The blocks with their caches, allocated once; compiled with CUDA graphs where asked for."""
 
     def __init__(self, model: LlamaGen, batch: int, compiled: bool) -> None:
-        self.caches = model.new_caches(batch, model.num_tokens)
         self._device = model.norm.weight.device
         self._static = compiled and self._device.type == "cuda" and not plain_paths()
+        self.caches = model.new_caches(batch, model.num_tokens, static=self._static)
         self._step: Callable[..., Tensor] = model.decode_step
         if self._static:
             # Kept with the model, so that further batches find it compiled.

@@ -14,15 +14,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from ifsq_train.models.key_value_cache import KeyValueCache, new_cache
 from ifsq_train.models.token_head import TokenHead
-from ifsq_train.models.transformer import (
-    Block,
-    KeyValueCache,
-    LabelEmbedder,
-    RMSNorm,
-    projector,
-    rope_table,
-)
+from ifsq_train.models.transformer import Block, LabelEmbedder, RMSNorm, projector, rope_table
 
 
 class Shape(TypedDict):
@@ -220,12 +214,14 @@ class LlamaGen(nn.Module):
         heads = self._heads()
         return tuple(head(h, t) for head, h, t in zip(heads, inputs, targets, strict=True))
 
-    def new_caches(self, batch: int, length: int, *, head: bool = False) -> list[KeyValueCache]:
-        """One cache per trunk block, or per block of the factorized head."""
+    def new_caches(
+        self, batch: int, length: int, *, head: bool = False, static: bool = False
+    ) -> list[KeyValueCache]:
+        """One cache per trunk block, or per block of the factorized head; see `new_cache`."""
         weight = self.norm.weight
         blocks = self.factorized_blocks if head else self.layers
-        width = weight.shape[0] // self.num_heads
-        return [KeyValueCache(batch, length, self.num_heads, width, weight) for _ in blocks]
+        shape = (batch, self.num_heads, length, weight.shape[0] // self.num_heads)
+        return [new_cache(shape, weight, static=static) for _ in blocks]
 
     def decode_step(self, x: Tensor, caches: list[KeyValueCache], position: int | Tensor) -> Tensor:
         """One trunk step on an embedded position [B, 1, D] -> residual stream [B, 1, D].

@@ -1,4 +1,4 @@
-"""Parts of the transformers: norm, rotary positions, causal attention with a cache, embeddings.
+"""Parts of the transformers: norm, rotary positions, causal attention, embeddings.
 
 Shape suffixes: B batch, S positions fed at once, D width, H heads, K head width.
 Parameter names equal those of the released checkpoints.
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.key_value_cache import KeyValueCache
 from ifsq_train.models.plain import plain_paths
 
 _MOST_SCORES = 512
@@ -67,58 +68,20 @@ def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1
 
 
 def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2]."""
+    """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2].
+
+    As products of complex numbers, which are the same numbers in one pass; a compiler fuses the
+    plain formula instead.
+    """
     pairs = at_least_fp32(x_BSHK).unflatten(-1, (-1, 2))
-    cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
+    if plain_paths() or torch.compiler.is_compiling():
+        cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
+    else:
+        turns = torch.view_as_complex(at_least_fp32(table))[None, :, None]
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
     return turned.flatten(-2).type_as(x_BSHK)
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer, allocated once for the whole sequence.
-
-    On a CPU they are fp32.
-    """
-
-    def __init__(self, batch: int, length: int, num_heads: int, head_dim: int, like: Tensor):
-        shape = (batch, num_heads, length, head_dim)
-        # A CPU multiplies one query with fp32 keys faster than with bf16 ones, which it converts.
-        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
-        self.keys, self.values = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
-
-    def keep_first(self, batch: int) -> None:
-        """Forget all but the first rows."""
-        self.keys, self.values = self.keys[:batch], self.values[:batch]
-
-    def extend(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store [B, H, S, K] at `start`; everything up to the end of it comes back."""
-        end = start + keys.shape[2]
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def put(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [B, H, 1, K] at `position` int64 [1]; all slots come back, so shapes never change.
-
-        What is not filled yet must be hidden by a mask.
-        """
-        self.keys.index_copy_(2, position, keys.to(self.keys.dtype))
-        self.values.index_copy_(2, position, values.to(self.values.dtype))
-        return self.keys, self.values
-
-
-def attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one query [B, H, 1, K] to keys and values [B, H, S, K]; [B, H, 1, K].
-
-    On a CPU by plain products in fp32: the fused kernel is made for blocks of queries.
-    """
-    if query.device.type != "cpu" or plain_paths():
-        return F.scaled_dot_product_attention(query.to(keys.dtype), keys, values).to(query.dtype)
-    with torch.autocast("cpu", enabled=False):
-        # Keys on the left: up to a quarter faster than the row of queries on the left.
-        scores = keys @ (query.float() * query.shape[-1] ** -0.5).transpose(-1, -2)
-        return (scores.transpose(-1, -2).softmax(-1) @ values).to(query.dtype)
 
 
 def attend_all(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -153,22 +116,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Float [B, S, D]; with a cache one position, `start`, attends to all before it.
 
-        A `start` int64 [1] on the device takes the way whose shapes never change.
+        A `start` int64 [1] on the device is for static caches.
         """
         q, k, v = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q, k = apply_rope(q, table), apply_rope(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if cache is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        elif isinstance(start, Tensor):
-            k, v = cache.put(k, v, start)
-            seen = torch.arange(k.shape[2], device=k.device) <= start
-            own = q.to(k.dtype)
-            mixed = F.scaled_dot_product_attention(own, k, v, attn_mask=seen.view(1, 1, 1, -1))
-            mixed = mixed.to(q.dtype)
         else:
             assert q.shape[2] == 1, "decoding feeds one position at a time"
-            mixed = attend_one(q, *cache.extend(k, v, start))
+            mixed = cache.attend(q, k, v, start)
         return self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -1,17 +1,20 @@
 """LlamaGen as the released code computes it, written plainly: the other side of the benchmarks.
 
 Same parameter names as `ifsq_train.models.llamagen.LlamaGen`, so that both sides have the same
-weights. Whole logits in fp32; a boolean mask over a padded cache; caches made anew for every call
-and, in the factorized head, for every token; a Python loop over samples in the alignment loss.
+weights. Whole logits in fp32; unfused attention with a boolean mask over a padded cache; caches
+made anew for every call and, in the factorized head, for every token; a Python loop over samples
+in the alignment loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifsq_train.models.transformer import LabelEmbedder, RMSNorm, projector, rope_table
 
@@ -186,9 +189,24 @@ def reference_alignment(projections: Sequence[Tensor], targets: Sequence[Tensor]
 
 @torch.no_grad()
 def reference_sample(
-    model: ReferenceLlamaGen, labels: Tensor, cfg_scale: float, top_k: int = 0
+    model: ReferenceLlamaGen,
+    labels: Tensor,
+    cfg_scale: float,
+    top_k: int = 0,
+    *,
+    any_kernel: bool = False,
 ) -> Tensor:
-    """Tokens int64 [B, T, G]; draws from torch's generator."""
+    """Tokens int64 [B, T, G]; draws from torch's generator.
+
+    The released sampler allows attention its unfused kernel only; with `any_kernel` torch chooses.
+    """
+    with nullcontext() if any_kernel else sdpa_kernel(SDPBackend.MATH):
+        return _reference_sample(model, labels, cfg_scale, top_k)
+
+
+def _reference_sample(
+    model: ReferenceLlamaGen, labels: Tensor, cfg_scale: float, top_k: int
+) -> Tensor:
     batch, groups = len(labels), len(model.sizes)
     guided = cfg_scale > 1
     if guided:

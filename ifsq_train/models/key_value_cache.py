@@ -1,0 +1,123 @@
+"""Keys and values of an attention layer while a sequence is decoded, and attention to them.
+
+Shape suffixes as in `transformer`: B batch, H heads, S positions, K head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifsq_train.models.plain import plain_paths
+
+_BLOCK = 32
+"""Positions of a block: as small as products of one query with it are quick."""
+
+
+class KeyValueCache(ABC):
+    """What one layer has seen so far."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
+        """Keep key and value of `position`, and attend to it and all before it.
+
+        Args:
+            query, key, value: float [B, H, 1, K].
+            position: one after the other; 0 begins another sequence.
+
+        Returns:
+            float [B, H, 1, K], of the query's dtype.
+        """
+
+    @abstractmethod
+    def keep_first(self, batch: int) -> None:
+        """Forget all but the first rows."""
+
+
+def new_cache(shape: tuple[int, int, int, int], like: Tensor, *, static: bool) -> KeyValueCache:
+    """An empty cache for a sequence.
+
+    Args:
+        shape: B, H, S of the whole sequence, K.
+        like: a weight, whose device and dtype it takes; in blocks it is fp32 at least.
+        static: shapes must never change, so that a CUDA graph can hold the step; its positions
+            are then int64 [1] on the device.
+    """
+    if static or like.device.type != "cpu" or plain_paths():
+        return WholeCache(shape, like)
+    return BlockedCache(shape, like)
+
+
+class WholeCache(KeyValueCache):
+    """Allocated once for the whole sequence; attention by the fused kernel."""
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self._keys, self._values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
+        """See KeyValueCache.attend."""
+        keys, values = self._keys, self._values
+        own, mask = query.to(keys.dtype), None
+        if isinstance(position, Tensor):
+            keys.index_copy_(2, position, key.to(keys.dtype))
+            values.index_copy_(2, position, value.to(values.dtype))
+            # All slots are read; what is not filled yet is hidden.
+            seen = torch.arange(keys.shape[2], device=keys.device) <= position
+            mask = seen.view(1, 1, 1, -1)
+        else:
+            keys[:, :, position], values[:, :, position] = key[:, :, 0], value[:, :, 0]
+            keys, values = keys[:, :, : position + 1], values[:, :, : position + 1]
+        return F.scaled_dot_product_attention(own, keys, values, attn_mask=mask).to(query.dtype)
+
+    def keep_first(self, batch: int) -> None:
+        """See KeyValueCache.keep_first."""
+        self._keys, self._values = self._keys[:batch], self._values[:batch]
+
+
+class BlockedCache(KeyValueCache):
+    """For a CPU: blocks of positions, each in one piece of memory, made when they are needed.
+
+    One tensor for the whole sequence, of which only the beginning is filled, is read at half the
+    speed: what is filled lies in pieces whose distance is a power of two, for which a CPU's cache
+    has few places. The fused kernel is made for many queries; for one, plain products are quicker,
+    and a CPU multiplies it with fp32 keys faster than with bf16 ones, which it converts.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        batch, heads, length, width = shape
+        self._heads, self._like = heads, like
+        self._shape = (batch * heads, min(length, _BLOCK), width)
+        self._dtype = torch.promote_types(like.dtype, torch.float32)
+        self._blocks: list[tuple[Tensor, Tensor]] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
+        """See KeyValueCache.attend."""
+        assert isinstance(position, int), "positions on the device are for static caches"
+        rows, size, width = self._shape
+        number, place = divmod(position, size)
+        if number == len(self._blocks):
+            # Zeros: what is not filled yet must be finite, then its weight of zero hides it.
+            made = (self._like.new_zeros(self._shape, dtype=self._dtype) for _ in range(2))
+            self._blocks.append((next(made), next(made)))
+        for kept, new in zip(self._blocks[number], (key, value), strict=True):
+            kept.view(-1, self._heads, size, width)[:, :, place] = new[:, :, 0]
+        own = (query.to(self._dtype) * width**-0.5).reshape(rows, 1, width)
+        seen = self._blocks[: number + 1]
+        # Autocast would round the operands again for every product.
+        with torch.autocast("cpu", enabled=False):
+            scores = [torch.bmm(own, keys.transpose(1, 2)) for keys, _ in seen]
+            scores[-1][:, :, place + 1 :] = -torch.inf
+            weights = torch.cat(scores, 2).softmax(2).split(size, 2)
+            mixed = torch.bmm(weights[0], seen[0][1])
+            for weight, (_, values) in zip(weights[1:], seen[1:], strict=True):
+                mixed.baddbmm_(weight, values)
+        return mixed.view(query.shape).to(query.dtype)
+
+    def keep_first(self, batch: int) -> None:
+        """See KeyValueCache.keep_first."""
+        rows = batch * self._heads
+        self._shape = (rows, *self._shape[1:])
+        self._blocks = [(keys[:rows], values[:rows]) for keys, values in self._blocks]
