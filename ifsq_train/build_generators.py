@@ -49,6 +49,7 @@ def build_generator_task(
     task = config.task
     assert isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig)
     source = open_source(config, data.facts)
+    compiled = config.strategy.compile
     if isinstance(task, AutoregressiveTaskConfig):
         if not source.codebook_sizes:
             raise UserError(
@@ -62,12 +63,12 @@ def build_generator_task(
             )
         torch.manual_seed(seed)
         model = build_llamagen(task.model, source.codebook_sizes, source.grid, task.repa)
-        alignment = build_alignment(task.repa, source.grid, data.facts)
+        alignment = build_alignment(task.repa, source.grid, data.facts, compiled=compiled)
         return AutoregressiveTask(task, model, TokenInputs(source.encoder), alignment, source.facts)
     scaling = latent_scaling(config, data, source, context)
     torch.manual_seed(seed)
     generator = build_dit(task.model, source.latent_channels, source.grid, task.repa)
-    alignment = build_alignment(task.repa, generator.patches, data.facts)
+    alignment = build_alignment(task.repa, generator.patches, data.facts, compiled=compiled)
     latents = LatentInputs(scaling, source.grid, encoder=source.encoder, quantizer=source.quantizer)
     return DiffusionTask(task, generator, latents, alignment, source.facts)
 
@@ -180,9 +181,9 @@ def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
 
 
 def build_alignment(
-    repa: RepaConfig | None, grid: tuple[int, int], facts: DataFacts
+    repa: RepaConfig | None, grid: tuple[int, int], facts: DataFacts, *, compiled: bool
 ) -> Alignment | None:
-    """REPA for a model with this grid of positions.
+    """REPA for a model with this grid of positions; its loss in one kernel if `compiled`.
 
     Raises:
         UserError: no such teacher file, or stored features of another teacher or grid.
@@ -191,7 +192,7 @@ def build_alignment(
         return None
     if repa.teacher is not None:
         teacher = open_teacher(repa.teacher, repa.size, grid, "task.repa.teacher")
-        return Alignment(teacher, repa.weight, repa.precision)
+        return Alignment(teacher, repa.weight, repa.precision, compiled=compiled)
     assert facts.tokens is not None
     stored = facts.tokens.extra_columns[FEATURES].shape
     wanted = (grid[0] * grid[1], TEACHERS[repa.size]["dim"])
@@ -201,7 +202,7 @@ def build_alignment(
             f" {wanted[0]} positions with {wanted[1]} features of a DINOv2-{repa.size}; precompute"
             " them for this grid and teacher, or name task.repa.teacher"
         )
-    return Alignment(None, repa.weight)
+    return Alignment(None, repa.weight, compiled=compiled)
 
 
 def latent_scaling(

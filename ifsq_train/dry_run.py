@@ -7,7 +7,7 @@ dropped, buffers (running statistics) are put back, and no random state that a s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ def _try_update(
     others = [module for key, module in networks.items() if key != name]
     parameters = [p for p in networks[name].parameters() if p.requires_grad]
     try:
-        with FlopCounter() as counter, frozen(others):
+        with _eager(config), FlopCounter() as counter, frozen(others):
             try:
                 task.loss(name, networks, batch, info).loss.backward()
             except (RuntimeError, ValueError, IndexError) as error:
@@ -158,6 +158,12 @@ def _try_update(
     finally:
         for parameter in parameters:
             parameter.grad = None
+
+
+def _eager(config: TrainConfig) -> AbstractContextManager[object]:
+    """Where operations are counted nothing is compiled, nor, unless it is put off, ever after."""
+    compiled = config.strategy.compile
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class FlopCounter(TorchDispatchMode):

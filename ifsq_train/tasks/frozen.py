@@ -108,6 +108,7 @@ class Alignment:
         teacher: frozen, images to patch features; None takes the features stored in the batch.
         weight: lambda.
         precision: of the teacher's forward pass; ``run`` is that of the strategy.
+        compiled: the loss through torch.compile, as the networks.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class Alignment:
         teacher: nn.Module | None,
         weight: float,
         precision: Literal["run", "fp32", "bf16"] = "run",
+        *,
+        compiled: bool = False,
     ) -> None:
-        self.weight = weight
+        self.weight, self._compiled = weight, compiled
         self._teacher, self._precision = teacher, precision
 
     def auxiliary(self) -> dict[str, nn.Module]:
@@ -126,8 +129,8 @@ class Alignment:
     def loss(self, projections: tuple[Tensor, ...], batch: Batch, info: StepInfo) -> Tensor:
         """Minus the mean cosine, fp32 scalar in [-1, 1]; not weighted."""
         targets = [self.targets(batch, info)]
-        fused = not plain_paths()
-        return alignment_loss(projections, targets, fused=fused, weight=self.weight)
+        way = "plain" if plain_paths() else "compiled" if self._compiled else "fused"
+        return alignment_loss(projections, targets, way=way, weight=self.weight)
 
     @torch.no_grad()
     def targets(self, batch: Batch, info: StepInfo) -> Tensor:

@@ -1,14 +1,19 @@
 """What holds for the losses without any recorded tensors."""
 
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ifsq_train.losses.alignment import alignment_loss
+from ifsq_train.losses.alignment import Way, alignment_loss
 from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
+
+compiles = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile wants a C++ compiler"
+)
 
 
 def test_aligned_features_give_minus_one_whatever_their_length() -> None:
@@ -19,16 +24,20 @@ def test_aligned_features_give_minus_one_whatever_their_length() -> None:
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_alignment_in_one_pass_is_that_of_torch(dtype: torch.dtype, weight: float) -> None:
+@pytest.mark.parametrize("way", ["fused", pytest.param("compiled", marks=compiles)])
+def test_alignment_in_one_pass_is_that_of_torch(
+    way: Way, dtype: torch.dtype, weight: float
+) -> None:
     """Also for more rows than are taken at a time, for a row of zeros, and whether or not the
     weight it is prepared for is the one it gets."""
     generator = torch.Generator().manual_seed(0)
     mine, target = torch.randn(2, 5, 131, 24, generator=generator).to(dtype)
     mine[2, 3] = 0.0
     results = []
-    for fused in (False, True):
+    ways: tuple[Way, Way] = ("plain", way)
+    for each in ways:
         leaf = mine.clone().requires_grad_()
-        loss = alignment_loss([leaf], [target], fused=fused, weight=weight)
+        loss = alignment_loss([leaf], [target], way=each, weight=weight)
         (0.5 * loss).backward()
         assert leaf.grad is not None
         keep = torch.arange(131) != 3
@@ -38,6 +47,9 @@ def test_alignment_in_one_pass_is_that_of_torch(dtype: torch.dtype, weight: floa
     assert torch.allclose(own, gradient, rtol=1e-2, atol=float(gradient.abs().max()) * 1e-2)
     if dtype == torch.float32:
         assert torch.allclose(own, gradient, rtol=1e-4, atol=1e-9)
+    with torch.no_grad():
+        again = alignment_loss([mine], [target], way=way)
+    assert torch.allclose(again, expected, rtol=1e-5)
 
 
 def test_alignment_is_the_mean_over_teachers() -> None:

@@ -10,6 +10,8 @@ from goldens import relative_error
 from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
 from ifsq_train.models import token_head
 from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.plain import VARIABLE
+from ifsq_train.models.transformer import apply_rope, rope_table
 
 
 def build(codebooks: list[int]) -> LlamaGen:
@@ -30,6 +32,29 @@ def build(codebooks: list[int]) -> LlamaGen:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_turning_by_complex_products_is_the_plain_formula(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers and gradients, of queries that lie among keys and values; also with a table
+    that an engine has rounded with the weights."""
+    random = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 10, 3, 4, 8, generator=random).to(dtype).requires_grad_()
+    weights = torch.randn(2, 10, 4, 8, generator=random).to(dtype)
+    table = rope_table(3, 3, 8)
+    for turns in (table, table.bfloat16()):
+        results = []
+        for plain in ("0", "1"):
+            monkeypatch.setenv(VARIABLE, plain)
+            turned = apply_rope(qkv.unbind(2)[1], turns)
+            (gradient,) = torch.autograd.grad(turned, qkv, weights)
+            results += [turned, gradient]
+        tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float64: 1e-14}[dtype]
+        assert results[0].dtype == dtype
+        assert torch.allclose(results[0], results[2], atol=tolerance)
+        assert torch.allclose(results[1], results[3], atol=tolerance)
 
 
 @pytest.mark.parametrize("codebooks", [[11], [7, 5]])
