@@ -82,8 +82,10 @@ class BlockedCache(KeyValueCache):
 
     One tensor for the whole sequence, of which only the beginning is filled, is read at half the
     speed: what is filled lies in pieces whose distance is a power of two, for which a CPU's cache
-    has few places. The fused kernel is made for many queries; for one, plain products are quicker,
-    and a CPU multiplies it with fp32 keys faster than with bf16 ones, which it converts.
+    has few places. The fused kernel is made for many queries; for one, plain products are quicker.
+
+    Keys are fp32, which for one query is as quick as bf16, and so are scores. Values, and the
+    weights they are multiplied with, are bf16 where the model is and the CPU has products of it.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
@@ -91,6 +93,8 @@ class BlockedCache(KeyValueCache):
         self._heads, self._like = heads, like
         self._shape = (batch * heads, min(length, _BLOCK), width)
         self._dtype = torch.promote_types(like.dtype, torch.float32)
+        half = like.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._value_dtype = torch.bfloat16 if half else self._dtype
         self._blocks: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
@@ -100,8 +104,8 @@ class BlockedCache(KeyValueCache):
         number, place = divmod(position, size)
         if number == len(self._blocks):
             # Zeros: what is not filled yet must be finite, then its weight of zero hides it.
-            made = (self._like.new_zeros(self._shape, dtype=self._dtype) for _ in range(2))
-            self._blocks.append((next(made), next(made)))
+            keys = self._like.new_zeros(self._shape, dtype=self._dtype)
+            self._blocks.append((keys, torch.zeros_like(keys, dtype=self._value_dtype)))
         for kept, new in zip(self._blocks[number], (key, value), strict=True):
             kept.view(-1, self._heads, size, width)[:, :, place] = new[:, :, 0]
         own = (query.to(self._dtype) * width**-0.5).reshape(rows, 1, width)
@@ -110,10 +114,10 @@ class BlockedCache(KeyValueCache):
         with torch.autocast("cpu", enabled=False):
             scores = [torch.bmm(own, keys.transpose(1, 2)) for keys, _ in seen]
             scores[-1][:, :, place + 1 :] = -torch.inf
-            weights = torch.cat(scores, 2).softmax(2).split(size, 2)
-            mixed = torch.bmm(weights[0], seen[0][1])
+            weights = torch.cat(scores, 2).softmax(2).to(self._value_dtype).split(size, 2)
+            mixed = torch.bmm(weights[0], seen[0][1]).to(self._dtype)
             for weight, (_, values) in zip(weights[1:], seen[1:], strict=True):
-                mixed.baddbmm_(weight, values)
+                mixed += torch.bmm(weight, values)
         return mixed.view(query.shape).to(query.dtype)
 
     def keep_first(self, batch: int) -> None:
