@@ -93,7 +93,8 @@ class BlockedCache(KeyValueCache):
         self._heads, self._like = heads, like
         self._shape = (batch * heads, min(length, _BLOCK), width)
         self._dtype = torch.promote_types(like.dtype, torch.float32)
-        half = like.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        half = like.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+        half = half and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self._value_dtype = torch.bfloat16 if half else self._dtype
         self._blocks: list[tuple[Tensor, Tensor]] = []
 
