@@ -53,7 +53,8 @@ class StrategyConfig(Config):
     synced_batch_norm: bool = False
     """Batch norms see the whole global batch's share of all workers, not each its own."""
     compile: bool = False
-    """Run the networks through torch.compile (not at stage 3, whose hooks it cannot trace)."""
+    """Run networks and the REPA loss through torch.compile (not at stage 3, whose hooks it cannot
+    trace)."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> StrategyConfig:
