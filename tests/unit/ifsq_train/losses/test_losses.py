@@ -1,7 +1,6 @@
 """What holds for the losses without any recorded tensors."""
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -10,10 +9,6 @@ import torch.nn.functional as F
 from ifsq_train.losses.alignment import Way, alignment_loss
 from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
-
-compiles = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="torch.compile wants a C++ compiler"
-)
 
 
 def test_aligned_features_give_minus_one_whatever_their_length() -> None:
@@ -24,7 +19,7 @@ def test_aligned_features_give_minus_one_whatever_their_length() -> None:
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", ["fused", pytest.param("compiled", marks=compiles)])
+@pytest.mark.parametrize("way", ["fused", pytest.param("compiled", marks=pytest.mark.compiles)])
 def test_alignment_in_one_pass_is_that_of_torch(
     way: Way, dtype: torch.dtype, weight: float
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def test_a_run_can_be_opened(parts: dict[str, Any], tmp_path: Path, kind: str, d
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["autoregressive", "diffusion"])
 def test_a_compiled_run_takes_the_same_steps(
     parts: dict[str, Any], tmp_path: Path, teacher: str, kind: str
