@@ -81,8 +81,9 @@ class BlockedCache(KeyValueCache):
     """For a CPU: blocks of positions, each in one piece of memory, made when they are needed.
 
     A tensor for the whole sequence, of which only the beginning is filled, is read down to half as
-    fast: what is filled lies in pieces whose distance is a power of two, for which a CPU's cache has
-    few places. The fused kernel is made for many queries; for one, plain products are quicker.
+    fast: what is filled lies in pieces whose distance is a power of two, and for those a CPU's
+    cache has few places. The fused kernel is made for many queries; for one, plain products are
+    quicker.
 
     Keys are fp32, which for one query is as quick as bf16, and so are scores. Values, and the
     weights they are multiplied with, are bf16 where the model is and the CPU has products of it.
