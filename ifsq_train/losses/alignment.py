@@ -61,7 +61,7 @@ def alignment_loss(
 
 
 class _MeanCosine(torch.autograd.Function):
-    """Value and gradient together, which reads each number from memory once.
+    """Value and gradient together, while the features are at hand.
 
     The gradient of the cosine c of x and y by x is ``(y - x (x y) / |x|^2) / (|x| |y|)``. It is
     made for an `expected` gradient of the result, and costs one more pass where another one comes.

@@ -35,11 +35,11 @@ def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         int64 [N].
     """
-    on_cpu = rows.device.type == "cpu"
-    if on_cpu and not plain_paths():
+    plain = plain_paths()
+    if rows.device.type == "cpu" and not plain:
         return _nearest_in_blocks(rows, codebook)
     squares, columns = codebook.square().sum(1), codebook.t()
-    count = len(rows) if on_cpu else max(1, _ENTRIES_AT_ONCE["gpu"] // len(codebook))
+    count = len(rows) if plain else max(1, _ENTRIES_AT_ONCE["gpu"] // len(codebook))
     parts = [
         torch.addmm(squares, part, columns, alpha=-2.0).argmin(1) for part in rows.split(count)
     ]
