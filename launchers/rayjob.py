@@ -52,7 +52,13 @@ from launchers.quantities import parse_quantity
 
 JOB_LABEL = "ifsq.dev/job"
 PART_OF = {"app.kubernetes.io/part-of": "ifsq-train", "app.kubernetes.io/managed-by": "ifsq"}
+# KubeRay makes the head Service from the ports that the head container declares, and finds the
+# dashboard by the port's name (ray-operator/controllers/ray/common/service.go, getServicePorts;
+# utils/util.go, FetchHeadServiceURL). It adds `metrics` 8080 where no port has that name.
+RAY_HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+RAY_METRICS_PORT_NAME = "metrics"
 RAY_METRICS_PORT = 8080
+METRICS_PORT_NAME = "ifsq-metrics"
 MIN_OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -108,13 +114,13 @@ def _job_labels(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
 def _head(request: JobRequest, profile: ClusterProfile) -> HeadGroup:
     env = _common_env(request, profile)
     env |= request.job_environment(float(parse_quantity(profile.cpus_per_node)))
-    ports = [ContainerPort(name="ray-metrics", container_port=RAY_METRICS_PORT)]
+    named_ports = {**RAY_HEAD_PORTS, RAY_METRICS_PORT_NAME: RAY_METRICS_PORT}
     if isinstance(request.recipe, PrecomputeConfig):
         # The driver of a precompute counts rows; the driver of a training run has no numbers.
-        ports.append(ContainerPort(name="metrics", container_port=METRICS_PORT))
+        named_ports[METRICS_PORT_NAME] = METRICS_PORT
     container = _container(
         "ray-head", request, profile, env, _resources(profile.head_cpus, profile.head_memory, {})
-    ).model_copy(update={"ports": tuple(ports)})
+    ).model_copy(update={"ports": _ports(named_ports)})
     return HeadGroup(
         # No CPU and no GPU for Ray: nothing but the job's driver runs on the head.
         ray_start_params={
@@ -156,9 +162,8 @@ def _workers(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
             *(container.volume_mounts or ()),
             VolumeMount(name="shm", mount_path="/dev/shm"),
         ),
-        "ports": (
-            ContainerPort(name="metrics", container_port=METRICS_PORT),
-            ContainerPort(name="ray-metrics", container_port=RAY_METRICS_PORT),
+        "ports": _ports(
+            {RAY_METRICS_PORT_NAME: RAY_METRICS_PORT, METRICS_PORT_NAME: METRICS_PORT}
         ),
     }
     if profile.rdma_resource is not None:
@@ -293,6 +298,10 @@ def _common_env(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
 
 def _pod_labels(request: JobRequest, role: str) -> dict[str, str]:
     return {JOB_LABEL: request.name, "ifsq.dev/role": role, **PART_OF}
+
+
+def _ports(named: dict[str, int]) -> tuple[ContainerPort, ...]:
+    return tuple(ContainerPort(name=name, container_port=port) for name, port in named.items())
 
 
 def _quarter(memory: str) -> str:

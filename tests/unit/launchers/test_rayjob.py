@@ -166,13 +166,26 @@ def test_the_recipe_arrives_as_it_was_sent() -> None:
     assert json.loads(env["IFSQ_LAUNCH"])["num_workers"] == 2
 
 
-def test_prometheus_finds_the_pods_that_have_numbers() -> None:
-    head, workers = head_and_workers(manifest("gpu", 2, 4))
-    names = [port["name"] for port in workers["template"]["spec"]["containers"][0]["ports"]]
-    assert names == ["metrics", "ray-metrics"]
+def ports_of(group: dict[str, Any]) -> dict[str, int]:
+    container = group["template"]["spec"]["containers"][0]
+    return {port["name"]: port["containerPort"] for port in container["ports"]}
+
+
+def test_the_head_declares_the_ports_kuberay_looks_for() -> None:
+    """KubeRay, ray-operator/controllers/ray/common/service.go, getServicePorts."""
+    head, _ = head_and_workers(manifest("gpu", 2, 4))
+    assert ports_of(head) == {
+        "gcs-server": 6379,
+        "dashboard": 8265,
+        "client": 10001,
+        "metrics": 8080,
+    }
+
+
+def test_no_port_number_has_two_names_and_prometheus_finds_the_workers() -> None:
+    _, workers = head_and_workers(manifest("gpu", 2, 4))
+    assert ports_of(workers) == {"metrics": 8080, "ifsq-metrics": 9464}
     assert workers["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ifsq-train"
-    head_ports = [port["name"] for port in head["template"]["spec"]["containers"][0]["ports"]]
-    assert head_ports == ["ray-metrics"]
 
 
 def broken(**changes: Any) -> RayJob:
