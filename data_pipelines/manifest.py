@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
 from data_pipelines.lru import Lru
-from data_pipelines.storage import Storage, open_storage
+from data_pipelines.storage.open import Storage, open_storage
 
 FORMAT_NAME = "ifsq-manifest"
 FORMAT_VERSION = 1

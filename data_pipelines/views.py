@@ -385,3 +385,17 @@ def _no_flips(request: _Request) -> NDArray[np.bool_]:
 
 def _random_flips(request: _Request, flip: bool) -> NDArray[np.bool_]:
     return coin(request.draw(_DRAW_FLIP)) if flip else _no_flips(request)
+
+
+_DOMAIN_CHOOSE_VIEW = 31
+
+
+def choose_views(
+    seed: int, epoch: int | NDArray[np.int64], sample_ids: NDArray[np.int64], num_views: int
+) -> NDArray[np.int64]:
+    """Which of the stored views a sample shows in an epoch: uniform in [0, num_views), int64 [B].
+
+    A hash of (seed, epoch, sample id), so the same for every rank and after a resume.
+    """
+    ids = np.asarray(sample_ids, dtype=np.int64)
+    return uniform_int(hash_u64(seed, _DOMAIN_CHOOSE_VIEW, epoch, ids), num_views)

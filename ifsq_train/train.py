@@ -12,30 +12,35 @@ import torch
 from torch import Tensor
 
 from data_pipelines.prefetch import Prefetcher
-from ifsq_train.build import build_strategy, build_task
-from ifsq_train.checkpoint import write_atomically
-from ifsq_train.checkpoint_writer import CheckpointWriter, Fence, shared_attempt_id
+from data_pipelines.storage.local import write_atomically
+from ifsq_train.assembly.strategy import build_strategy
+from ifsq_train.assembly.task import build_task
+from ifsq_train.checkpoint.fence import Fence, shared_attempt_id
+from ifsq_train.checkpoint.retention import Retention
+from ifsq_train.checkpoint.train_state import TrainState
+from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import TrainConfig, to_dict
-from ifsq_train.context import RunContext, mean_over_ranks
-from ifsq_train.data import TrainData, extras_for, open_train_data
-from ifsq_train.dry_run import prepare_networks
-from ifsq_train.ema import WeightAverage
-from ifsq_train.failure import FailureLog
-from ifsq_train.interruption import Interrupted, Interruption, catching_sigterm
+from ifsq_train.config.shares import check_shares, num_micro_batches
+from ifsq_train.data.base import TrainData
+from ifsq_train.data.batch import Batch
+from ifsq_train.data.open import Serve, extras_for, open_train_data, without_helpers
+from ifsq_train.distributed.collectives import any_rank, mean_over_ranks
+from ifsq_train.distributed.context import RunContext
+from ifsq_train.distributed.interruption import Interrupted, Interruption, catching_sigterm
+from ifsq_train.distributed.vote import InterruptionVote
+from ifsq_train.metrics.step_meter import StepMeter
 from ifsq_train.metrics.training import TrainingMetrics
-from ifsq_train.nonfinite import NonFiniteGuard, as_number
-from ifsq_train.profiling import StepProfiler
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.retention import Retention
-from ifsq_train.saved_state import collect_state, restore, roll_back
-from ifsq_train.sharing import check_shares, num_micro_batches
-from ifsq_train.state import TrainState
-from ifsq_train.step_meter import StepMeter
 from ifsq_train.strategy.base import StepStats, Strategy
-from ifsq_train.tasks.base import Batch, StepInfo, TrainTask
+from ifsq_train.tasks.base import StepInfo, TrainTask
+from ifsq_train.training.dry_run import prepare_networks
+from ifsq_train.training.ema import WeightAverage
+from ifsq_train.training.failure import FailureLog
+from ifsq_train.training.nonfinite import NonFiniteGuard, as_number
+from ifsq_train.training.profiling import StepProfiler
+from ifsq_train.training.saved_state import collect_state, restore, roll_back
+from ifsq_train.training.watchdog import Watchdog
 from ifsq_train.versions import library_versions
-from ifsq_train.vote import InterruptionVote, any_rank
-from ifsq_train.watchdog import Watchdog
 
 
 @dataclass
@@ -64,10 +69,16 @@ class Run:
         return batch.pinned() if self.context.device.type == "cuda" else batch
 
 
-def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
+def run(config: TrainConfig, context: RunContext, serve: Serve = without_helpers) -> dict[str, Any]:
     """Train to `config.steps`, resuming from the newest intact checkpoint if there is one.
 
     The same function runs in-process, under torchrun and inside a Ray Train worker.
+
+    Args:
+        config: the recipe.
+        context: this worker's place in the run.
+        serve: replaces the training data by a source of the same batches, such as a pool of
+            decoding actors.
 
     Returns:
         The run's result, which rank 0 also writes to ``result.json`` in the run folder.
@@ -81,7 +92,7 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
     failures = FailureLog(folder, context.launch_id)
     attempt = shared_attempt_id()
     try:
-        run = assemble(config, context, attempt, failures)
+        run = assemble(config, context, serve, attempt, failures)
         try:
             with catching_sigterm(), run.watchdog:
                 fit(run)
@@ -95,7 +106,9 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
     return finish(run, failures, time.monotonic() - started)
 
 
-def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: FailureLog) -> Run:
+def assemble(
+    config: TrainConfig, context: RunContext, serve: Serve, attempt: str, failures: FailureLog
+) -> Run:
     """Open the data, build and wrap the networks, take over saved state."""
     folder = Path(config.output).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +121,7 @@ def assemble(config: TrainConfig, context: RunContext, attempt: str, failures: F
         device=context.device,
         extras=extras_for(config.task),
     )
-    data = context.serve(data, config)
+    data = serve(data, config)
     task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
     strategy = build_strategy(
@@ -259,7 +272,7 @@ def save(run: Run) -> None:
         pieces, buffers = collect_state(run.strategy, list(run.task.modules()), run.averages)
         run.writer.save(run.state.step, pieces, buffers, checkpoint_header(run))
     run.metrics.checkpoint(run.state.step, time.perf_counter() - began)
-    run.context.report(run.state.last_record, run.folder)
+    run.context.report(run.state.last_record)
 
 
 def checkpoint_header(run: Run) -> dict[str, Any]:

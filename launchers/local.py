@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq_train.config import TrainConfig
-from launchers.follow import follow_progress
+from launchers.monitoring.progress_line import follow_progress
 
 
 def train_locally(config: TrainConfig) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def train_locally(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UserError: something in the recipe or its data.
     """
-    from ifsq_train.context import InProcessContext
+    from ifsq_train.distributed.context import InProcessContext
     from ifsq_train.train import run
 
     with follow_progress(Path(config.output).absolute(), config):

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import MANIFEST_JSON, ShardManifest
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import JOB_JSON, TOKENS_JSON
 from data_pipelines.tokens.reader import TokenDataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data_pipelines.images.classes import ClassMap
-    from data_pipelines.images.pack import PackArguments
-    from data_pipelines.images.parquet import ParquetColumns
-    from data_pipelines.images.shards import MapShards
+    from data_pipelines.images.packing.classes import ClassMap
+    from data_pipelines.images.packing.pack import PackArguments
+    from data_pipelines.images.packing.parquet import ParquetColumns
+    from data_pipelines.images.packing.shards import MapShards
     from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig
-    from ifsq_train.precompute_run import PrecomputeReport
+    from ifsq_train.precompute.progress import PrecomputeReport
 
 
 def pack_images(
@@ -33,7 +33,7 @@ def pack_images(
     **options: Unpack[PackArguments],
 ) -> ShardManifest:
     """Image folder to tar shards with a manifest; see `data_pipelines.images.pack.pack_folder`."""
-    from data_pipelines.images.pack import pack_folder
+    from data_pipelines.images.packing.pack import pack_folder
 
     with _progress("images", "pack") as show:
         options["on_progress"] = lambda done, total: show(done, total or done)
@@ -50,7 +50,7 @@ def pack_parquet_files(
     **options: Unpack[PackArguments],
 ) -> ShardManifest:
     """Parquet files to tar shards; see `data_pipelines.images.pack.pack_parquet`."""
-    from data_pipelines.images.pack import pack_parquet
+    from data_pipelines.images.packing.pack import pack_parquet
 
     with _progress("images", "pack") as show:
         options["on_progress"] = lambda done, total: show(done, total or done)
@@ -68,7 +68,7 @@ def index_images(
     map_shards: MapShards | None = None,
 ) -> ShardManifest:
     """Existing tars to a manifest; see `data_pipelines.images.index.index_tars`."""
-    from data_pipelines.images.index import index_tars
+    from data_pipelines.images.packing.index import index_tars
 
     return index_tars(
         tars, dataset, class_map=class_map, max_bad_samples=max_bad_samples, map_shards=map_shards
@@ -88,8 +88,8 @@ def open_any_dataset(url: str) -> ShardManifest | TokenDataset:
 
 def verify_any_dataset(url: str) -> tuple[list[str], bool]:
     """Check every byte of a dataset; lines for the user, and whether it is intact."""
+    from data_pipelines.images.verify import verify_dataset
     from data_pipelines.tokens.verify import verify_tokens
-    from data_pipelines.verify import verify_dataset
 
     report = verify_tokens(url) if holds_tokens(url) else verify_dataset(url)
     return str(report).splitlines(), report.ok
@@ -120,8 +120,8 @@ def precompute_tokens(
     address: str | None,
     num_readers: int = 0,
 ) -> PrecomputeReport:
-    """Encode a dataset on Ray with a progress line; see `launchers.ray_precompute`."""
-    from launchers.ray_precompute import precompute_on_ray
+    """Encode a dataset on Ray with a progress line; see `launchers.on_ray.precompute`."""
+    from launchers.on_ray.precompute import precompute_on_ray
 
     return precompute_on_ray(
         config,
@@ -135,7 +135,7 @@ def precompute_tokens(
 
 def verify_precompute(config: PrecomputeConfig, num_samples: int) -> tuple[list[str], bool]:
     """Encode random samples again; lines for the user, and whether every value is the same."""
-    from ifsq_train.precompute_check import check_sample
+    from ifsq_train.precompute.check import check_sample
 
     report = check_sample(config, num_samples)
     return str(report).splitlines(), report.ok
@@ -151,10 +151,10 @@ def sample_images(
     """Draw images with a progress line, in this process or on actors; returns their number."""
     with _progress("images", "sample") as show:
         if not num_actors:
-            from ifsq_train.generate import draw_samples
+            from ifsq_train.sampling.draw import draw_samples
 
             return draw_samples(config, on_batch=show)
-        from launchers.ray_sample import sample_on_ray
+        from launchers.on_ray.sample import sample_on_ray
 
         return sample_on_ray(
             config,
@@ -167,7 +167,7 @@ def sample_images(
 
 def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
     """Measure with a progress line; see `ifsq_train.evaluate.evaluate`."""
-    from ifsq_train.evaluate import evaluate
+    from ifsq_train.evaluation.evaluate import evaluate
 
     with _progress("images", "evaluate") as show:
         return evaluate(config, on_batch=show)

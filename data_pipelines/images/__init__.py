@@ -1,1 +1,4 @@
-"""Image shards: packing, indexing, reading, decoding."""
+"""Image datasets: reading samples by id and turning them into batches.
+
+Making datasets is in `images.packing`, pixels in `images.decoders`.
+"""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_pipelines.bad_samples import BadSample, ErrorBudget
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.hashing import hash_u64
-from data_pipelines.images.budget import BadSample, ErrorBudget
-from data_pipelines.images.decode import ImageDecoder, to_unit_range
+from data_pipelines.images.decoders.base import ImageDecoder, to_unit_range
 from data_pipelines.images.reader import EncodedBatch, ImageReader
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.prefetch import Prefetcher

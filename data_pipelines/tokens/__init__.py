@@ -1,1 +1,4 @@
-"""Image tokens on disk: packed, named after the tokenizer that made them, read by sample."""
+"""Token datasets: the shard format, writer, reader and verification.
+
+Nothing here knows a network.
+"""

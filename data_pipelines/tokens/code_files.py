@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.errors import UserError
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import ShardMetadata, TokenSpec, shard_name
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.reader import TokenDataset

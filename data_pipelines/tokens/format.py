@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.bad_samples import BadSample
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.budget import BadSample
 from data_pipelines.tokens.latents import DigitTable, LatentStatistics, LatentSums
 from data_pipelines.tokens.packing import TokenPacker
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import LocalStorage, Storage
+from data_pipelines.storage.open import LocalStorage, Storage
 from data_pipelines.tokens.writer import TokenShardEntry
 
 

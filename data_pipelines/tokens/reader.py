@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.hashing import hash_u64, uniform_int
+from data_pipelines.hashing import hash_u64
 from data_pipelines.lru import Lru
-from data_pipelines.storage import Storage, open_storage
+from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.tokens.features import FEATURE_SCALES, FEATURES
 from data_pipelines.tokens.format import TokenSpec, table_name
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
@@ -24,19 +24,7 @@ from data_pipelines.tokens.tokens_json import does_not_match, read_tokens_json
 from data_pipelines.tokens.writer import TokenRows, TokenShardEntry
 
 MAX_OPEN_SHARDS = 256
-_DOMAIN_CHOOSE_VIEW = 31
 _DOMAIN_POSTERIOR = 32
-
-
-def choose_views(
-    seed: int, epoch: int | NDArray[np.int64], sample_ids: NDArray[np.int64], num_views: int
-) -> NDArray[np.int64]:
-    """Which of the stored views a sample shows in an epoch: uniform in [0, num_views), int64 [B].
-
-    A hash of (seed, epoch, sample id), so the same for every rank and after a resume.
-    """
-    ids = np.asarray(sample_ids, dtype=np.int64)
-    return uniform_int(hash_u64(seed, _DOMAIN_CHOOSE_VIEW, epoch, ids), num_views)
 
 
 @dataclass(frozen=True)

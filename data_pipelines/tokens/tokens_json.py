@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Storage
+from data_pipelines.storage.open import Storage
 from data_pipelines.tokens.format import FORMAT_NAME, FORMAT_VERSION, SHARD_FOLDER, TOKENS_JSON
 from data_pipelines.tokens.writer import read_job
 

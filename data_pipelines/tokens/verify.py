@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Storage
+from data_pipelines.storage.open import Storage
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.shard import TokenShard, decode_shard

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import Storage
+from data_pipelines.storage.open import Storage
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,

@@ -7,7 +7,8 @@ here say what is allowed. Recipes hold science only; the shape of the machine is
 
 from ifsq_train.config.base import Config, to_dict
 from ifsq_train.config.data import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
-from ifsq_train.config.evaluation import EvaluateConfig
+from ifsq_train.config.evaluate import EvaluateConfig
+from ifsq_train.config.launch import LaunchConfig
 from ifsq_train.config.networks import (
     ContinuousConfig,
     DiTConfig,
@@ -18,20 +19,9 @@ from ifsq_train.config.networks import (
     TokenizerConfig,
     VqConfig,
 )
-from ifsq_train.config.run import (
-    CheckpointConfig,
-    FlowDrawConfig,
-    KeepBestConfig,
-    LaunchConfig,
-    OptimConfig,
-    PrecomputeConfig,
-    ProfileConfig,
-    RecipeConfig,
-    SampleConfig,
-    StrategyConfig,
-    TeacherFeaturesConfig,
-    TrainConfig,
-)
+from ifsq_train.config.precompute import PrecomputeConfig, TeacherFeaturesConfig
+from ifsq_train.config.recipes import RecipeConfig
+from ifsq_train.config.sample import FlowDrawConfig, SampleConfig
 from ifsq_train.config.tasks import (
     AdversarialConfig,
     AutoregressiveTaskConfig,
@@ -42,6 +32,14 @@ from ifsq_train.config.tasks import (
     RepaConfig,
     TaskConfig,
     TokenizerTaskConfig,
+)
+from ifsq_train.config.train import (
+    CheckpointConfig,
+    KeepBestConfig,
+    OptimConfig,
+    ProfileConfig,
+    StrategyConfig,
+    TrainConfig,
 )
 
 __all__ = [

@@ -1,1 +1,4 @@
-"""Measuring tokenizers and generators; every measure streams and counts each sample once."""
+"""Measures of reconstructions, samples and codes, and the result schema.
+
+Drawing samples is in `sampling`.
+"""

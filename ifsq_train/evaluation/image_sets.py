@@ -15,9 +15,9 @@ from torch import Tensor
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import ViewSpec
-from ifsq_train.context import RunContext
-from ifsq_train.data import open_image_source
-from ifsq_train.generate import read_samples
+from ifsq_train.data.images import open_image_source
+from ifsq_train.distributed.context import RunContext
+from ifsq_train.sampling.draw import read_samples
 
 VIEW_SEED, EPOCH = 0, 0
 

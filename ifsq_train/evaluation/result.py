@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from data_pipelines.errors import DataError
-from ifsq_train.checkpoint import write_atomically
+from data_pipelines.storage.local import write_atomically
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.versions import library_versions
 

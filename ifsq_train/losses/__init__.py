@@ -1,1 +1,4 @@
-"""Losses as plain functions of tensors."""
+"""Loss terms as plain functions of tensors.
+
+Weighting and combining them is a task's.
+"""

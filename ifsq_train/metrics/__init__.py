@@ -1,1 +1,4 @@
-"""What a run tells the outside while it works: a log of JSON lines, a progress line, Prometheus."""
+"""Metrics of runs: names, Prometheus, JSONL, progress, goodput.
+
+Quality measures are in `evaluation`.
+"""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from data_pipelines.storage import LocalStorage
+from data_pipelines.storage.open import LocalStorage
 
 
 class JsonlWriter:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from data_pipelines.errors import UserError
-from data_pipelines.storage import LocalStorage
+from data_pipelines.storage.open import LocalStorage
 from ifsq_train.metrics.names import (
     DEVICE_MEMORY,
     METRICS,
@@ -275,3 +275,23 @@ def _serve(host: str, port: int, registry: Any) -> tuple[Any, threading.Thread]:
                 ) from error
             time.sleep(_BIND_PAUSE_SECONDS)
     raise AssertionError("unreachable")
+
+
+PORT_VARIABLE = "IFSQ_METRICS_PORT"
+
+
+HOST_VARIABLE = "IFSQ_METRICS_HOST"
+
+
+def endpoint_port() -> int | None:
+    """The port IFSQ_METRICS_PORT asks for; 0 for any, None for no endpoint.
+
+    Raises:
+        UserError: neither a port number nor ``off``.
+    """
+    text = os.environ.get(PORT_VARIABLE, "0")
+    if text == "off":
+        return None
+    if text.isascii() and text.isdigit() and int(text) < 65536:
+        return int(text)
+    raise UserError(f"{PORT_VARIABLE}={text!r} is not a port; use 0 to 65535, or off")

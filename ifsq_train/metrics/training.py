@@ -10,18 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import UserError
+from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.config import ImageDataConfig, TokenizerTaskConfig, TrainConfig
-from ifsq_train.context import RunContext
+from ifsq_train.distributed.context import RunContext
 from ifsq_train.metrics import names
 from ifsq_train.metrics.goodput import Goodput
 from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
 from ifsq_train.metrics.names import MetricSpec
-from ifsq_train.metrics.prometheus import open_metrics
-from ifsq_train.state import TrainState
+from ifsq_train.metrics.prometheus import HOST_VARIABLE, endpoint_port, open_metrics
 
-PORT_VARIABLE = "IFSQ_METRICS_PORT"
-HOST_VARIABLE = "IFSQ_METRICS_HOST"
 STARTS = "starts.jsonl"
 
 # What stands before the slash of a record's key, the metric, and the label for the rest.
@@ -224,20 +221,6 @@ def tokens_per_sample(config: TrainConfig, task: Mapping[str, Any]) -> int:
         return 0
     reduction = 2 ** (len(config.task.model.channel_multipliers) - 1)
     return (config.data.view.image_size // reduction) ** 2
-
-
-def endpoint_port() -> int | None:
-    """The port IFSQ_METRICS_PORT asks for; 0 for any, None for no endpoint.
-
-    Raises:
-        UserError: neither a port number nor ``off``.
-    """
-    text = os.environ.get(PORT_VARIABLE, "0")
-    if text == "off":
-        return None
-    if text.isascii() and text.isdigit() and int(text) < 65536:
-        return int(text)
-    raise UserError(f"{PORT_VARIABLE}={text!r} is not a port; use 0 to 65535, or off")
 
 
 def record_start(path: Path, first_step: int, world_size: int) -> int:

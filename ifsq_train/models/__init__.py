@@ -1,1 +1,4 @@
-"""Networks in plain torch: no engine, no launcher, no configuration library."""
+"""Networks in plain torch; quantizers in `quantizers`.
+
+No configuration, no files of ours, no engine.
+"""

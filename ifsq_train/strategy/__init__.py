@@ -1,1 +1,4 @@
-"""How networks are spread over workers: torch (DDP) and DeepSpeed (ZeRO 0-3)."""
+"""Engines that update networks: plain torch and DeepSpeed ZeRO, optimizers, fragments.
+
+What is computed in a step is a task's.
+"""

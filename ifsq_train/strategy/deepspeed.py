@@ -23,20 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
-from ifsq_train.context import RunContext
-from ifsq_train.strategy.base import (
-    MASTER,
-    Fragment,
-    StepStats,
-    build_optimizer,
-    create_state,
-    frozen,
-    lr_factor,
-    moments,
-    split_fragments,
-    whole_fragments,
-)
+from ifsq_train.distributed.context import RunContext
+from ifsq_train.strategy.base import StepStats, frozen
+from ifsq_train.strategy.fragments import Fragment, moments, split_fragments, whole_fragments
+from ifsq_train.strategy.optimizers import build_optimizer, create_state, lr_factor
 
 
 def _import_deepspeed() -> Any:

@@ -1,1 +1,4 @@
-"""What one step computes, one file per family; the loop itself is in train.py."""
+"""What one training step computes: tokenizer, autoregressive and diffusion tasks.
+
+The loop around it is `ifsq_train.train`.
+"""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ifsq_train.config import AutoregressiveTaskConfig
+from ifsq_train.data.batch import Batch
 from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import plain_paths
-from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
+from ifsq_train.tasks.base import LossOutput, StepInfo
 from ifsq_train.tasks.frozen import Alignment, TokenInputs
-
-GENERATOR = "generator"
+from ifsq_train.tasks.generator import GENERATOR, labels_with_dropout
 
 
 class AutoregressiveTask:
@@ -87,13 +87,3 @@ class AutoregressiveTask:
             loss = loss + self._alignment.weight * aligned
             metrics = {"cross_entropy": entropy.detach(), "alignment": aligned.detach()}
         return LossOutput(loss, {"loss": loss.detach(), **metrics})
-
-
-def labels_with_dropout(batch: Batch, info: StepInfo, chance: float) -> tuple[Tensor, Tensor]:
-    """Labels int64 [B], and bool [B] of those to train on the null class.
-
-    Samples without a label are trained on the null class too.
-    """
-    dropped = info.random.uniform("label_dropout") < chance
-    unlabelled = batch.labels < 0
-    return batch.labels.clamp_min(0), dropped.to(batch.labels.device) | unlabelled

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ifsq_train.config import DiffusionTaskConfig, FlowConfig
+from ifsq_train.data.batch import Batch
 from ifsq_train.losses.flow_matching import PATHS, direction_error, shift_times, velocity_error
 from ifsq_train.models.dit import DiT
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.tasks.autoregressive import GENERATOR, labels_with_dropout
-from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
+from ifsq_train.tasks.base import LossOutput, StepInfo
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
+from ifsq_train.tasks.generator import GENERATOR, labels_with_dropout
 
 # The variance-preserving path has no velocity at its very ends (released transport).
 _PATH_MARGIN = {"linear": 0.0, "gvp": 0.0, "vp": 1e-5}

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.tokens.latents import LatentStatistics
+from ifsq_train.data.batch import Batch
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
-from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.base import StepInfo
 
 
 class ImageEncoder:

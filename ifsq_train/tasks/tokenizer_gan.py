@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.config import AdversarialConfig, LfqConfig, TokenizerTaskConfig
-from ifsq_train.context import mean_over_ranks
+from ifsq_train.data.batch import Batch
+from ifsq_train.distributed.collectives import mean_over_ranks
 from ifsq_train.losses.adversarial import (
     adaptive_weight,
     conv_weight_gradient,
     discriminator_loss,
     generator_loss,
 )
-from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.reconstruction import pixel_loss
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.inference import channels_last
-from ifsq_train.tasks.base import Batch, LossOutput, StepInfo
+from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
+from ifsq_train.tasks.base import LossOutput, StepInfo
 
 AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_pipelines.images.index import index_tars
+from data_pipelines.images.packing.index import index_tars
 
 ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-train.tar.zst"
 

@@ -9,9 +9,9 @@ import torch
 from precompute_parts import configure, make_parts
 
 from ifsq_train.config import SampleConfig, TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.precompute import run_precompute_local
-from ifsq_train.recipe import validate_recipe
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.distributed.context import InProcessContext
+from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.train import run
 
 CLASSES = 3

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ifsq_train.build import build_strategy
-from ifsq_train.checkpoint import Checkpoint, step_folder
-from ifsq_train.checkpoint_writer import CheckpointWriter
+from ifsq_train.assembly.strategy import build_strategy
+from ifsq_train.checkpoint.format import step_folder
+from ifsq_train.checkpoint.reader import Checkpoint
+from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import StrategyConfig
-from ifsq_train.context import TorchrunContext
-from ifsq_train.ema import WeightAverage
-from ifsq_train.saved_state import collect_state, load_network
+from ifsq_train.distributed.context import TorchrunContext
 from ifsq_train.strategy.base import Strategy
+from ifsq_train.training.ema import WeightAverage
+from ifsq_train.training.saved_state import collect_state, load_network
 
 NAMES = ["generator", "critic"]
 

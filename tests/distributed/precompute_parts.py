@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipelines.images.pack import pack_folder
-from data_pipelines.storage import open_storage
-from ifsq_train.build import build_tokenizer
-from ifsq_train.checkpoint_writer import CheckpointWriter, Piece
+from data_pipelines.images.packing.pack import pack_folder
+from data_pipelines.storage.open import open_storage
+from ifsq_train.artifacts.networks import build_tokenizer
+from ifsq_train.checkpoint.format import Piece
+from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import PrecomputeConfig, TokenizerTaskConfig, TrainConfig, to_dict
 
 NUM_IMAGES = 21

@@ -11,11 +11,13 @@ from typing import Any
 import ifsq_train.train
 from data_pipelines.tokens.reader import TokenDataset
 from ifsq_train.config import TokenDataConfig, TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.data import DataFacts, Extras, TokenTrainData, TrainData, open_train_data
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.data.base import DataFacts, Extras, TrainData
+from ifsq_train.data.batch import Batch
+from ifsq_train.data.open import open_train_data
+from ifsq_train.data.tokens import TokenTrainData
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.recipe import validate_recipe
-from ifsq_train.tasks.base import Batch
 
 WAYS = ("stored", "on the fly", "pixels")
 

@@ -117,7 +117,7 @@ def _wait_for_object(client: dict[str, str]) -> None:
     import obstore
     from obstore.exceptions import BaseError
 
-    from data_pipelines.storage import ObjectStorage
+    from data_pipelines.storage.open import ObjectStorage
 
     with environment(client):
         store = ObjectStorage(f"s3://{BUCKET}")

@@ -11,9 +11,9 @@ from precompute_parts import configure, make_parts
 from ranks import run_ranks
 
 from ifsq_train.config import TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.precompute import run_precompute_local
-from ifsq_train.recipe import validate_recipe
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.distributed.context import InProcessContext
+from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.train import run
 
 

@@ -13,15 +13,15 @@ import pytest
 from precompute_parts import make_parts
 from s3_server import environment, flaky_proxy, s3_server
 
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = """
 import sys
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 run_precompute_local(PrecomputeConfig.model_validate_json(sys.argv[1]), device="cpu")
 """
 

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipelines.plan import SamplePlan
+from data_pipelines.order.plan import SamplePlan
 from data_pipelines.tokens.format import LatentStatistics
 from ifsq_train import train
-from ifsq_train.build import build_task
+from ifsq_train.assembly.task import build_task
 from ifsq_train.config import TrainConfig
-from ifsq_train.context import RunContext, TorchrunContext
-from ifsq_train.data import positions
+from ifsq_train.data.base import positions
+from ifsq_train.data.batch import Batch
+from ifsq_train.distributed.context import RunContext, TorchrunContext
 from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
-from ifsq_train.tasks.base import Batch
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 

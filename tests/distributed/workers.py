@@ -12,17 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ifsq_train.build import build_strategy
-from ifsq_train.checkpoint import newest_checkpoint
-from ifsq_train.checkpoint_writer import CheckpointWriter
+from ifsq_train.assembly.strategy import build_strategy
+from ifsq_train.checkpoint.reader import newest_checkpoint
+from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import EvaluateConfig, OptimConfig, StrategyConfig, TrainConfig
-from ifsq_train.context import TorchrunContext, mean_over_ranks
-from ifsq_train.ema import WeightAverage
-from ifsq_train.evaluate import evaluate
-from ifsq_train.recipe import validate_recipe
-from ifsq_train.saved_state import collect_state, load_network
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.distributed.collectives import mean_over_ranks
+from ifsq_train.distributed.context import TorchrunContext
+from ifsq_train.evaluation.evaluate import evaluate
 from ifsq_train.strategy.base import Strategy
 from ifsq_train.train import run
+from ifsq_train.training.ema import WeightAverage
+from ifsq_train.training.saved_state import collect_state, load_network
 
 OPTIM = {
     "generator": OptimConfig(lr=1e-2, warmup_steps=3, schedule="cosine", weight_decay=0.1),

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.tokens.verify import verify_tokens
 from ifsq_train.metrics.jsonl import read_jsonl
-from launchers.demo import run_demo
+from launchers.demo.pipeline import run_demo
 
 STEPS = {"tokenizer": 8, "generator": 120}
 CHANGES = {
@@ -82,7 +82,7 @@ def test_finished_demo_is_found_finished_without_starting_ray(demo: Path) -> Non
     before = {run: losses(demo / run) for run in STEPS}
     code = (
         "import sys, pathlib, json\n"
-        "from launchers.demo import run_demo\n"
+        "from launchers.demo.pipeline import run_demo\n"
         "run_demo(pathlib.Path(sys.argv[1]), changes=json.loads(sys.argv[2]))\n"
         "print('ray' in sys.modules)"
     )
@@ -102,7 +102,7 @@ def test_killed_generator_run_resumes_with_the_losses_of_an_undisturbed_one(
     demo: Path, tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, "-m", "launchers.cli", "train", "demo/generator", "--workers", "2",
+        sys.executable, "-m", "launchers.cli.program", "train", "demo/generator", "--workers", "2",
         f"output={tmp_path / 'generator'}", f"data.url={demo / 'tokens'}",
         f"data.tokenizer={demo / 'tokenizer'}", *CHANGES["generator"],
     ]  # fmt: skip

@@ -16,13 +16,14 @@ import pytest
 from precompute_parts import NUM_IMAGES, NUM_VIEWS, configure, make_parts, published_bytes
 
 from data_pipelines.errors import UserError
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
-from ifsq_train.precompute import preflight, run_precompute_local
-from ifsq_train.precompute_run import WorkItem
-from launchers.ray_cluster import ray_session
-from launchers.ray_precompute import MAX_DEATHS_PER_ITEM, ActorPool, precompute_on_ray
+from data_pipelines.work_items import WorkItem
+from ifsq_train.precompute.job import preflight, run_precompute_local
+from launchers.on_ray.actor_pool import MAX_DEATHS_PER_ITEM, ActorPool
+from launchers.on_ray.cluster import ray_session
+from launchers.on_ray.precompute import precompute_on_ray
 
 TAG = "IFSQ_TEST_PRECOMPUTE"
 """Environment variable by which a test finds the processes it started, and no others."""
@@ -30,7 +31,7 @@ DRIVER = f"""
 import json, os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "distributed")!r})
 from ifsq_train.config import PrecomputeConfig
-from launchers.ray_precompute import precompute_on_ray
+from launchers.on_ray.precompute import precompute_on_ray
 
 def on_item(done, total, rows):
     if done == int(sys.argv[2]):

@@ -17,16 +17,16 @@ import pytest
 import torch
 from image_folders import write_photos
 
+from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import DataError
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.index import index_tars
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.packing.index import index_tars
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.manifest import ShardManifest
 from ifsq_train.config import ImageDataConfig
-from ifsq_train.data import open_images
-from launchers.ray_cluster import ray_session
-from launchers.ray_data import DecodePool, PooledImages, pooled_images
-from launchers.ray_shards import shards_on_ray
+from ifsq_train.data.images import open_images
+from launchers.on_ray.cluster import ray_session
+from launchers.on_ray.decode_pool import DecodePool, PooledImages, pooled_images
+from launchers.on_ray.shards import shards_on_ray
 
 SEED, BATCH, STEPS = 5, 14, 10
 
@@ -152,7 +152,7 @@ def test_pool_works_no_further_ahead_than_asked(ray):
         def seen(self) -> list[int]:
             return self.asked
 
-    from launchers.ray_data import Share
+    from launchers.on_ray.decode_pool import Share
 
     started: list[Any] = []
 

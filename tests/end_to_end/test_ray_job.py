@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launchers.cli import app
+from launchers.cli.program import app
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ import pytest
 from generator_parts import make_generators, sampling
 
 from ifsq_train.config import SampleConfig
-from ifsq_train.generate import draw_samples, read_samples
-from launchers.ray_cluster import import_ray
-from launchers.ray_sample import SamplerActor, sample_on_ray
+from ifsq_train.sampling.draw import draw_samples, read_samples
+from launchers.on_ray.cluster import import_ray
+from launchers.on_ray.sample import SamplerActor, sample_on_ray
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -31,11 +32,11 @@ def modules_after(statement: str) -> set[str]:
         ("ifsq_train.models.llamagen", {"ray", "deepspeed", "pydantic", "data_pipelines"}),
         ("ifsq_train.models.quantizers", {"ray", "deepspeed", "pydantic", "data_pipelines"}),
         ("ifsq_train.losses.adversarial", {"ray", "deepspeed", "pydantic", "data_pipelines"}),
-        ("data_pipelines.plan", {"ray", "deepspeed", "ifsq_train"}),
+        ("data_pipelines.order.plan", {"ray", "deepspeed", "ifsq_train"}),
         ("data_pipelines.images.source", {"ray", "deepspeed", "ifsq_train"}),
         ("ifsq_train.train", {"ray", "deepspeed", "launchers"}),
         ("ifsq_train.metrics.jsonl", {"ray", "deepspeed", "torch", "prometheus_client"}),
-        ("launchers.cli", {"ray", "deepspeed", "torch", "pyarrow"}),
+        ("launchers.cli.program", {"ray", "deepspeed", "torch", "pyarrow"}),
     ],
 )
 def test_importing_leaves_out(module: str, unwanted: set[str]) -> None:
@@ -56,3 +57,25 @@ def test_import_contracts_hold() -> None:
         pytest.skip("lint-imports is not installed")
     done = subprocess.run([command, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("ifsq_train", {"__init__", "train", "log", "randomness", "versions"}),
+        ("launchers", {"__init__", "local", "stages"}),
+    ],
+)
+def test_a_new_module_belongs_in_a_package(package: str, allowed: set[str]) -> None:
+    found = {path.stem for path in (REPOSITORY / package).glob("*.py")}
+    assert found - allowed == set(), "put it into the package whose docstring fits"
+
+
+def test_every_package_says_what_belongs_in_it() -> None:
+    silent = [
+        str(path.relative_to(REPOSITORY))
+        for package in ("ifsq_train", "launchers", "data_pipelines")
+        for path in (REPOSITORY / package).rglob("__init__.py")
+        if not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()
+    ]
+    assert silent == []

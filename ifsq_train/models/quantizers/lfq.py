@@ -151,3 +151,8 @@ def all_codes(num_bits: int, device: torch.device | None = None) -> Tensor:
     numbers = torch.arange(2**num_bits, device=device).unsqueeze(1)
     bits = (numbers >> torch.arange(num_bits, device=device)) & 1
     return bits.to(torch.float32) * 2.0 - 1.0
+
+
+def lfq_entropy_factor(step: int, *, extra: float = 3.0, anneal_steps: int = 2000) -> float:
+    """Factor on LFQ's entropy loss: 1 + `extra` at step 0, falling linearly to 1."""
+    return 1.0 + extra * max(0.0, 1.0 - step / anneal_steps)

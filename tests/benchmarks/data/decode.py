@@ -26,16 +26,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.dali import dali_is_installed
-from data_pipelines.images.decode import open_decoder, to_unit_range
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.bad_samples import ErrorBudget
+from data_pipelines.images.decoders.base import to_unit_range
+from data_pipelines.images.decoders.dali import dali_is_installed
+from data_pipelines.images.decoders.open import open_decoder
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.images.source import ImageSource
-from data_pipelines.images.workers import default_threads
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
+from data_pipelines.order.plan import SamplePlan
 from data_pipelines.prefetch import Prefetcher
+from data_pipelines.threads import default_threads
 from data_pipelines.views import AdmCenterView, view_geometry
 
 SIZE, BATCH = 256, 64

@@ -26,10 +26,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 from s3_server import environment, flaky_proxy, s3_server
 
-from data_pipelines.images.pack import pack_samples
+from data_pipelines.images.packing.pack import pack_samples
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
+from data_pipelines.order.plan import SamplePlan
 from data_pipelines.prefetch import Prefetcher
 
 URL = "s3://images/packed"

@@ -43,7 +43,7 @@ HERE = ("ours", "DALI webdataset reader", RAY_DATA)
 def read_ours(folder: Path, passes: int) -> Iterator[Any]:
     from data_pipelines.images.reader import ImageReader
     from data_pipelines.manifest import ShardManifest
-    from data_pipelines.plan import SamplePlan
+    from data_pipelines.order.plan import SamplePlan
 
     manifest = ShardManifest.open(folder / "packed")
     plan = SamplePlan(manifest.digest, manifest.shard_sizes, BATCH, 0)
@@ -199,7 +199,7 @@ def measure(name: str, folder: Path, passes: int) -> dict[str, Any]:
 
 def prepare(source: Path, folder: Path, copies: int, python: str) -> None:
     """The same images for every reader, shuffled once as our packing does."""
-    from data_pipelines.images.pack import pack_samples
+    from data_pipelines.images.packing.pack import pack_samples
 
     files = sorted(path for path in source.rglob("*") if path.is_file())
     names = [(path, copy) for copy in range(copies) for path in files]

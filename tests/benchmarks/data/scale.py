@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data_pipelines.plan import SamplePlan
+from data_pipelines.order.plan import SamplePlan
 
 
 def resident_megabytes() -> float:
@@ -44,9 +44,9 @@ def startup() -> None:
 
 def _write_synthetic(folder: Path, num_shards: int, per_shard: int) -> None:
     """A manifest of one real shard under many names."""
-    from data_pipelines.images.pack import pack_samples
+    from data_pipelines.images.packing.pack import pack_samples
     from data_pipelines.manifest import ShardEntry, publish_manifest
-    from data_pipelines.storage import open_storage
+    from data_pipelines.storage.open import open_storage
 
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -72,8 +72,8 @@ def _write_synthetic(folder: Path, num_shards: int, per_shard: int) -> None:
 
 def first_batch(folder: Path) -> None:
     """Times within one process, imports apart."""
-    from data_pipelines.images.budget import ErrorBudget
-    from data_pipelines.images.decode import open_decoder
+    from data_pipelines.bad_samples import ErrorBudget
+    from data_pipelines.images.decoders.open import open_decoder
     from data_pipelines.images.source import ImageSource
     from data_pipelines.manifest import ShardManifest
     from data_pipelines.views import AdmRandomView
@@ -116,9 +116,9 @@ def plan_memory() -> None:
 
 def memory(num_batches: int) -> None:
     """Resident memory while small images are read and decoded, batch after batch."""
-    from data_pipelines.images.budget import ErrorBudget
-    from data_pipelines.images.decode import open_decoder
-    from data_pipelines.images.pack import pack_samples
+    from data_pipelines.bad_samples import ErrorBudget
+    from data_pipelines.images.decoders.open import open_decoder
+    from data_pipelines.images.packing.pack import pack_samples
     from data_pipelines.images.source import ImageSource
     from data_pipelines.prefetch import Prefetcher
     from data_pipelines.views import RawView

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "distributed"))
 from trace_runs import RecordedData, recipe
 
 from ifsq_train import train
-from ifsq_train.checkpoint import newest_checkpoint
-from ifsq_train.context import InProcessContext
+from ifsq_train.checkpoint.reader import newest_checkpoint
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.tasks.autoregressive import AutoregressiveTask

@@ -20,7 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ifsq_train"))
 from test_checkpoint import damage, write
 
-from ifsq_train.checkpoint import newest_checkpoint, step_folder
+from ifsq_train.checkpoint.format import step_folder
+from ifsq_train.checkpoint.reader import newest_checkpoint
 
 OLDER, NEWER = 5, 6
 

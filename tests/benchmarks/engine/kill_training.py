@@ -100,7 +100,7 @@ class Driver:
     def __init__(
         self, recipe: Path, address: str | None, log: Path, *, workers: int, min_workers: int
     ) -> None:
-        self._command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
+        self._command = [sys.executable, "-m", "launchers.cli.program", "train", str(recipe)]
         self._command += ["--workers", str(workers), "--min-workers", str(min_workers)]
         self._command += ["--max-failures", "1000"]
         if address is not None:
@@ -150,7 +150,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     """A token dataset of a few images."""
     from precompute_parts import configure, make_parts
 
-    from ifsq_train.precompute import run_precompute_local
+    from ifsq_train.precompute.job import run_precompute_local
 
     parts = make_parts(folder)
     run_precompute_local(configure(parts, folder / "tokens"), device="cpu")
@@ -263,7 +263,7 @@ def main() -> None:
 
 def report(folder: Path, options: argparse.Namespace, rng: random.Random) -> None:
     """The disturbed run first: its number of steps is then known for the undisturbed one."""
-    from ifsq_train.recipe import load_recipe
+    from ifsq_train.config.load import load_recipe
     from launchers.local import train_locally
 
     parts = prepare(folder)

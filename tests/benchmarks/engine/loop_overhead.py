@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "distributed"))
 from trace_runs import RecordedData, recipe
 
 from ifsq_train import train
-from ifsq_train.context import InProcessContext
-from ifsq_train.interruption import Interruption
+from ifsq_train.distributed.context import InProcessContext
+from ifsq_train.distributed.interruption import Interruption
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
+from ifsq_train.metrics.step_meter import StepMeter
 from ifsq_train.models.llamagen import LlamaGen
-from ifsq_train.step_meter import StepMeter
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 
 GRID, VOCABULARY, BATCH = 8, 1024, 8

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from ifsq_train.build import build_strategy
+from ifsq_train.assembly.strategy import build_strategy
 from ifsq_train.config import OptimConfig, StrategyConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.ema import WeightAverage
+from ifsq_train.data.batch import Batch
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.tasks.autoregressive import GENERATOR
-from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.base import StepInfo
+from ifsq_train.tasks.generator import GENERATOR
+from ifsq_train.training.ema import WeightAverage
 
 
 def engine_step(

@@ -29,7 +29,7 @@ def step(way: str, layers: int, batch: int, steps: int) -> None:
 
     from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
     from ifsq_train.models.llamagen import LlamaGen
-    from ifsq_train.strategy.base import create_state
+    from ifsq_train.strategy.optimizers import create_state
 
     torch.manual_seed(0)
     model = LlamaGen(
@@ -38,7 +38,7 @@ def step(way: str, layers: int, batch: int, steps: int) -> None:
     )  # fmt: skip
     torch.nn.init.normal_(model.output.weight, std=0.02)  # pyright: ignore
     if way.endswith("recompute"):
-        from ifsq_train.activation_checkpointing import recompute_activations
+        from ifsq_train.strategy.activation_checkpointing import recompute_activations
 
         recompute_activations({"generator": model})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -22,7 +22,7 @@ from reference_llamagen import ReferenceLlamaGen, reference_sample
 
 from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
-from ifsq_train.sampling import SamplingConfig, sample_tokens
+from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
 
 
 def compare(name: str, codebooks: list[int], args: argparse.Namespace) -> None:

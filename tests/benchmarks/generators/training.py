@@ -34,11 +34,11 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
+from ifsq_train.data.batch import Batch
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.repa import DinoTeacher
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
-from ifsq_train.tasks.base import Batch
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 

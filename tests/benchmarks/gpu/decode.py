@@ -23,13 +23,13 @@ import torch
 from bench import Bench
 from PIL import Image
 
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.decode import open_decoder
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.bad_samples import ErrorBudget
+from data_pipelines.images.decoders.open import open_decoder
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.images.source import ImageSource
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
+from data_pipelines.order.plan import SamplePlan
 from data_pipelines.views import AdmCenterView
 
 

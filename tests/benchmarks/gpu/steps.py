@@ -18,6 +18,7 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
+from ifsq_train.data.batch import Batch
 from ifsq_train.losses.adversarial import discriminator_loss, generator_loss
 from ifsq_train.models import dit, llamagen
 from ifsq_train.models.autoencoder import Tokenizer
@@ -25,11 +26,11 @@ from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.quantizers import FSQ
-from ifsq_train.sampling import SamplingConfig, sample_tokens
-from ifsq_train.tasks.autoregressive import GENERATOR, AutoregressiveTask
-from ifsq_train.tasks.base import Batch
+from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import LatentInputs
+from ifsq_train.tasks.generator import GENERATOR
 
 SMALL: dict[str, int] = {"num_layers": 2, "num_heads": 4, "dim": 64}
 STILL = {"token_dropout": 0.0, "residual_dropout": 0.0, "feed_forward_dropout": 0.0}

@@ -32,8 +32,8 @@ from typing import Any
 import psutil
 from pod_stage import NAMESPACE, Stage, wait_until, worker_pods
 
-from ifsq_train.recipe import load_recipe
-from launchers.kubernetes import KubernetesCluster
+from ifsq_train.config.load import load_recipe
+from launchers.on_kubernetes.cluster import KubernetesCluster
 
 OUTAGE_SECONDS = 30
 

@@ -14,14 +14,15 @@ from typing import Any
 
 import yaml
 
+from ifsq_train.config.load import Recipe, load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.recipe import Recipe, load_recipe
-from launchers.cluster_profile import ClusterProfile
-from launchers.demo_data import held_out, write_digits
-from launchers.job_follow import JobFailed, follow_job
-from launchers.job_request import JobRequest
-from launchers.kubernetes import KubernetesCluster
-from launchers.rayjob import build_rayjob
+from launchers.demo.digits import held_out, write_digits
+from launchers.jobs.request import JobRequest
+from launchers.jobs.verdict import JobFailed
+from launchers.on_kubernetes.cluster import KubernetesCluster
+from launchers.on_kubernetes.follow import follow_job
+from launchers.on_kubernetes.profile import ClusterProfile
+from launchers.on_kubernetes.rayjob import build_rayjob
 from launchers.stages import pack_images
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -34,10 +34,10 @@ from typing import Any
 import psutil
 
 from ifsq_train.config import LaunchConfig, PrecomputeConfig, TrainConfig
+from ifsq_train.config.load import load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.recipe import load_recipe
-from launchers import monitor
-from launchers.demo_data import held_out, write_digits
+from launchers.demo.digits import held_out, write_digits
+from launchers.monitoring import prometheus_server as monitor
 from launchers.stages import pack_images
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -84,7 +84,7 @@ def resolve(query: str) -> str:
 
 def train(work: Path, steps: int) -> None:
     """The demo's tokenizer on two workers."""
-    from launchers.ray_train import train_on_ray
+    from launchers.on_ray.train import train_on_ray
 
     overrides = [f"output={work}/runs/tokenizer", f"data.url={work}/data", f"steps={steps}"]
     overrides += ["checkpoint.every_steps=50", "log_every_steps=1"]
@@ -95,7 +95,7 @@ def train(work: Path, steps: int) -> None:
 
 def precompute(work: Path) -> None:
     """The tokens of the same images, in small shards so that there is something to see."""
-    from launchers.ray_precompute import precompute_on_ray
+    from launchers.on_ray.precompute import precompute_on_ray
 
     overrides = [f"source={work}/data", f"tokenizer={work}/runs/tokenizer"]
     overrides += [f"output={work}/runs/tokens", "samples_per_shard=4", "batch_size=1"]

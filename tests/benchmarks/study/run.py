@@ -25,15 +25,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from data_pipelines.images.pack import pack_folder
-from ifsq_train.artifacts import load_tokenizer
+from data_pipelines.images.packing.pack import pack_folder
+from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import ImageDataConfig, TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.data import open_image_source
+from ifsq_train.config.load import load_recipe
+from ifsq_train.data.images import open_image_source
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter
 from ifsq_train.models.quantizers import FSQ
-from ifsq_train.recipe import load_recipe
 from ifsq_train.train import run
 
 HERE = Path(__file__).resolve().parent

@@ -37,16 +37,16 @@ from PIL import Image
 from precompute_parts import write_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.storage import open_storage
-from ifsq_train.artifacts import load_tokenizer
+from data_pipelines.storage.open import open_storage
+from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import ListedItems, publishing
-from ifsq_train.precompute import ItemEncoder
-from ifsq_train.precompute_run import plan_items
-from ifsq_train.token_encoder import open_encoder
+from ifsq_train.precompute.encoder import open_encoder
+from ifsq_train.precompute.job import ItemEncoder
+from ifsq_train.precompute.progress import plan_items
+from ifsq_train.precompute.stream import ListedItems, publishing
 
 IMAGENET = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenet-sample"
 

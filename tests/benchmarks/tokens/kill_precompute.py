@@ -31,15 +31,15 @@ from precompute_parts import write_tokenizer
 from ray_nodes import RayNodes, ray_nodes
 from s3_server import environment, flaky_proxy, s3_server
 
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 
 PROXY = Path(__file__).resolve().parents[4] / "shared" / "tools" / "flaky_proxy.py"
 DRIVER = """
 import sys
 from ifsq_train.config import PrecomputeConfig
-from launchers.ray_precompute import precompute_on_ray
+from launchers.on_ray.precompute import precompute_on_ray
 config = PrecomputeConfig.model_validate_json(sys.argv[1])
 address = sys.argv[2] or None
 print(precompute_on_ray(config, num_actors=int(sys.argv[3]), address=address))

@@ -25,7 +25,7 @@ from repa_ways import WAYS, largest_difference, losses
 
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.repa import SIZES, DinoTeacher
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 
 MODEL = {"size": "custom", "num_layers": 4, "num_heads": 4, "dim": 128, "num_classes": 10}
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from ifsq_train.precompute_run import ItemResult, WorkItem
-from launchers.ray_precompute import ActorPool
+from data_pipelines.work_items import WorkItem
+from ifsq_train.precompute.progress import ItemResult
+from launchers.on_ray.actor_pool import ActorPool
 
 
 @dataclass(eq=False)

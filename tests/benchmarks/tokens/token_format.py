@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import ShardMetadata, TokenSpec, shard_name
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.reader import TokenDataset

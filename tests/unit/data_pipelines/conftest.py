@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from image_samples import write_class_folder
 
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.manifest import ShardManifest
 
 

@@ -12,8 +12,9 @@ from image_samples import encode, smooth_pixels
 from PIL import Image
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.dali import dali_is_installed
-from data_pipelines.images.decode import open_decoder, to_unit_range
+from data_pipelines.images.decoders.base import to_unit_range
+from data_pipelines.images.decoders.dali import dali_is_installed
+from data_pipelines.images.decoders.open import open_decoder
 from data_pipelines.images.reader import EncodedSample
 from data_pipelines.views import (
     AdmCenterView,

@@ -10,11 +10,11 @@ import pytest
 from image_samples import encode, smooth_pixels
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.index import index_tars
+from data_pipelines.images.packing.index import index_tars
+from data_pipelines.images.packing.tar import group_samples, scan_tar, split_name
 from data_pipelines.images.reader import ImageReader
-from data_pipelines.images.tar import group_samples, scan_tar, split_name
+from data_pipelines.images.verify import verify_dataset
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.verify import verify_dataset
 
 
 def _write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:

@@ -11,10 +11,10 @@ from image_samples import encode, smooth_pixels
 from webdataset.compat import WebDataset
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.pack import pack_folder, pack_samples
+from data_pipelines.images.packing.pack import pack_folder, pack_samples
 from data_pipelines.images.reader import ImageReader
+from data_pipelines.images.verify import verify_dataset
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.verify import verify_dataset
 
 SHARD_BYTES = 10_000
 

@@ -9,7 +9,7 @@ import pytest
 from image_samples import encode, smooth_pixels
 from PIL import Image
 
-from data_pipelines.images.pixels import (
+from data_pipelines.images.decoders.pixels import (
     BadImage,
     ImageFacts,
     decode_jpeg_scaled,

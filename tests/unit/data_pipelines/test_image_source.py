@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipelines.bad_samples import BadSample, ErrorBudget
 from data_pipelines.errors import DataError
-from data_pipelines.images.budget import BadSample, ErrorBudget
-from data_pipelines.images.decode import open_decoder
+from data_pipelines.images.decoders.open import open_decoder
 from data_pipelines.images.source import BatchRequest, ImageSource
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import AdmCenterView, AdmRandomView, CenterFlipView

@@ -18,7 +18,7 @@ from data_pipelines.manifest import (
     encode_table,
     publish_manifest,
 )
-from data_pipelines.storage import LocalStorage
+from data_pipelines.storage.open import LocalStorage
 
 
 def _write_dataset(folder, sizes=(3, 5), label=1) -> ShardManifest:

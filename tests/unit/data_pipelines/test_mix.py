@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import UserError
-from data_pipelines.mix import MixMember, MixPlan
+from data_pipelines.order.mix import MixMember, MixPlan
 
 SIZES = ([300, 250, 90], [40, 23], [5_000] * 4)
 

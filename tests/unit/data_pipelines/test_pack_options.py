@@ -11,13 +11,13 @@ from image_samples import encode, smooth_pixels
 from PIL import Image
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.classes import read_class_map
-from data_pipelines.images.index import index_tars
-from data_pipelines.images.pack import pack_folder
-from data_pipelines.images.pixels import decode_rgb
+from data_pipelines.images.decoders.pixels import decode_rgb
+from data_pipelines.images.packing.classes import read_class_map
+from data_pipelines.images.packing.index import index_tars
+from data_pipelines.images.packing.pack import pack_folder
+from data_pipelines.images.packing.resize import ResizeSpec
+from data_pipelines.images.packing.shards import cut_shards
 from data_pipelines.images.reader import ImageReader
-from data_pipelines.images.resize import ResizeSpec
-from data_pipelines.images.shards import cut_shards
 from data_pipelines.manifest import ShardManifest
 
 

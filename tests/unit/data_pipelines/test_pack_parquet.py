@@ -10,9 +10,9 @@ import pytest
 from image_samples import encode, smooth_pixels
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.classes import ClassMap
-from data_pipelines.images.pack import pack_parquet
-from data_pipelines.images.parquet import ParquetColumns
+from data_pipelines.images.packing.classes import ClassMap
+from data_pipelines.images.packing.pack import pack_parquet
+from data_pipelines.images.packing.parquet import ParquetColumns
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import UserError
-from data_pipelines.plan import SamplePlan, choose_num_lanes
+from data_pipelines.order.plan import SamplePlan, choose_num_lanes
 
 
 def _sizes(num_samples: int, num_shards: int) -> list[int]:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from data_pipelines.errors import DataError, UserError, as_user_error
-from data_pipelines.object_storage import QUICK_TIMEOUTS_SECONDS, Patience
-from data_pipelines.storage import LocalStorage, as_local_file, open_storage, scratch_file
+from data_pipelines.storage.objects import QUICK_TIMEOUTS_SECONDS, Patience
+from data_pipelines.storage.open import LocalStorage, as_local_file, open_storage, scratch_file
 
 
 def test_written_bytes_come_back(tmp_path):

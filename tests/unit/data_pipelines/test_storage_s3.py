@@ -10,13 +10,13 @@ import pytest
 from s3_server import environment, flaky_proxy, s3_server
 
 from data_pipelines.errors import DataError
-from data_pipelines.images.index import index_tars
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.packing.index import index_tars
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
+from data_pipelines.images.verify import verify_dataset
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.plan import SamplePlan
-from data_pipelines.storage import open_storage
-from data_pipelines.verify import verify_dataset
+from data_pipelines.order.plan import SamplePlan
+from data_pipelines.storage.open import open_storage
 
 pytest.importorskip("obstore", reason="obstore is not installed")
 

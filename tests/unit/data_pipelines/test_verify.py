@@ -3,8 +3,8 @@
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.images.verify import verify_dataset
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.verify import verify_dataset
 
 
 def _places(report) -> set[tuple[str, str | None]]:

@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifsq_train.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    list_steps,
-    newest_checkpoint,
-    open_checkpoint,
-    step_folder,
-)
-from ifsq_train.checkpoint_writer import CheckpointWriter, Piece
+from ifsq_train.checkpoint.format import CheckpointError, Piece, list_steps, step_folder
+from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint, open_checkpoint
+from ifsq_train.checkpoint.writer import CheckpointWriter
 
 VALUES = torch.arange(24, dtype=torch.float32)
 

@@ -11,16 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipelines.errors import UserError
-from ifsq_train.artifacts import load_generator, load_tokenizer
-from ifsq_train.build import build_dit, build_llamagen, build_tokenizer
-from ifsq_train.checkpoint_exchange import GeneratorFacts, export_weights, import_released
+from ifsq_train.artifacts.exchange import GeneratorFacts, export_weights, import_released
+from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
+from ifsq_train.artifacts.trained import load_generator, load_tokenizer
 from ifsq_train.config import TrainConfig
-from ifsq_train.estimate import (
-    TokenFacts,
-    communication_bytes,
-    estimate,
-    state_bytes,
-)
+from ifsq_train.planning.estimate import TokenFacts, communication_bytes, estimate, state_bytes
 
 GIB = 2**30
 

@@ -16,14 +16,16 @@ import pytest
 import torch
 
 from data_pipelines.errors import UserError
-from ifsq_train import checkpoint_writer
-from ifsq_train.checkpoint import Checkpoint, list_steps, newest_checkpoint, step_folder
-from ifsq_train.checkpoint_writer import CheckpointWriter, Fence, FencedOff, Piece
-from ifsq_train.failure import FailureLog
-from ifsq_train.nonfinite import MAX_IN_A_ROW, NonFiniteGuard
-from ifsq_train.retention import Retention
+from ifsq_train.checkpoint import writer as checkpoint_writer
+from ifsq_train.checkpoint.fence import Fence, FencedOff
+from ifsq_train.checkpoint.format import Piece, list_steps, step_folder
+from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint
+from ifsq_train.checkpoint.retention import Retention
+from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.strategy.base import StepStats
-from ifsq_train.watchdog import EXIT_CODE, Place, blame
+from ifsq_train.training.failure import FailureLog
+from ifsq_train.training.nonfinite import MAX_IN_A_ROW, NonFiniteGuard
+from ifsq_train.training.watchdog import EXIT_CODE, Place, blame
 
 VALUES = torch.arange(24, dtype=torch.float32)
 
@@ -210,7 +212,7 @@ def test_a_hanging_step_ends_with_its_stack(tmp_path: Path) -> None:
     program = """
         import sys, time
         from pathlib import Path
-        from ifsq_train.watchdog import Watchdog
+        from ifsq_train.training.watchdog import Watchdog
 
         def waits_for_nobody():
             time.sleep(60)
@@ -243,8 +245,8 @@ SMALL_RUN = """
     sys.path[:0] = {paths!r}
     from trace_runs import RecordedData, _tokenizer_task, recipe
     from ifsq_train import train
-    from ifsq_train.interruption import Interrupted
-    from ifsq_train.context import InProcessContext
+    from ifsq_train.distributed.interruption import Interrupted
+    from ifsq_train.distributed.context import InProcessContext
 
     output, steps, spoiled, changes = sys.argv[1], int(sys.argv[2]), sys.argv[3], eval(sys.argv[4])
     config = recipe(

@@ -11,9 +11,9 @@ from generator_parts import CLASSES, make_generators, sampling
 from PIL import Image
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.storage import open_storage
-from ifsq_train.generate import Samples, draw_samples, read_samples
-from ifsq_train.sample_files import image_grid
+from data_pipelines.storage.open import open_storage
+from ifsq_train.sampling.draw import Samples, draw_samples, read_samples
+from ifsq_train.sampling.files import image_grid
 
 KINDS = ["autoregressive", "diffusion"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ifsq_train.build import build_dit, build_llamagen
+from ifsq_train.artifacts.networks import build_dit, build_llamagen
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
     DiffusionTaskConfig,
     TokenDataConfig,
     TrainConfig,
 )
-from ifsq_train.recipe import RECIPE_FOLDER, list_recipes, load_recipe
+from ifsq_train.config.load import RECIPE_FOLDER, list_recipes, load_recipe
 
 NAMES = [name for name, _ in list_recipes() if name.split("/")[0] in ("llamagen", "dit")]
 GENERATOR_TASKS = (AutoregressiveTaskConfig, DiffusionTaskConfig)

@@ -15,13 +15,13 @@ from image_folders import write_photos
 from PIL import Image
 from pydantic import ValidationError
 
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.bad_samples import ErrorBudget
+from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.manifest import ShardManifest
 from ifsq_train.config import ImageDataConfig
-from ifsq_train.data import ImageTrainData, open_images
-from ifsq_train.preview import dataset_config, preview_batch
-from ifsq_train.tasks.base import Batch
+from ifsq_train.data.batch import Batch
+from ifsq_train.data.images import ImageTrainData, open_images
+from ifsq_train.data.preview import dataset_config, preview_batch
 
 SEED, BATCH, STEPS = 11, 14, 10
 

@@ -8,8 +8,8 @@ from goldens import Golden
 from torch import nn
 
 from ifsq_train.config import OptimConfig
-from ifsq_train.strategy.base import build_optimizer, lr_factor
 from ifsq_train.strategy.muon import Muon, orthogonalize
+from ifsq_train.strategy.optimizers import build_optimizer, lr_factor
 
 
 def test_muon_takes_the_released_steps(golden_dir: Path) -> None:

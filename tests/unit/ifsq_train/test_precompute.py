@@ -23,23 +23,25 @@ from precompute_parts import (
     write_tokenizer,
 )
 
+from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.cpu import CpuDecoder
-from data_pipelines.images.index import index_tars
+from data_pipelines.images.decoders.cpu import CpuDecoder
+from data_pipelines.images.packing.index import index_tars
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.images.source import ImageSource
 from data_pipelines.manifest import ShardManifest
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
-from ifsq_train.artifacts import load_tokenizer
+from data_pipelines.work_items import WorkItem
+from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
-from ifsq_train.encode_stream import ListedItems, publishing
-from ifsq_train.precompute import ItemEncoder, run_precompute_local, with_absolute_paths
-from ifsq_train.precompute_check import check_sample
-from ifsq_train.precompute_run import PrecomputeRun, WorkItem, pending_items, plan_items
-from ifsq_train.token_encoder import EncodedViews, TokenEncoder
+from ifsq_train.config.paths import with_absolute_paths
+from ifsq_train.precompute.check import check_sample
+from ifsq_train.precompute.encoder import EncodedViews, TokenEncoder
+from ifsq_train.precompute.job import ItemEncoder, run_precompute_local
+from ifsq_train.precompute.progress import PrecomputeRun, pending_items, plan_items
+from ifsq_train.precompute.stream import ListedItems, publishing
 
 
 @pytest.fixture(scope="session")

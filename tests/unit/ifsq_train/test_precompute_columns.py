@@ -10,18 +10,18 @@ import pytest
 import torch
 from precompute_parts import NUM_IMAGES, NUM_VIEWS, configure, make_parts, write_tokenizer
 
+from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.budget import ErrorBudget
-from data_pipelines.images.cpu import CpuDecoder
+from data_pipelines.images.decoders.cpu import CpuDecoder
 from data_pipelines.images.source import ImageSource
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.tokens.features import decode_features
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
-from ifsq_train.artifacts import load_tokenizer
+from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.models.quantizers.continuous import split_moments
 from ifsq_train.models.repa import SIZES, DinoTeacher, load_dino
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 
 IDS = np.repeat(np.arange(NUM_IMAGES), NUM_VIEWS)
 VIEWS = np.tile(np.arange(NUM_VIEWS), NUM_IMAGES)
@@ -143,7 +143,7 @@ def test_missing_teacher_is_named(parts: dict[str, Any], tmp_path: Path) -> None
 def test_shards_too_large_for_memory_are_refused(
     parts: dict[str, Any], teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ifsq_train.precompute.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("ifsq_train.precompute.job.MAX_SHARD_BYTES", 300_000)
     with pytest.raises(UserError, match=r"makes shards of .* use at most 3"):
         made(parts, tmp_path, teacher={"weights": str(teacher_file), "size": "S"})
 

@@ -13,13 +13,13 @@ import pytest
 from precompute_parts import NUM_IMAGES, configure, make_parts, published_bytes, write_tokenizer
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.index import index_tars
+from data_pipelines.images.packing.index import index_tars
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
-from ifsq_train.precompute import run_precompute_local
-from ifsq_train.precompute_check import check_sample
+from ifsq_train.precompute.check import check_sample
+from ifsq_train.precompute.job import run_precompute_local
 
 FIRST = 10
 """Images of the first two tars; shards have 4, so the third of them is not full."""

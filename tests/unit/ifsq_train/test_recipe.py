@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import TrainConfig
-from ifsq_train.recipe import list_recipes, load_recipe, recipe_schema, validate_recipe
+from ifsq_train.config.load import list_recipes, load_recipe, recipe_schema, validate_recipe
 
 
 def good_values() -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.verify import verify_tokens
-from ifsq_train.artifacts import tokenizer_fingerprint
-from ifsq_train.precompute import run_precompute_local
-from launchers.cli import app
+from ifsq_train.artifacts.trained import tokenizer_fingerprint
+from ifsq_train.precompute.job import run_precompute_local
+from launchers.cli.program import app
 
 
 @pytest.fixture(scope="module")

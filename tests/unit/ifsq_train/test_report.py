@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifsq_train.report import write_report
+from ifsq_train.report.page import write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

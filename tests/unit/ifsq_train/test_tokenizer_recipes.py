@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from ifsq_train.build import build_tokenizer
+from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.config import TokenizerTaskConfig, TrainConfig
+from ifsq_train.config.load import find_recipe, list_recipes, load_recipe
 from ifsq_train.models.quantizers import FSQ
-from ifsq_train.recipe import find_recipe, list_recipes, load_recipe
 
 NAMES = [name for name, _ in list_recipes() if name.startswith("tokenizer/")]
 PARAMETERS = {

@@ -17,9 +17,9 @@ import pytest
 from kube_api import Api, in_background, load_tool, run_through
 from typer.testing import CliRunner, Result
 
-from launchers.cli import app
-from launchers.cluster_profile import ClusterProfile
-from launchers.monitor import find_prometheus
+from launchers.cli.program import app
+from launchers.monitoring.prometheus_server import find_prometheus
+from launchers.on_kubernetes.profile import ClusterProfile
 
 REPOSITORY = Path(__file__).parents[3]
 

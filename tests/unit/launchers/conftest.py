@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kube_api import Api, load_tool
 
-from launchers.kubernetes import KubernetesCluster
+from launchers.on_kubernetes.cluster import KubernetesCluster
 
 
 @pytest.fixture(scope="session")

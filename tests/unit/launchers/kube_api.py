@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from ifsq_train.recipe import load_recipe
-from launchers.cluster_profile import load_profile
-from launchers.job_request import JobRequest
-from launchers.k8s_objects import RayJob
-from launchers.rayjob import build_rayjob
+from ifsq_train.config.load import load_recipe
+from launchers.jobs.request import JobRequest
+from launchers.on_kubernetes.objects import RayJob
+from launchers.on_kubernetes.profile import load_profile
+from launchers.on_kubernetes.rayjob import build_rayjob
 
 POD, RAYJOB = ("", "v1", "pods"), ("ray.io", "v1", "rayjobs")
 

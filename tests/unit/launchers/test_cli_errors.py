@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from precompute_parts import configure, make_parts, write_tokenizer
 
-from ifsq_train.precompute import run_precompute_local
-from launchers import cli
+from ifsq_train.precompute.job import run_precompute_local
+from launchers.cli import program as cli
 
 GENERATOR = ["demo/generator", "steps=2", "task.model.num_layers=1"]
 

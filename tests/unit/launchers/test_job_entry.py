@@ -10,10 +10,10 @@ import yaml
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
-from ifsq_train.recipe import load_recipe
-from launchers import job_entry
-from launchers.job_entry import log_tail, run_job, with_absolute_paths
-from launchers.job_request import JobRequest, check_request, parse_storage, recipe_text
+from ifsq_train.config.load import load_recipe
+from launchers.jobs.request import JobRequest, check_request, parse_storage, recipe_text
+from launchers.on_ray import job_entry
+from launchers.on_ray.job_entry import log_tail, run_job, with_absolute_paths
 
 
 def test_outside_a_job_it_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ from kube_api import Api, in_background, make_job, run_through
 from typer.testing import CliRunner
 
 from data_pipelines.errors import UserError
-from launchers.cli import app
-from launchers.job_follow import JobFailed, follow_job
-from launchers.job_logs import PodLog, is_noise
-from launchers.k8s_objects import RayJob
-from launchers.kubernetes import KubernetesCluster
+from launchers.cli.program import app
+from launchers.jobs.verdict import JobFailed
+from launchers.on_kubernetes.cluster import KubernetesCluster
+from launchers.on_kubernetes.follow import follow_job
+from launchers.on_kubernetes.logs import PodLog, is_noise
+from launchers.on_kubernetes.objects import RayJob
 
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
 
@@ -340,7 +341,7 @@ def test_status_shows_why_pods_do_not_start(api: Api) -> None:
 def test_a_watch_tells_once_why_pods_do_not_start(
     api: Api, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launchers.kubernetes._WATCH_SECONDS", 1)
+    monkeypatch.setattr("launchers.on_kubernetes.cluster._WATCH_SECONDS", 1)
     cluster.submit(make_job())
 
     def act() -> None:

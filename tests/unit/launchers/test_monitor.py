@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from data_pipelines.errors import UserError
 from ifsq_train.metrics import names
 from ifsq_train.metrics.prometheus import Metrics, open_metrics
-from launchers.cli import app
-from launchers.monitor import Sample, find_endpoints, running_prometheus
-from launchers.monitor_view import Numbers, lines_of_run
+from launchers.cli.program import app
+from launchers.monitoring.prometheus_server import Sample, find_endpoints, running_prometheus
+from launchers.monitoring.terminal_view import Numbers, lines_of_run
 
 
 @pytest.fixture

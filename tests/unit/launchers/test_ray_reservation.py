@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launchers.ray_cluster import ray_session
-from launchers.ray_reservation import take_over_reservation
+from launchers.on_ray.cluster import ray_session
+from launchers.on_ray.reservation import take_over_reservation
 
 
 def trainer(run_id: str) -> Any:

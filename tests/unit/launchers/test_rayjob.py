@@ -13,12 +13,12 @@ import yaml
 from kube_api import load_tool, make_job, make_request
 
 from data_pipelines.errors import UserError
-from ifsq_train.recipe import load_recipe, validate_recipe
-from launchers.cluster_profile import RAY_DRAIN_SECONDS, ClusterProfile, load_profile
-from launchers.job_request import JobRequest, SecretRef, default_name, parse_env, parse_secrets
-from launchers.k8s_objects import RayJob
-from launchers.rayjob import build_rayjob
-from launchers.rayjob_rules import check_rayjob
+from ifsq_train.config.load import load_recipe, validate_recipe
+from launchers.jobs.request import JobRequest, SecretRef, default_name, parse_env, parse_secrets
+from launchers.on_kubernetes.objects import RayJob
+from launchers.on_kubernetes.profile import RAY_DRAIN_SECONDS, ClusterProfile, load_profile
+from launchers.on_kubernetes.rayjob import build_rayjob
+from launchers.on_kubernetes.rayjob_rules import check_rayjob
 
 SIZES = [
     ("kind", 1, 0, None),

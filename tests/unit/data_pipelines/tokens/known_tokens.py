@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import ShardMetadata, TokenSpec, shard_name
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.shard import decode_shard

@@ -10,11 +10,12 @@ import pytest
 from known_tokens import SPEC, make_rows, make_shard, write_dataset
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.plan import SamplePlan
-from data_pipelines.storage import LocalStorage, open_storage
+from data_pipelines.order.plan import SamplePlan
+from data_pipelines.storage.open import LocalStorage, open_storage
 from data_pipelines.tokens.format import ExtraColumn
-from data_pipelines.tokens.reader import TokenDataset, choose_views
+from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.writer import pin_job, publish_shard
+from data_pipelines.views import choose_views
 
 
 class RemoteFolder(LocalStorage):

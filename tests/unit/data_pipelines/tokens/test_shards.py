@@ -9,9 +9,9 @@ import pytest
 import torch
 from known_tokens import SPEC, SUMS, make_rows, make_shard
 
+from data_pipelines.bad_samples import BadSample
 from data_pipelines.errors import DataError
-from data_pipelines.images.budget import BadSample
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import ExtraColumn, ShardMetadata, TokenSpec
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.shard import decode_shard

@@ -6,7 +6,7 @@ import pytest
 from known_tokens import SPEC, entry_of, make_rows, make_shard
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage import open_storage
+from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.shard import decode_shard
 from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
 from data_pipelines.tokens.writer import publish_tokens

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images.pack import pack_folder
+from data_pipelines.images.packing.pack import pack_folder
 from ifsq_train.config import TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.recipe import validate_recipe
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.train import run
 
 VIEW = {"kind": "raw", "image_size": 16}

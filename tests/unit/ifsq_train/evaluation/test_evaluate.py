@@ -11,8 +11,8 @@ from small_run import VIEW, train_tokenizer, write_images
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import EvaluateConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.evaluate import Tools, evaluate
+from ifsq_train.distributed.context import InProcessContext
+from ifsq_train.evaluation.evaluate import Tools, evaluate
 from ifsq_train.evaluation.image_sets import batch_ranges
 from ifsq_train.evaluation.representation import cknna
 from ifsq_train.evaluation.result import network_digest, read_result

@@ -14,11 +14,11 @@ from ifsq_train.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.reconstruction import pixel_loss
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.quantizers import LFQ
 from ifsq_train.models.quantizers.continuous import kl_divergence, split_moments
+from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
 
 
 @pytest.fixture(scope="module")

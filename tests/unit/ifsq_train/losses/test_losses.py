@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ifsq_train.losses.alignment import Way, alignment_loss
-from ifsq_train.losses.entropy_annealing import lfq_entropy_factor
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
+from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
 
 
 def test_aligned_features_give_minus_one_whatever_their_length() -> None:

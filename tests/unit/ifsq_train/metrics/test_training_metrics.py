@@ -13,11 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from data_pipelines.errors import UserError
+from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.config import TrainConfig
-from ifsq_train.context import InProcessContext
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.metrics.jsonl import read_jsonl
-from ifsq_train.metrics.training import PORT_VARIABLE, TrainingMetrics, endpoint_port
-from ifsq_train.state import TrainState
+from ifsq_train.metrics.prometheus import PORT_VARIABLE, endpoint_port
+from ifsq_train.metrics.training import TrainingMetrics
 
 BATCH = 16
 Opener = Callable[..., TrainingMetrics]

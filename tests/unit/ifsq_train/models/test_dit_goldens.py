@@ -9,14 +9,6 @@ import torch
 from goldens import Golden, assert_relative
 from torch import Tensor
 
-from ifsq_train.flow_sampling import (
-    FlowSamplingConfig,
-    guided_velocity,
-    integrate,
-    integrate_adaptive,
-    sample_latents,
-    time_grid,
-)
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.losses.flow_matching import (
     PATHS,
@@ -25,6 +17,14 @@ from ifsq_train.losses.flow_matching import (
     velocity_error,
 )
 from ifsq_train.models.dit import SIZES, DiT, time_features
+from ifsq_train.sampling.flow import (
+    FlowSamplingConfig,
+    guided_velocity,
+    integrate,
+    integrate_adaptive,
+    sample_latents,
+    time_grid,
+)
 
 
 def build(golden: Golden, weights: Golden | None = None) -> DiT:

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from ifsq_train.flow_sampling import (
+from ifsq_train.losses.flow_matching import PATHS, direction_error
+from ifsq_train.models.dit import DiT
+from ifsq_train.sampling.flow import (
     FlowSamplingConfig,
     integrate,
     integrate_adaptive,
     sample_latents,
     time_grid,
 )
-from ifsq_train.losses.flow_matching import PATHS, direction_error
-from ifsq_train.models.dit import DiT
 
 
 def tiny(**options) -> DiT:

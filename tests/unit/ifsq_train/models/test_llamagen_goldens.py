@@ -9,7 +9,7 @@ from goldens import Golden, assert_relative
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.models.llamagen import SIZES, LlamaGen, LlamaGenOutput
-from ifsq_train.sampling import SamplingConfig, filtered_probabilities, sample_tokens
+from ifsq_train.sampling.autoregressive import SamplingConfig, filtered_probabilities, sample_tokens
 
 
 def build(golden: Golden) -> LlamaGen:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from goldens import Golden
 
-from ifsq_train.build import build_tokenizer
+from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.config import TokenizerTaskConfig, TrainConfig
+from ifsq_train.config.load import load_recipe
 from ifsq_train.models.autoencoder import AttentionBlock, Tokenizer
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.quantizers import FSQ, NormalizedVQ
@@ -16,7 +17,6 @@ from ifsq_train.models.released import (
     load_released_generator,
     load_released_tokenizer,
 )
-from ifsq_train.recipe import load_recipe
 
 
 def tokenizer() -> Tokenizer:

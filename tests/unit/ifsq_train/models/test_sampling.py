@@ -8,7 +8,12 @@ import torch
 from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
-from ifsq_train.sampling import SamplingConfig, _invert, _invert_in_blocks, sample_tokens
+from ifsq_train.sampling.autoregressive import (
+    SamplingConfig,
+    _invert,
+    _invert_in_blocks,
+    sample_tokens,
+)
 
 
 def build(codebooks: list[int]) -> LlamaGen:

@@ -14,16 +14,17 @@ from precompute_parts import configure, make_parts, write_images, write_tokenize
 from safetensors.torch import save_file
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.pack import pack_folder
-from ifsq_train.artifacts import load_generator, load_tokenizer
-from ifsq_train.build import build_task
+from data_pipelines.images.packing.pack import pack_folder
+from ifsq_train.artifacts.trained import load_generator, load_tokenizer
+from ifsq_train.assembly.task import build_task
 from ifsq_train.config import FlowConfig, TokenDataConfig, TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.data import Extras, extras_for, open_train_data
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.data.base import Extras
+from ifsq_train.data.open import extras_for, open_train_data
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.models import repa
-from ifsq_train.precompute import run_precompute_local
+from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.recipe import validate_recipe
 from ifsq_train.tasks.diffusion import draw_times
 from ifsq_train.tasks.frozen import ImageEncoder, TokenInputs
 from ifsq_train.train import run

@@ -17,17 +17,19 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
-from ifsq_train.context import InProcessContext
-from ifsq_train.ema import WeightAverage
+from ifsq_train.data.batch import Batch
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.strategy.base import StepStats
 from ifsq_train.strategy.torch import TorchStrategy
-from ifsq_train.tasks.autoregressive import GENERATOR, AutoregressiveTask
-from ifsq_train.tasks.base import Batch, StepInfo
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from ifsq_train.tasks.base import StepInfo
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
+from ifsq_train.tasks.generator import GENERATOR
+from ifsq_train.training.ema import WeightAverage
 
 SHAPE = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 64, "num_classes": 10}
 

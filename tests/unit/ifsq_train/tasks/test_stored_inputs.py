@@ -12,13 +12,14 @@ from precompute_parts import configure, make_parts, write_tokenizer
 from repa_ways import WAYS, largest_difference, losses
 from safetensors.torch import save_file
 
-from ifsq_train.artifacts import load_generator
+from ifsq_train.artifacts.trained import load_generator
 from ifsq_train.config import TokenDataConfig, TrainConfig
-from ifsq_train.context import InProcessContext
-from ifsq_train.data import Extras, open_train_data
+from ifsq_train.config.load import validate_recipe
+from ifsq_train.data.base import Extras
+from ifsq_train.data.open import open_train_data
+from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.models import repa
-from ifsq_train.precompute import run_precompute_local
-from ifsq_train.recipe import validate_recipe
+from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.train import run
 
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}

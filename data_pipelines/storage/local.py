@@ -1,0 +1,174 @@
+"""A folder as storage: temporary names, fsync, atomic renames."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from data_pipelines.errors import UserError, checked_range, missing_object
+
+_TEMPORARY_PREFIX = ".tmp-"
+_STALE_TEMPORARY_SECONDS = 600
+_COPY_CHUNK_BYTES = 16 << 20
+
+
+class LocalStorage:
+    """A folder of this machine (or of a shared file system). It is created on the first write."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def local_path(self, path: str) -> Path:
+        target = self.root / path
+        if not target.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"path {path!r} leaves the folder {self.url}; use a path inside it")
+        return target
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self.local_path(path).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise missing_object(self.url, path) from None
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        try:
+            with self.local_path(path).open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except FileNotFoundError:
+            raise missing_object(self.url, path) from None
+        return checked_range(self.url, path, offset, size, data)
+
+    def size(self, path: str) -> int:
+        try:
+            return self.local_path(path).stat().st_size
+        except FileNotFoundError:
+            raise missing_object(self.url, path) from None
+
+    def exists(self, path: str) -> bool:
+        return self.local_path(path).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        folder = self.root / prefix.rpartition("/")[0]
+        found: list[str] = []
+        for parent, _, names in os.walk(folder, onerror=raise_unless_missing):
+            relative = Path(parent).relative_to(self.root)
+            found.extend(
+                (relative / name).as_posix()
+                for name in names
+                if not name.startswith(_TEMPORARY_PREFIX)
+            )
+        return sorted(path for path in found if path.startswith(prefix))
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self.local_path(path)
+        with _written_beside(target, data) as temporary:
+            temporary.replace(target)
+        sync_folder(target.parent)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        target = self.local_path(path)
+        if target.exists():
+            return False
+        with _written_beside(target, data) as temporary:
+            try:
+                # A hard link fails where the name exists, unlike a rename, which replaces it.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        sync_folder(target.parent)
+        return True
+
+    def upload(self, path: str, source: Path) -> None:
+        target = self.local_path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.stat().st_dev == target.parent.stat().st_dev:
+            with source.open("rb") as file:
+                os.fsync(file.fileno())
+            source.replace(target)
+        else:
+            with temporary_beside(target) as (file, temporary), source.open("rb") as data:
+                while chunk := data.read(_COPY_CHUNK_BYTES):
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(target)
+        sync_folder(target.parent)
+
+    def delete(self, path: str) -> None:
+        self.local_path(path).unlink(missing_ok=True)
+
+    def delete_stale_temporaries(self) -> None:
+        newest = time.time() - _STALE_TEMPORARY_SECONDS
+        for path in self.root.rglob(f"{_TEMPORARY_PREFIX}*"):
+            # Another live writer may finish, and so rename, its file at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < newest:
+                    path.unlink()
+
+
+def raise_unless_missing(error: OSError) -> None:
+    """For os.walk, which passes over folders it may not read: what they hold would be lost."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+@contextmanager
+def temporary_beside(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A temporary file in the folder of `target`, to be renamed to it; deleted if it is not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f"{_TEMPORARY_PREFIX}{target.name}-", dir=target.parent
+    )
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            temporary.chmod(0o644)
+            yield file, temporary
+    except OSError as error:
+        # A full disk is met while writing, where the system names no file.
+        error.filename = error.filename or str(target)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
+    """As `temporary_beside`, with the data on the disk."""
+    with temporary_beside(target) as (file, temporary):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        yield temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Names that were given or taken in the folder are on the disk afterwards."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader, or a kill at any moment, finds the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # A full disk is met while writing, where the system names no file.
+        error.filename = error.filename or str(path)
+        raise
+    sync_folder(path.parent)

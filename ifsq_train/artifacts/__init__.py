@@ -1,0 +1,4 @@
+"""Networks opened from a recipe, a checkpoint or a published file, and what their tokens mean.
+
+Training them is not done here.
+"""

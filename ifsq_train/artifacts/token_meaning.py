@@ -1,0 +1,113 @@
+"""What token ids mean: digit table, grid and quantizer of a tokenizer or token dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from data_pipelines.errors import UserError
+from data_pipelines.tokens.format import TokenSpec
+from data_pipelines.tokens.latents import DigitTable
+from ifsq_train.artifacts.trained import load_tokenizer
+from ifsq_train.models.quantizers.base import Quantizer
+from ifsq_train.models.quantizers.fsq import FSQ
+from ifsq_train.models.quantizers.lfq import LFQ
+
+
+def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
+    """What turns the tokens of a dataset into latents.
+
+    Args:
+        spec: of the dataset.
+        tokenizer: run folder or checkpoint; only needed for learned codebooks.
+
+    Raises:
+        UserError: a learned codebook without a tokenizer, or of another one.
+    """
+    settings: Mapping[str, Any] = spec.quantizer
+    if settings["kind"] == "fsq":
+        return FSQ(
+            settings["levels"],
+            alpha=settings["alpha"],
+            bound=settings["bound"],
+            cells=settings["cells"],
+            digit_order=settings["digit_order"],
+            groups=settings["groups"],
+        )
+    if settings["kind"] == "lfq":
+        return LFQ(sum(settings["groups"]), groups=settings["groups"])
+    if tokenizer is None:
+        raise UserError(
+            f"tokens of kind '{settings['kind']}' become latents through a learned codebook; name"
+            " data.tokenizer or task.tokenizer"
+        )
+    trained = load_tokenizer(tokenizer)
+    if trained.fingerprint != spec.tokenizer_fingerprint:
+        raise UserError(
+            f"{tokenizer} is tokenizer {trained.fingerprint[:12]}, the tokens come from"
+            f" {spec.tokenizer_fingerprint[:12]}; name that one"
+        )
+    return trained.network.quantize
+
+
+def token_grid(image_size: int, downsample_ratio: int) -> tuple[int, int]:
+    """Height and width in tokens of a square image.
+
+    Raises:
+        UserError: the side is not a whole number of tokens.
+    """
+    cells, rest = divmod(image_size, downsample_ratio)
+    if rest or not cells:
+        raise UserError(
+            f"view.image_size={image_size} is not a multiple of the tokenizer's"
+            f" {downsample_ratio} pixels per token; use {max(cells, 1) * downsample_ratio}"
+        )
+    return cells, cells
+
+
+def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> TokenSpec:
+    """What tokens of a tokenizer are, for tokens that were made elsewhere: one view of one sample.
+
+    Raises:
+        UserError: no complete checkpoint of a tokenizer, or it has no tokens.
+    """
+    network = load_tokenizer(path).network
+    quantizer, spec = network.quantize, network.quantize.spec()
+    if not quantizer.codebook_sizes:
+        raise UserError(f"{path}: a bottleneck of kind '{spec['kind']}' has no tokens")
+    return TokenSpec(
+        tokenizer_fingerprint=network.fingerprint(),
+        quantizer=spec,
+        codebook_sizes=tuple(quantizer.codebook_sizes),
+        grid=token_grid(image_size, network.downsample_ratio),
+        digit_order=spec.get("digit_order", "little"),
+        view={"kind": "imported", "image_size": image_size},
+        num_views=1,
+        view_seed=0,
+        source_digest="",
+        num_samples=1,
+        samples_per_shard=samples_per_shard,
+        latent_channels=quantizer.num_channels,
+        batch_size=1,
+        decoder="",
+        numerics="",
+        digits=digit_table(quantizer),
+    )
+
+
+def digit_table(quantizer: Quantizer) -> DigitTable | None:
+    """How tokens become latents channel by channel; None where they do not (vq, continuous)."""
+    if isinstance(quantizer, FSQ):
+        levels = quantizer.levels.tolist()
+        half = [level // 2 for level in levels]
+        values = tuple(
+            tuple((torch.arange(count) - middle).div(middle).tolist())
+            for count, middle in zip(levels, half, strict=True)
+        )
+        return DigitTable(quantizer.groups, tuple(quantizer.radix.tolist()), values)
+    if isinstance(quantizer, LFQ):
+        places = tuple(2**bit for size in quantizer.groups for bit in range(size))
+        return DigitTable(quantizer.groups, places, ((-1.0, 1.0),) * len(places))
+    return None

@@ -1,0 +1,112 @@
+"""Mean and standard deviation of the latents a diffusion model is trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+from data_pipelines.storage.local import write_atomically
+from data_pipelines.tokens.latents import LatentStatistics, LatentSums
+from ifsq_train.assembly.generator_source import Source
+from ifsq_train.config import (
+    DiffusionTaskConfig,
+    TrainConfig,
+)
+from ifsq_train.data.base import TrainData
+from ifsq_train.distributed.context import RunContext
+
+logger = logging.getLogger(__name__)
+
+LATENTS_JSON = "latents.json"
+"""In the run folder: mean and standard deviation measured on images when the run began."""
+
+
+def latent_scaling(
+    config: TrainConfig, data: TrainData, source: Source, context: RunContext
+) -> LatentStatistics:
+    """Mean and standard deviation the flow's latents are scaled with, per channel.
+
+    In this order: what the recipe says, what the token dataset says, what was measured when this
+    run began, a measurement. The multiplier is part of the standard deviation.
+
+    Raises:
+        UserError: another number of channels than the latents have.
+    """
+    assert isinstance(config.task, DiffusionTaskConfig)
+    settings = config.task.latents
+    if settings.mean is not None and settings.std is not None:
+        if len(settings.mean) != source.latent_channels:
+            raise UserError(
+                f"task.latents.mean and std have {len(settings.mean)} numbers, the latents have"
+                f" {source.latent_channels} channels; give one per channel"
+            )
+        statistics = LatentStatistics(settings.mean, settings.std, 0)
+    elif data.facts.tokens is not None and data.facts.tokens.latent_statistics is not None:
+        statistics = data.facts.tokens.latent_statistics
+    else:
+        statistics = _shared_measurement(config, data, source, context)
+    std = tuple(value / settings.multiplier for value in statistics.std)
+    return LatentStatistics(statistics.mean, std, statistics.count)
+
+
+def _shared_measurement(
+    config: TrainConfig, data: TrainData, source: Source, context: RunContext
+) -> LatentStatistics:
+    """Rank 0 reads or measures, the others get the same numbers."""
+    channels = source.latent_channels
+    numbers = torch.zeros(2 * channels + 1, dtype=torch.float64)
+    if context.rank == 0:
+        found = _read_or_measure(config, data, source, context)
+        numbers = torch.tensor([*found.mean, *found.std, found.count], dtype=torch.float64)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        numbers = numbers.to(context.device)
+        dist.broadcast(numbers, src=0)
+    values = numbers.tolist()
+    return LatentStatistics(
+        tuple(values[:channels]), tuple(values[channels : 2 * channels]), int(values[-1])
+    )
+
+
+def _read_or_measure(
+    config: TrainConfig, data: TrainData, source: Source, context: RunContext
+) -> LatentStatistics:
+    path = Path(config.output).absolute() / LATENTS_JSON
+    if path.is_file():
+        stored = json.loads(path.read_bytes())
+        if stored["tokenizer_fingerprint"] == source.fingerprint:
+            return LatentStatistics(
+                tuple(stored["mean"]), tuple(stored["std"]), int(stored["count"])
+            )
+    assert source.encoder is not None
+    assert isinstance(config.task, DiffusionTaskConfig)
+    source.encoder.network.to(context.device)
+    sums: list[LatentSums] = []
+    wanted = config.task.latents.measure_images
+    share = max(1, data.plan.global_batch_size // 16)
+    for step in range(-(-wanted // data.plan.global_batch_size)):
+        batch = data.load(step, 0, 1)
+        for images in batch.inputs.split(share):
+            latents = source.encoder(images.to(context.device)).latents.double()
+            sums.append(
+                LatentSums(
+                    latents[:, 0].numel(),
+                    tuple(latents.sum((0, 2, 3)).tolist()),
+                    tuple(latents.square().sum((0, 2, 3)).tolist()),
+                )
+            )
+    statistics = LatentSums.combine(sums)
+    assert statistics is not None
+    found = {
+        "tokenizer_fingerprint": source.fingerprint,
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+        "count": statistics.count,
+    }
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    logger.info("latents measured on %d images: std %s", wanted, [f"{s:.4f}" for s in found["std"]])
+    return statistics

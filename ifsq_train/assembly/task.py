@@ -1,0 +1,68 @@
+"""From recipe parts to networks and tasks; imports torch, so only where something is trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_pipelines.errors import UserError
+from ifsq_train.artifacts.networks import build_tokenizer
+from ifsq_train.config import (
+    TokenizerTaskConfig,
+    TrainConfig,
+)
+from ifsq_train.distributed.context import RunContext
+from ifsq_train.randomness import derive_seed
+from ifsq_train.tasks.base import TrainTask
+from ifsq_train.tasks.tokenizer_gan import TokenizerTask
+
+if TYPE_CHECKING:
+    from ifsq_train.data.base import TrainData
+
+logger = logging.getLogger(__name__)
+
+
+def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> TrainTask:
+    """The task with freshly initialised networks, equal on every rank.
+
+    Raises:
+        UserError: a file that is missing or of another kind, or parts that do not fit together.
+    """
+    task = config.task
+    seed = derive_seed(config.seed, "initialisation")
+    if isinstance(task, TokenizerTaskConfig):
+        torch.manual_seed(seed)
+        return _build_tokenizer_task(task)
+    from ifsq_train.assembly.generator import build_generator_task
+
+    return build_generator_task(config, data, context, seed)
+
+
+def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
+    from ifsq_train.models.discriminator import PatchDiscriminator
+    from ifsq_train.models.perceptual import load_lpips
+
+    tokenizer = build_tokenizer(config.model)
+    adversarial = config.adversarial
+    discriminator = (
+        PatchDiscriminator(adversarial.base_channels, adversarial.num_layers)
+        if adversarial is not None
+        else None
+    )
+    weights = config.perceptual.weights
+    if weights is None:
+        logger.info("perceptual loss is off: no weights given (task.perceptual.weights)")
+        return TokenizerTask(config, tokenizer, discriminator, None)
+    if not Path(weights).is_file():
+        raise UserError(
+            f"task.perceptual.weights: no file '{weights}';"
+            " give a local LPIPS weight file or null to turn the term off"
+        )
+    try:
+        perceptual = load_lpips(Path(weights))
+    except ValueError as error:
+        raise UserError(f"task.perceptual.weights: {error}") from error
+    return TokenizerTask(config, tokenizer, discriminator, perceptual)

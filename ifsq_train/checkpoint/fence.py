@@ -1,0 +1,63 @@
+"""The fence that keeps an older attempt of a run from writing checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+from data_pipelines.storage.local import write_atomically
+
+
+def shared_attempt_id() -> str:
+    """A fresh random name for this start of the run, equal on all ranks (collective)."""
+    attempt = torch.tensor(secrets.randbits(62), dtype=torch.int64)
+    if dist.is_initialized():
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        attempt = attempt.to(device)
+        dist.broadcast(attempt, src=0)
+    return f"{int(attempt):016x}"
+
+
+class FencedOff(UserError):
+    """Another start of the run has taken over its folder; this one must not write there."""
+
+
+class Fence:
+    """Which start of a run owns its folder: the latest. Older ones stop at their next write.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        attempt: this start's name, equal on all ranks.
+    """
+
+    def __init__(self, folder: Path, attempt: str) -> None:
+        self._path, self._attempt = folder / "attempt.json", attempt
+
+    def take(self) -> None:
+        """Make this start the owner; rank 0 calls it before it looks for a checkpoint."""
+        owner = {"attempt": self._attempt, "host": socket.gethostname(), "pid": os.getpid()}
+        write_atomically(self._path, json.dumps(owner).encode())
+
+    def check(self) -> None:
+        """Still the owner?
+
+        Raises:
+            FencedOff: no; names the process that is.
+        """
+        try:
+            owner = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return
+        if owner["attempt"] != self._attempt:
+            raise FencedOff(
+                f"{self._path.parent.parent}: another start of this run (process {owner['pid']} on"
+                f" {owner['host']}) has taken over the folder; this one ends here. Use one output"
+                " folder per run"
+            )

@@ -1,0 +1,106 @@
+"""The checkpoint format: folder names, marker, sealed JSON, names of stored states."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data_pipelines.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+MARKER = "checkpoint.json"
+
+
+STEP_FOLDER = re.compile(r"step-(\d{8,})$")
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, half there or damaged; says which file and what to do."""
+
+
+def seal(marker: dict[str, Any]) -> bytes:
+    """JSON with its own checksum, so that damage to the marker itself is seen."""
+    body = json.dumps(marker, sort_keys=True)
+    return json.dumps(
+        {"sha256": hashlib.sha256(body.encode()).hexdigest(), "checkpoint": marker},
+        sort_keys=True,
+        indent=1,
+    ).encode()
+
+
+def unseal(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        sealed = json.loads(text)
+        marker = sealed["checkpoint"]
+        intact = (
+            sealed["sha256"]
+            == hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint marker, or cut short") from error
+    if not intact:
+        raise CheckpointError(f"{path}: contents do not match their checksum")
+    return marker
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return folder / f"step-{step:08d}"
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps that have a published marker, oldest first; says nothing of their integrity."""
+    if not folder.is_dir():
+        return []
+    matches = (STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir())
+    steps = sorted(int(match[1]) for match in matches if match)
+    return [step for step in steps if (step_folder(folder, step) / MARKER).is_file()]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A contiguous part of one state of one parameter, as this rank will write it.
+
+    Attributes:
+        network: name of the network.
+        parameter: parameter name in it.
+        state: ``master``, ``exp_avg``, ``exp_avg_sq`` or ``ema``.
+        shape: full shape of the parameter.
+        start: first element in the flattened parameter.
+        values: 1-D fp32 tensor.
+    """
+
+    network: str
+    parameter: str
+    state: str
+    shape: tuple[int, ...]
+    start: int
+    values: Tensor
+
+    @property
+    def key(self) -> str:
+        """Unique tensor name in a file."""
+        return f"{self.network}/{self.parameter}/{self.state}@{self.start}"
+
+    def record(self) -> dict[str, Any]:
+        """What the index says of it."""
+        return {
+            "network": self.network,
+            "parameter": self.parameter,
+            "state": self.state,
+            "shape": list(self.shape),
+            "start": self.start,
+            "length": self.values.numel(),
+        }
+
+
+# Names of the fp32 states of a parameter that a checkpoint keeps.
+MASTER, FIRST_MOMENT, SECOND_MOMENT, AVERAGE = "master", "exp_avg", "exp_avg_sq", "ema"

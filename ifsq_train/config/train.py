@@ -1,0 +1,182 @@
+"""Whole recipes, one per command, and the shape of the machine they get."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ifsq_train.config.base import Config
+from ifsq_train.config.data import DataConfig
+from ifsq_train.config.tasks import TaskConfig
+
+
+class OptimConfig(Config):
+    """Optimizer and learning-rate schedule of one network."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices by Muon, everything else by AdamW with `betas` (released: 0.95, 0.95)."""
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon only."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["all", "matrices"] = "all"
+    """Which parameters decay: all (released), or only those with two dimensions or more."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm; null turns clipping off."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """wsd: warm-up, then constant, then linearly down over the last `decay_ratio` of the steps."""
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """cosine and wsd: learning rate at the last step over `lr`."""
+    decay_ratio: float = Field(default=0.2, gt=0, le=1)
+    """wsd: part of the run in which the learning rate falls."""
+
+
+class StrategyConfig(Config):
+    """How the networks are spread over the workers."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Which of optimizer state, gradients and parameters ZeRO partitions (deepspeed only)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: activations under autocast; parameters, gradients and optimizer stay fp32."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Largest batch one worker takes at once; gradients of several are accumulated."""
+    offload_optimizer: bool = False
+    """Keep master weights and moments in host memory (deepspeed, stages 1 to 3)."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    synced_batch_norm: bool = False
+    """Batch norms see the whole global batch's share of all workers, not each its own."""
+    compile: bool = False
+    """Run networks and the REPA loss through torch.compile (not at stage 3, whose hooks it cannot
+    trace)."""
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> StrategyConfig:
+        if self.offload_optimizer and (self.kind != "deepspeed" or self.zero_stage == 0):
+            raise ValueError("offload_optimizer needs kind deepspeed and zero_stage 1, 2 or 3")
+        if self.compile and self.kind == "deepspeed" and self.zero_stage == 3:
+            raise ValueError("compile does not work with zero_stage 3; use 0, 1 or 2")
+        return self
+
+
+class KeepBestConfig(Config):
+    """Checkpoints kept because a logged value was good when they were made."""
+
+    metric: str = "loss"
+    """A key of metrics.jsonl."""
+    mode: Literal["min", "max"] = "min"
+    count: int = Field(default=1, ge=1)
+
+
+class CheckpointConfig(Config):
+    """When the run's state is saved and how much of it is kept."""
+
+    every_steps: int = Field(default=1000, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    """Newest complete checkpoints that are kept."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints whose step is a multiple of this are never deleted."""
+    keep_best: KeepBestConfig | None = None
+    max_failed_saves: int = Field(default=2, ge=0)
+    """Saves in a row that may fail (disk full, storage refusing) before the run ends."""
+
+
+class ProfileConfig(Config):
+    """torch.profiler traces of chosen steps, one file per worker in the run folder."""
+
+    first_step: int = Field(ge=0)
+    num_steps: int = Field(default=3, ge=1)
+    memory: bool = False
+    """Also record allocations."""
+
+
+class TrainConfig(Config):
+    """A training run."""
+
+    kind: Literal["train"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str
+    """Folder of the run: checkpoints, metrics, log, result."""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(ge=1)
+    """Optimizer steps; a resumed run ends at the same number."""
+    data: DataConfig
+    task: TaskConfig
+    optim: dict[str, OptimConfig]
+    """By network: `autoencoder` and `discriminator` for tokenizers, `generator` otherwise."""
+    strategy: StrategyConfig = StrategyConfig()
+    ema_decay: float | None = Field(default=0.9999, ge=0, lt=1)
+    """Decay of the averaged weights; null turns averaging off."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: int = Field(default=10, ge=1)
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A NaN or infinite gradient: end the run, leave the update out, or take the weights of the
+    last checkpoint and go on with the next batch."""
+    dry_run: bool = True
+    """Try one forward and backward pass before step 1; finds memory and shape errors early."""
+    watchdog_seconds: float | None = Field(default=900.0, gt=0)
+    """A step that takes longer ends the worker and names the rank that hangs; null: never."""
+    profile: ProfileConfig | None = None
+
+    @model_validator(mode="after")
+    def _optimizers_fit(self) -> TrainConfig:
+        sharded = self.strategy.kind == "deepspeed" and self.strategy.zero_stage > 0
+        if sharded and any(optim.kind == "muon" for optim in self.optim.values()):
+            raise ValueError(
+                "muon needs whole matrices, which zero_stage 1 to 3 cut up;"
+                " use zero_stage 0 or strategy.kind torch"
+            )
+        return self
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of step `step`, counted from 0, are recorded."""
+        return step + 1 == self.steps or (step + 1) % self.log_every_steps == 0
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainConfig:
+        if set(self.optim) != (needed := self._networks()):
+            raise ValueError(
+                f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
+                " give exactly one entry for each"
+            )
+        if self.task.kind == "tokenizer":
+            if self.data.kind != "images":
+                raise ValueError(
+                    f"task 'tokenizer' reads data of kind 'images', found '{self.data.kind}'"
+                )
+        elif self.data.kind == "images" and self.task.tokenizer is None:
+            raise ValueError(
+                f"task '{self.task.kind}' on data of kind 'images' needs task.tokenizer to encode"
+                " them; name one, or use data of kind 'tokens'"
+            )
+        else:
+            self._teacher_sees_pixels()
+        return self
+
+    def _teacher_sees_pixels(self) -> None:
+        assert self.task.kind != "tokenizer"
+        if self.task.repa is None:
+            return
+        teacher = self.task.repa.teacher
+        if self.data.kind == "images" and teacher is None:
+            raise ValueError(
+                "task.repa on data of kind 'images' needs task.repa.teacher, a DINOv2 weight file;"
+                " only token datasets can have stored features"
+            )
+        if self.data.kind == "tokens" and teacher is not None and self.data.images is None:
+            raise ValueError(
+                "task.repa.teacher needs pixels: name data.images, the dataset the tokens were made"
+                " of, or drop task.repa.teacher to use features stored with the tokens"
+            )
+
+    def _networks(self) -> set[str]:
+        """Names of the networks the task trains."""
+        if self.task.kind != "tokenizer":
+            return {"generator"}
+        adversarial = self.task.adversarial is not None
+        return {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}

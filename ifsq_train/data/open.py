@@ -1,0 +1,71 @@
+"""Opens the training data of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data_pipelines.errors import UserError
+from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig, TrainConfig
+from ifsq_train.data.base import Extras, TrainData
+from ifsq_train.data.images import image_budget, open_images
+from ifsq_train.data.tokens import open_tokens
+
+Serve = Callable[[TrainData, TrainConfig], TrainData]
+"""Replaces training data by a source of the same batches."""
+
+
+def without_helpers(data: TrainData, config: TrainConfig) -> TrainData:
+    """The data itself.
+
+    Raises:
+        UserError: the recipe asks for decode actors.
+    """
+    if config.data.kind == "images" and config.data.decode_actors:
+        raise UserError(
+            f"data.decode_actors={config.data.decode_actors} needs Ray; use --launcher ray, or 0"
+        )
+    return data
+
+
+def open_train_data(
+    config: DataConfig,
+    *,
+    seed: int,
+    run_folder: Path,
+    rank: int,
+    device: torch.device,
+    extras: Extras | None = None,
+) -> TrainData:
+    """Open what a recipe names.
+
+    Args:
+        config: the data part of a recipe.
+        seed: the run's.
+        run_folder: where bad samples are recorded.
+        rank: this worker's.
+        device: where images are decoded to.
+        extras: what batches of a token dataset shall have besides tokens and labels.
+
+    Raises:
+        UserError: missing or damaged dataset, tokens of another tokenizer, too few samples, or a
+            column the dataset has not.
+    """
+    if isinstance(config, TokenDataConfig):
+        return open_tokens(config, seed, extras or Extras(), device)
+    assert isinstance(config, ImageDataConfig)
+    budget = image_budget(config, run_folder, rank)
+    return open_images(config, seed=seed, budget=budget, device=device)
+
+
+def extras_for(task: TaskConfig) -> Extras:
+    """What a task reads besides tokens and labels."""
+    if task.kind == "tokenizer":
+        return Extras()
+    latents = task.kind == "diffusion"
+    if task.repa is None:
+        return Extras(latents=latents)
+    stored = task.repa.teacher is None
+    return Extras(features=stored, pixels=not stored, latents=latents)

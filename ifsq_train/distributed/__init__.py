@@ -1,0 +1,4 @@
+"""Rank and world, collectives, and agreement of all ranks on stopping.
+
+No engine and no data.
+"""

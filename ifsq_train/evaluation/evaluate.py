@@ -1,0 +1,384 @@
+"""Measuring a tokenizer on held-out images, and samples against images or their statistics.
+
+Under torchrun every rank measures a consecutive share and rank 0 writes the result; each image
+counts once for any number of ranks. Only sums over images travel, and the class probabilities and
+features that Inception Score, precision and recall need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.errors import UserError
+from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
+from ifsq_train.config import EvaluateConfig
+from ifsq_train.config.evaluate import NEEDS, Metric
+from ifsq_train.distributed.context import InProcessContext, RunContext, TorchrunContext
+from ifsq_train.evaluation.codes import CodeUsage
+from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
+from ifsq_train.evaluation.image_sets import (
+    VIEW_SEED,
+    HeldOutImages,
+    StoredImages,
+    file_digest,
+    open_samples,
+    read_npz_images,
+)
+from ifsq_train.evaluation.inception_statistics import (
+    GaussianStatistics,
+    InceptionStatistics,
+    distance,
+    inception_score,
+    read_adm_statistics,
+)
+from ifsq_train.evaluation.manifold import precision_recall
+from ifsq_train.evaluation.reconstruction import ReconstructionMeter, round_to_8_bit
+from ifsq_train.evaluation.representation import PairedFeatures
+from ifsq_train.evaluation.result import (
+    EvaluationResult,
+    FeatureNetwork,
+    Reference,
+    network_digest,
+)
+from ifsq_train.models.inception import FidInception, load_fid_inception
+from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.perceptual import Lpips, load_lpips
+from ifsq_train.models.quantizers.fsq import FSQ
+from ifsq_train.models.repa import DinoTeacher, load_dino
+
+_TEACHER_GRID = (16, 16)
+TOKENIZER_ENCODER, INCEPTION = "tokenizer-encoder", "inception-fid"
+_SAMPLE_METRICS: tuple[Metric, ...] = ("fid", "sfid", "inception_score", "precision", "recall")
+_INCEPTION_METRICS = ("rfid", "rfid_8bit", *_SAMPLE_METRICS)
+_RECONSTRUCTION_METRICS: tuple[Metric, ...] = ("psnr", "ssim", "l1", "lpips", "code_use", "rfid")
+# Names in the result that do not begin with the name of their metric.
+_OTHER_NAMES: dict[str, Metric] = {
+    "code_entropy_bits": "code_use",
+    "perplexity": "code_use",
+    "used_codes": "code_use",
+    "codebook_size": "code_use",
+    "digit_entropy_bits": "code_use",
+    "dead_levels": "code_use",
+    "digit_histograms": "code_use",
+}
+
+OnBatch = Callable[[int, int], None]
+"""Called after every batch with (images done, images in all)."""
+
+
+class Mergeable(Protocol):
+    """Counts that another rank's can be added to."""
+
+    def merge(self, other: Any) -> None: ...
+
+
+Counts = TypeVar("Counts", bound=Mergeable)
+
+
+def evaluate(
+    config: EvaluateConfig, on_batch: OnBatch | None = None, context: RunContext | None = None
+) -> dict[str, Any]:
+    """Measure what a recipe names and write the result; returns it as a dictionary.
+
+    Raises:
+        UserError: missing tokenizer, weights, dataset or samples, or parts that do not fit.
+    """
+    tools = Tools.open(config, context or _own_context())
+    metrics: dict[str, Any] = {}
+    if tools.tokenizer is not None and config.wants(*_RECONSTRUCTION_METRICS):
+        metrics |= measure_reconstructions(tools, on_batch)
+    if tools.teacher is not None:
+        metrics |= measure_alignment(tools, tools.teacher)
+    if tools.samples is not None and config.wants("frechet_distance", *_SAMPLE_METRICS):
+        metrics |= measure_samples(tools)
+    metrics = {name: value for name, value in metrics.items() if _is_wanted(config, name)}
+    result = EvaluationResult(
+        kind=_kind(config),
+        metrics=metrics,
+        num_samples=(tools.images or tools.samples).num_samples,  # pyright: ignore
+        reference=_reference(config, tools),
+        preprocessing=_preprocessing(config, tools),
+        subject=_subject(config, tools),
+        networks=_networks(tools, metrics),
+    )
+    if tools.context.rank == 0:
+        result.write(Path(config.output))
+    return result.to_dict()
+
+
+@dataclass
+class Tools:
+    """Everything an evaluation opened: images, samples and frozen networks on the device."""
+
+    config: EvaluateConfig
+    context: RunContext
+    images: HeldOutImages | None
+    samples: StoredImages | None
+    tokenizer: TrainedTokenizer | None
+    inception: FidInception | None
+    lpips: Lpips | None
+    teacher: DinoTeacher | None = None
+    # What of the data a reconstruction pass has counted already.
+    real: InceptionStatistics | None = None
+    real_pooled: GaussianStatistics | None = None
+
+    @classmethod
+    def open(cls, config: EvaluateConfig, context: RunContext) -> Tools:
+        """Find out about missing files before anything is computed.
+
+        Raises:
+            UserError: as `evaluate`.
+        """
+        size, device = config.batch_size, context.device
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        if tokenizer is not None:
+            optimize_for_inference(tokenizer.network.to(device))
+        images = samples = inception = lpips = teacher = None
+        if config.data is not None and config.view is not None:
+            images = HeldOutImages(config.data, config.view, size)
+        if config.samples is not None:
+            samples = open_samples(config.samples, size)
+        try:
+            if config.inception is not None and config.wants("rfid", *_SAMPLE_METRICS):
+                inception = load_fid_inception(_existing("inception", config.inception)).to(device)
+            if config.teacher is not None and config.wants("cknna"):
+                path = _existing("teacher", config.teacher)
+                teacher = load_dino(path, size=config.teacher_size, grid=_TEACHER_GRID).to(device)
+            if config.lpips and config.wants("lpips"):
+                files = [_existing("lpips", path) for path in config.lpips]
+                lpips = load_lpips(
+                    *files,
+                    backbone=config.lpips_backbone,
+                    spatial=config.lpips_backbone == "alexnet",
+                ).to(device)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return cls(config, context, images, samples, tokenizer, inception, lpips, teacher)
+
+    def new_statistics(self) -> InceptionStatistics:
+        """Empty, keeping as many features as precision and recall want."""
+        return InceptionStatistics(self.config.manifold_images if self.samples else 0)
+
+
+def _own_context() -> RunContext:
+    """This process alone, or its place under torchrun."""
+    return TorchrunContext() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else InProcessContext()
+
+
+def _existing(key: str, path: str) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"{key}: no file '{path}'; give a local weight file or leave {key} out")
+    return Path(path)
+
+
+def over_ranks(counts: Counts) -> Counts:
+    """All ranks' counts, merged in the order of ranks (collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return counts
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, counts)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
+
+
+def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> dict[str, Any]:
+    """Reconstruction measures, token use for quantizers with tokens, rFID with Inception."""
+    assert tools.tokenizer is not None
+    assert tools.images is not None
+    network, inception = tools.tokenizer.network, tools.inception
+    quantizer = network.quantize
+    levels = quantizer.level_counts if isinstance(quantizer, FSQ) else None
+    usage = CodeUsage(levels, quantizer.codebook_sizes) if quantizer.codebook_sizes else None
+    meter = ReconstructionMeter(tools.lpips)
+    real, raw, rounded = tools.new_statistics(), InceptionStatistics(), InceptionStatistics()
+    for images in tools.images.batches(tools.context):
+        # Entered here and not around the loop: decoding threads write into normal tensors.
+        with torch.inference_mode():
+            reconstructions, quantized = network(channels_last(images))
+        meter.add(images, reconstructions)
+        if usage is not None:
+            indices = quantized.indices
+            digits = quantizer.indices_to_digits(indices) if isinstance(quantizer, FSQ) else None
+            usage.update(digits, indices)
+        if inception is not None:
+            real.add(inception, images)
+            raw.add(inception, reconstructions.float())
+            rounded.add(inception, round_to_8_bit(reconstructions) * 2.0 - 1.0)
+        if on_batch is not None:
+            on_batch(meter.num_images, tools.images.num_samples)
+    metrics = over_ranks(meter).results()
+    if usage is not None:
+        metrics |= over_ranks(usage).result()
+    if inception is not None:
+        tools.real = over_ranks(real)
+        pooled = tools.real_pooled = GaussianStatistics.of(tools.real.pooled)
+        for name, part in (("rfid", raw), ("rfid_8bit", rounded)):
+            metrics[name] = distance(pooled, GaussianStatistics.of(over_ranks(part).pooled))
+    return metrics
+
+
+def _is_wanted(config: EvaluateConfig, name: str) -> bool:
+    """Whether a number of the result belongs to a metric that is asked for; counts always do."""
+    metric = _OTHER_NAMES.get(name, name)
+    known: list[Metric] = [one for one in NEEDS if metric == one or metric.startswith(f"{one}_")]
+    return not known or config.wants(*known)
+
+
+@torch.no_grad()
+def measure_alignment(tools: Tools, teacher: DinoTeacher) -> dict[str, Any]:
+    """CKNNA of the tokenizer encoder's features with the teacher's, both averaged over positions.
+
+    Raises:
+        UserError: fewer images than the neighbours asked for need.
+    """
+    assert tools.tokenizer is not None
+    assert tools.images is not None
+    encoder, features = tools.tokenizer.network.encoder, PairedFeatures(tools.config.cknna_images)
+    for images in tools.images.batches(tools.context):
+        if features.num_images >= tools.config.cknna_images:
+            break
+        mine = encoder(channels_last(images)).float().flatten(2).mean(2)
+        features.add(mine, teacher(images).float().mean(1))
+    features = over_ranks(features)
+    try:
+        value = features.cknna(tools.config.cknna_neighbors)
+    except ValueError as error:
+        raise UserError(f"cknna: {error}; give the evaluation more images") from error
+    return {"cknna": value, "num_cknna_images": features.num_images}
+
+
+def measure_samples(tools: Tools) -> dict[str, Any]:
+    """Samples against data in the tokenizer encoder's features, and by Inception's measures."""
+    assert tools.samples is not None
+    metrics: dict[str, Any] = {"num_generated": tools.samples.num_samples}
+    wanted = tools.config.wants("frechet_distance")
+    if wanted and tools.tokenizer is not None and tools.images is not None:
+        real, fake = (encoder_moments(tools, part) for part in (tools.images, tools.samples))
+        metrics["frechet_distance"] = frechet_distance(real, fake)
+    if tools.inception is not None and tools.config.wants(*_SAMPLE_METRICS):
+        metrics |= measure_samples_by_inception(tools, tools.inception)
+    return metrics
+
+
+@torch.no_grad()
+def encoder_moments(tools: Tools, images: HeldOutImages | StoredImages) -> FeatureMoments:
+    """Moments of the tokenizer encoder's features, averaged over positions."""
+    assert tools.tokenizer is not None
+    encoder = tools.tokenizer.network.encoder
+    moments = FeatureMoments(encoder.conv_out.out_channels)
+    for batch in images.batches(tools.context):
+        moments.add(encoder(channels_last(batch)).float().flatten(2).mean(2))
+    return over_ranks(moments)
+
+
+def measure_samples_by_inception(tools: Tools, inception: FidInception) -> dict[str, Any]:
+    """FID, sFID, Inception Score, precision and recall."""
+    config, samples = tools.config, tools.samples
+    assert samples is not None
+    fake = inception_statistics(tools, inception, samples)
+    real, rows = _real_statistics(tools, inception)
+    metrics = {"fid": distance(real["pooled"], GaussianStatistics.of(fake.pooled))}
+    if "spatial" in real:
+        metrics["sfid"] = distance(real["spatial"], GaussianStatistics.of(fake.spatial))
+    if len(fake.shares):
+        metrics["inception_score"] = inception_score(fake.shares)
+    if rows is not None:
+        both = precision_recall(rows, fake.rows, config.neighbors)
+        metrics |= dict(zip(("precision", "recall"), both, strict=True))
+    return metrics
+
+
+def inception_statistics(
+    tools: Tools, inception: FidInception, images: HeldOutImages | StoredImages
+) -> InceptionStatistics:
+    """Statistics over all ranks of a set of images."""
+    found = tools.new_statistics()
+    for batch in images.batches(tools.context):
+        found.add(inception, batch)
+    return over_ranks(found)
+
+
+def _real_statistics(
+    tools: Tools, inception: FidInception
+) -> tuple[dict[str, GaussianStatistics], Tensor | None]:
+    """Reference moments and, where images are at hand, features for precision and recall."""
+    config = tools.config
+    if config.reference is not None:
+        images = read_npz_images(_existing("reference", config.reference))
+        rows = None
+        if images is not None:
+            first = StoredImages(images[: config.manifold_images], config.batch_size)
+            rows = inception_statistics(tools, inception, first).rows
+        return dict(read_adm_statistics(Path(config.reference))), rows
+    assert tools.images is not None
+    real = tools.real or inception_statistics(tools, inception, tools.images)
+    return {
+        "pooled": tools.real_pooled or GaussianStatistics.of(real.pooled),
+        "spatial": GaussianStatistics.of(real.spatial),
+    }, real.rows
+
+
+def _kind(config: EvaluateConfig) -> str:
+    parts = {"reconstruction": config.tokenizer, "generation": config.samples}
+    return "+".join(name for name, given in parts.items() if given)
+
+
+def _reference(config: EvaluateConfig, tools: Tools) -> Reference:
+    if tools.images is not None:
+        return Reference(tools.images.digest, tools.images.num_samples)
+    assert config.reference is not None
+    return Reference(file_digest(config.reference), 0)
+
+
+def _preprocessing(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
+    found: dict[str, Any] = {"range": "[-1, 1]"}
+    if tools.images is not None:
+        found |= {
+            "view": tools.images.view.to_dict(),
+            "view_seed": VIEW_SEED,
+            "decoder": tools.images.decoder,
+        }
+    if config.reference is not None:
+        found["reference_statistics"] = file_digest(config.reference)
+    if tools.inception is not None:
+        found |= {"inception_resize": "bilinear 299, no antialias", "precision": "fp32"}
+        found |= {"neighbors": config.neighbors, "manifold_images": config.manifold_images}
+    if tools.teacher is not None:
+        found |= {"teacher_grid": list(_TEACHER_GRID), "cknna_neighbors": config.cknna_neighbors}
+    return found
+
+
+def _subject(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if tools.tokenizer is not None:
+        found = {"tokenizer": tools.tokenizer.fingerprint, "step": tools.tokenizer.step}
+    if config.samples is not None and config.samples.endswith(".npz"):
+        found["samples"] = file_digest(config.samples)
+    return found
+
+
+def _networks(tools: Tools, metrics: dict[str, Any]) -> dict[str, FeatureNetwork]:
+    """Which network each number depends on."""
+    found: dict[str, FeatureNetwork] = {}
+    if tools.tokenizer is not None and "frechet_distance" in metrics:
+        found["frechet_distance"] = FeatureNetwork(TOKENIZER_ENCODER, tools.tokenizer.fingerprint)
+    if tools.inception is not None:
+        network = FeatureNetwork(INCEPTION, network_digest(tools.inception, {"name": INCEPTION}))
+        found |= {name: network for name in _INCEPTION_METRICS if name in metrics}
+    if tools.teacher is not None:
+        name = f"dinov2-{tools.config.teacher_size}"
+        found["cknna"] = FeatureNetwork(name, network_digest(tools.teacher, {"name": name}))
+    if tools.lpips is not None:
+        name = f"lpips-{tools.config.lpips_backbone}"
+        network = FeatureNetwork(name, network_digest(tools.lpips, {"name": name}))
+        found |= dict.fromkeys(("lpips", "lpips_8bit"), network)
+    return found

@@ -1,0 +1,4 @@
+"""Estimates of memory, FLOPs, communication and time from arithmetic.
+
+Nothing is run.
+"""

@@ -1,0 +1,230 @@
+"""What a training will need, from arithmetic: memory, FLOPs, communication, days.
+
+Nothing is allocated and nothing runs on a GPU: networks are built of torch's fake tensors, which
+know shapes only, and one sample is pushed through them to count operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from data_pipelines.errors import UserError
+from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
+from ifsq_train.config import (
+    AutoregressiveTaskConfig,
+    DiffusionTaskConfig,
+    TokenizerTaskConfig,
+    TrainConfig,
+)
+from ifsq_train.metrics.flops import FlopCounter
+from ifsq_train.models.discriminator import PatchDiscriminator
+
+FP32_BYTES = 4
+DEFAULT_EFFICIENCY = 0.35
+"""Reached part of the peak that the days are computed with; see docs."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """For one recipe and one shape of cluster.
+
+    Attributes:
+        parameters: trainable parameters by network.
+        flops_per_sample: forward and backward, all updates of an average step together.
+        flops_per_step: of the global batch.
+        state_bytes: per worker by ZeRO stage: parameters, gradients, moments and averages.
+        communication_bytes: sent by one worker per step, by ZeRO stage.
+        workers: nodes times GPUs per node.
+        micro_batch_size: samples one worker takes at once.
+        micro_batches: per worker and step.
+        days: of the whole run, or None where the peak is not given.
+    """
+
+    parameters: dict[str, int]
+    flops_per_sample: float
+    flops_per_step: float
+    state_bytes: dict[int, float]
+    communication_bytes: dict[int, float]
+    workers: int
+    micro_batch_size: int
+    micro_batches: int
+    days: float | None
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a generator's estimate needs to know of its data.
+
+    Attributes:
+        grid: height and width in tokens or latents.
+        codebook_sizes: of the token groups.
+        latent_channels: for diffusion.
+    """
+
+    grid: tuple[int, int]
+    codebook_sizes: tuple[int, ...] = ()
+    latent_channels: int | None = None
+
+
+def estimate(
+    config: TrainConfig,
+    *,
+    workers: int,
+    peak_flops: float | None,
+    efficiency: float = DEFAULT_EFFICIENCY,
+    tokens: TokenFacts | None = None,
+) -> Estimate:
+    """Arithmetic for a recipe.
+
+    Args:
+        config: the recipe; its dataset need not exist.
+        workers: GPUs in all.
+        peak_flops: of one GPU in the recipe's precision, FLOP/s.
+        efficiency: expected part of the peak, in (0, 1].
+        tokens: of the dataset; generators need it.
+
+    Raises:
+        UserError: the recipe's parts do not fit, or there are more workers than samples.
+    """
+    batch = config.data.global_batch_size
+    if workers > batch:
+        raise UserError(
+            f"{workers} workers for a global batch of {batch}; use at most {batch} workers"
+        )
+    with FakeTensorMode():
+        networks, inputs = build_networks(config, tokens)
+        parameters = {name: count_parameters(module) for name, module in networks.items()}
+        per_sample = step_flops(config, forward_flops(networks, inputs))
+    share = -(-batch // workers)
+    micro = min(config.strategy.micro_batch_size or share, share)
+    count = -(-share // micro)
+    total = sum(parameters.values())
+    kept = parameters[next(iter(parameters))] if config.ema_decay is not None else 0
+    days = None
+    if peak_flops is not None:
+        seconds = config.steps * batch * per_sample / (workers * peak_flops * efficiency)
+        days = seconds / 86_400
+    return Estimate(
+        parameters,
+        per_sample,
+        per_sample * batch,
+        {stage: state_bytes(total, kept, stage, workers) for stage in range(4)},
+        {stage: communication_bytes(total, stage, workers, count) for stage in range(4)},
+        workers,
+        micro,
+        count,
+        days,
+    )
+
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def build_networks(
+    config: TrainConfig, tokens: TokenFacts | None
+) -> tuple[dict[str, nn.Module], dict[str, Inputs]]:
+    """The trained networks, and one sample for each."""
+    task = config.task
+    one = torch.zeros(1, dtype=torch.int64)
+    if isinstance(task, TokenizerTaskConfig):
+        assert config.data.kind == "images"
+        size = config.data.view.image_size
+        image = torch.zeros(1, 3, size, size)
+        networks: dict[str, nn.Module] = {"autoencoder": build_tokenizer(task.model)}
+        if task.adversarial is not None:
+            networks["discriminator"] = PatchDiscriminator(
+                task.adversarial.base_channels, task.adversarial.num_layers
+            )
+        return networks, dict.fromkeys(networks, (image,))
+    if tokens is None:
+        raise UserError(
+            "a generator's size depends on its tokens: name the dataset in the recipe, or give"
+            " --grid, with --codebook-size or --latent-channels"
+        )
+    height, width = tokens.grid
+    if isinstance(task, AutoregressiveTaskConfig):
+        groups = len(tokens.codebook_sizes)
+        shape = (1, height * width) if groups == 1 else (1, height * width, groups)
+        model = build_llamagen(task.model, tokens.codebook_sizes, tokens.grid, task.repa)
+        return {"generator": model}, {"generator": (torch.zeros(shape, dtype=torch.int64), one)}
+    assert isinstance(task, DiffusionTaskConfig)
+    channels = tokens.latent_channels or 0
+    latents = torch.zeros(1, channels, height, width)
+    dit = build_dit(task.model, channels, tokens.grid, task.repa)
+    return {"generator": dit}, {"generator": (latents, torch.zeros(1), one)}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def state_bytes(parameters: int, averaged: int, stage: int, workers: int) -> float:
+    """Bytes per worker of parameters, gradients, two moments and averages, all fp32.
+
+    Stages 1 and 2 hold an fp32 master copy of their part beside the whole parameters.
+    """
+    weights, gradients, moments = parameters, parameters, 2.0 * parameters
+    if stage == 0:
+        return FP32_BYTES * (weights + gradients + moments + averaged / workers)
+    moments /= workers
+    masters = parameters / workers
+    if stage >= 2:
+        gradients /= workers
+    if stage == 3:
+        weights /= workers
+    return FP32_BYTES * (weights + masters + gradients + moments + averaged / workers)
+
+
+def communication_bytes(parameters: int, stage: int, workers: int, micro_batches: int) -> float:
+    """Bytes one worker sends per step, with ring algorithms.
+
+    A ring all-reduce of P values sends 2 P (W - 1) / W per worker, a reduce-scatter or an
+    all-gather half of it. Stages 0 and 1 reduce once per step; stage 2 reduces after each
+    micro-batch; stage 3 also gathers the parameters for each forward and backward pass.
+    """
+    one = FP32_BYTES * parameters * (workers - 1) / workers
+    if stage == 0:
+        return 2 * one
+    if stage == 1:
+        return 2 * one
+    if stage == 2:
+        return (micro_batches + 1) * one
+    return 3 * micro_batches * one
+
+
+def forward_flops(
+    networks: Mapping[str, nn.Module], inputs: Mapping[str, Inputs]
+) -> dict[str, float]:
+    """Operations of one sample's forward pass by network, counted on shapes alone."""
+    result = {}
+    for name, module in networks.items():
+        with torch.no_grad(), FlopCounter() as counter:
+            module.eval()(*inputs[name])
+        result[name] = float(counter.total)
+    return result
+
+
+def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
+    """Operations of one sample in an average step: a backward pass is two forward passes.
+
+    A tokenizer's step against the discriminator passes through both, and the discriminator's own
+    step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
+    """
+    if not isinstance(config.task, TokenizerTaskConfig):
+        return 3.0 * forward["generator"]
+    autoencoder = 3.0 * forward["autoencoder"]
+    adversarial = config.task.adversarial
+    if adversarial is None or adversarial.start_step >= config.steps:
+        return autoencoder
+    generator_step = autoencoder + 2.0 * forward["discriminator"]
+    discriminator_step = forward["autoencoder"] + 6.0 * forward["discriminator"]
+    both = generator_step + discriminator_step
+    against = both if adversarial.schedule == "both" else both / 2.0
+    alone = adversarial.start_step / config.steps
+    return alone * autoencoder + (1.0 - alone) * against

@@ -1,0 +1,4 @@
+"""Pages and charts made of results.
+
+What the numbers are is computed elsewhere.
+"""

@@ -1,0 +1,230 @@
+"""Images from a trained generator and the tokenizer whose tokens or latents it speaks.
+
+`draw_samples` does it in this process, `launchers.on_ray.sample` on many; the folder they write is
+described in `sample_job`. Sample i is a function of the networks, the seed and i: whoever draws it,
+and whatever is drawn beside it, it is the same image up to rounding of the networks' arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.storage.open import open_storage
+from data_pipelines.work_items import WorkItem
+from ifsq_train.artifacts.trained import (
+    TrainedGenerator,
+    TrainedTokenizer,
+    load_generator,
+    load_tokenizer,
+    to_uint8,
+)
+from ifsq_train.config import SampleConfig
+from ifsq_train.distributed.context import default_device
+from ifsq_train.models.dit import DiT
+from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.randomness import derive_seed
+from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
+from ifsq_train.sampling.files import read_images
+from ifsq_train.sampling.flow import FlowSamplingConfig, sample_latents
+from ifsq_train.sampling.job import (
+    SampleJob,
+    SamplePart,
+    SampleSpec,
+    describe_samples,
+    publish_part,
+    read_facts,
+)
+
+OnBatch = Callable[[int, int], None]
+"""Called after every batch with (samples done, samples in all)."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Drawn images.
+
+    Attributes:
+        images: uint8 [N, H, W, 3].
+        labels: int64 [N], the classes asked for.
+        facts: what made them, see `SampleSpec`.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    facts: dict[str, Any]
+
+
+def draw_samples(config: SampleConfig, on_batch: OnBatch | None = None) -> int:
+    """Draw all images a recipe asks for and write them; returns their number.
+
+    A folder that holds the result of the same recipe and the same networks is left as it is; a
+    job that was interrupted goes on.
+
+    Raises:
+        UserError: missing networks, networks that do not belong together, unknown classes.
+    """
+    sampler = Sampler(config, default_device(0))
+    job = SampleJob(open_storage(config.output), sampler.spec, config)
+    if job.is_finished():
+        return len(sampler.spec.labels)
+    left = job.begin()
+    for number, item in enumerate(left, start=1):
+        publish_part(job.storage, item, sampler.draw(item))
+        if on_batch is not None:
+            on_batch(job.samples_done(len(left) - number), len(sampler.spec.labels))
+    job.finish()
+    return len(sampler.spec.labels)
+
+
+def read_samples(folder: str | Path) -> Samples:
+    """What `draw_samples` wrote.
+
+    Raises:
+        DataError: nothing there, unfinished, or damaged.
+    """
+    storage = open_storage(str(folder))
+    facts = read_facts(storage)
+    if facts is None:
+        raise DataError(f"{folder} holds no finished samples; run `ifsq sample` first")
+    try:
+        kind, digest = facts["recipe"]["format"], facts["sha256"]
+    except (KeyError, TypeError):
+        raise DataError(f"{folder}: samples.json is damaged; run `ifsq sample` again") from None
+    images, labels = read_images(storage, kind, digest)
+    return Samples(images, labels, facts)
+
+
+class Sampler:
+    """Both networks of a recipe on one device; draws any part of the samples.
+
+    Attributes:
+        spec: what is drawn.
+    """
+
+    def __init__(self, config: SampleConfig, device: torch.device) -> None:
+        """Open the networks.
+
+        Raises:
+            UserError: missing networks, networks that do not belong together, unknown classes.
+        """
+        self._config, self._device = config, device
+        self._tokenizer, self._generator = open_pair(config)
+        self.spec = _spec(config, self._tokenizer, self._generator, device)
+        for network in (self._tokenizer.network, self._generator.network):
+            optimize_for_inference(network.to(device))
+        if config.precision == "bf16" and not isinstance(self._generator.network, DiT):
+            # Autocast would convert every weight again for each of the tokens.
+            for parameter in self._generator.network.parameters():
+                parameter.data = parameter.data.bfloat16()
+
+    def draw(self, item: WorkItem) -> SamplePart:
+        """The samples of an item."""
+        rows = range(item.first_sample, item.first_sample + item.num_samples)
+        labels = np.array([self.spec.labels[row] for row in rows], np.int64)
+        seeds = [derive_seed(self._config.seed, "sample", row) for row in rows]
+        images = self._images(torch.as_tensor(labels).to(self._device), seeds)
+        return SamplePart(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), labels)
+
+    @torch.inference_mode()
+    def _images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images float [B, 3, H, W], nominally in [-1, 1]."""
+        generator, network = self._generator, self._tokenizer.network
+        bf16 = self._config.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            if isinstance(generator.network, DiT):
+                assert generator.scaling is not None
+                noise = seeded_noise(generator.network, seeds).to(self._device)
+                scaled = sample_latents(
+                    generator.network, labels, noise, flow_settings(self._config)
+                )
+                latents = generator.scaling.denormalize(scaled.float())
+            else:
+                tokens = sample_tokens(
+                    generator.network, labels, seeds, token_settings(self._config)
+                )
+                indices = tokens.reshape(len(tokens), *generator.grid, -1)
+                latents = network.quantize.indices_to_latents(indices)
+            return network.decode(channels_last(latents)).float()
+
+
+def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]:
+    """Tokenizer and generator of a recipe.
+
+    Raises:
+        UserError: one is missing, or they do not belong together; names both fingerprints.
+    """
+    tokenizer, generator = load_tokenizer(config.tokenizer), load_generator(config.generator)
+    if generator.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{config.generator} was trained on tokens of tokenizer"
+            f" {generator.tokenizer_fingerprint[:12]}, {config.tokenizer} is"
+            f" {tokenizer.fingerprint[:12]}; give the tokenizer its tokens were made with"
+        )
+    return tokenizer, generator
+
+
+def sample_labels(config: SampleConfig, num_classes: int) -> NDArray[np.int64]:
+    """Class of every sample, int64 [N]; sample i is the i-th, whatever the batches.
+
+    Raises:
+        UserError: a class the generator was not trained for.
+    """
+    classes = range(num_classes) if config.classes is None else config.classes
+    if unknown := [label for label in classes if not 0 <= label < num_classes]:
+        raise UserError(
+            f"classes: found {unknown[0]}; the generator knows classes 0 to {num_classes - 1}"
+        )
+    return np.repeat(np.asarray(classes, dtype=np.int64), config.samples_per_class)
+
+
+def token_settings(config: SampleConfig) -> SamplingConfig:
+    """A recipe's settings for LlamaGen."""
+    return SamplingConfig(
+        cfg_scale=config.cfg_scale,
+        cfg_interval=config.cfg_last,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        greedy=config.greedy,
+        compiled=config.compile,
+    )
+
+
+def flow_settings(config: SampleConfig) -> FlowSamplingConfig:
+    """A recipe's settings for DiT."""
+    return FlowSamplingConfig(cfg_scale=config.cfg_scale, **config.flow.model_dump())
+
+
+def seeded_noise(model: DiT, seeds: Sequence[int]) -> Tensor:
+    """Standard normal float32 [B, C, h, w]; row i is a function of seeds[i]."""
+    shape = (model.latent_channels, *model.grid)
+    rows = [
+        np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape, np.float32)
+        for seed in seeds
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _spec(
+    config: SampleConfig,
+    tokenizer: TrainedTokenizer,
+    generator: TrainedGenerator,
+    device: torch.device,
+) -> SampleSpec:
+    return describe_samples(
+        config,
+        sample_labels(config, generator.num_classes),
+        generator=generator.fingerprint,
+        generator_step=generator.step,
+        tokenizer=tokenizer.fingerprint,
+        device=device.type,
+    )

@@ -1,0 +1,90 @@
+"""`ifsq checkpoint`: look into checkpoints, check them, take weights out and released ones in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipelines.errors import UserError
+
+app = typer.Typer(help="Look into checkpoints, export and import weights.", no_args_is_help=True)
+
+RunFolder = Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")]
+
+
+@app.command("info")
+def info(path: RunFolder) -> None:
+    """Verify a checkpoint and say what it holds."""
+    from ifsq_train.checkpoint.reader import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
+    shown = ("step", "world_size", "train_state", "engine", "data", "task", "versions")
+    facts |= {key: checkpoint.header[key] for key in shown if key in checkpoint.header}
+    typer.echo(json.dumps(facts, indent=1))
+
+
+@app.command("verify")
+def verify(path: RunFolder) -> None:
+    """Read every byte of every checkpoint of a run; exit code 1 if any is damaged."""
+    from ifsq_train.checkpoint.format import CheckpointError, list_steps, step_folder
+    from ifsq_train.checkpoint.reader import Checkpoint
+
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = list_steps(folder)
+    folders = [step_folder(folder, step) for step in steps] or [path]
+    damaged = 0
+    for one in folders:
+        try:
+            checkpoint = Checkpoint(one)
+        except CheckpointError as error:
+            damaged += 1
+            typer.echo(f"{one.name}: damaged: {error}")
+        else:
+            size = sum(entry["bytes"] for entry in checkpoint.header["files"].values())
+            typer.echo(f"{one.name}: intact, {size / 2**20:.1f} MiB")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    path: RunFolder,
+    output: Annotated[Path, typer.Argument(help="Folder for the safetensors files.")],
+) -> None:
+    """Weights, and averaged weights where kept, as safetensors with plain names."""
+    from ifsq_train.artifacts.exchange import export_weights
+
+    for written in export_weights(path, output):
+        typer.echo(str(written))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Released .ckpt, .pt or .safetensors file.")],
+    output: Annotated[Path, typer.Argument(help="Run folder to make.")],
+    recipe: Annotated[str, typer.Option(help="Training recipe of the same architecture.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Generators: run folder of their tokenizer.")
+    ] = None,
+    grid: Annotated[int | None, typer.Option(min=1, help="Generators: side of the grid.")] = None,
+    latent_multiplier: Annotated[
+        float, typer.Option(min=1e-9, help="DiT: what latents were multiplied by.")
+    ] = 1.0,
+) -> None:
+    """Take over a released tokenizer, LlamaGen or DiT checkpoint."""
+    from ifsq_train.artifacts.exchange import GeneratorFacts, import_released
+    from ifsq_train.config import TrainConfig
+    from ifsq_train.config.load import load_recipe
+
+    config = load_recipe(recipe, [])
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{recipe}: kind '{config.kind}', an import needs a 'train' recipe")
+    facts = None
+    if tokenizer is not None and grid is not None:
+        facts = GeneratorFacts(tokenizer, grid, latent_multiplier)
+    count = import_released(source, output, config, facts)
+    typer.echo(f"{count:,} parameters in {output}")

@@ -1,0 +1,189 @@
+"""The commands `ifsq data ...`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from data_pipelines.errors import UserError
+from launchers.cli.options import Address
+
+if TYPE_CHECKING:
+    from data_pipelines.images.packing.classes import ClassMap
+    from data_pipelines.images.packing.pack import PackArguments
+    from data_pipelines.images.packing.shards import MapShards
+
+app = typer.Typer(help="Pack, index, look at and verify datasets.", no_args_is_help=True)
+
+MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Make this many shards at a time on Ray; without it, one here."),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map", help="One class a line in label order, or JSON; sorted names if left out."
+    ),
+]
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str, typer.Argument(help="Folder of class folders with images, or of Parquet files.")
+    ],
+    dataset: Annotated[str, typer.Argument(help="Dataset folder to write (path or s3://).")],
+    shard_megabytes: Annotated[float, typer.Option(min=0.01)] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the one global shuffle.")] = 0,
+    max_bad_samples: MaxBad = 100,
+    class_map: Classes = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Store images with a longer short side at this one.")
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of those.")] = 95,
+    files: Annotated[str, typer.Option(help="Parquet: which files, such as 'train-*'.")] = "*",
+    image_column: Annotated[str, typer.Option(help="Parquet column of images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Of labels; '' for none.")] = "label",
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Write images as WebDataset tar shards with a manifest; run again to finish it."""
+    from data_pipelines.images.packing.parquet import ParquetColumns
+    from data_pipelines.images.packing.resize import ResizeSpec
+    from launchers.stages import pack_images, pack_parquet_files
+
+    with _continued_later(), _on_ray(workers, address) as map_shards:
+        options: PackArguments = {
+            "shard_bytes": int(shard_megabytes * 2**20),
+            "seed": seed,
+            "max_bad_samples": max_bad_samples,
+            "resize": ResizeSpec(resize, quality) if resize else None,
+            "map_shards": map_shards,
+        }
+        numbers = _class_map(class_map)
+        if holds_parquet(source):
+            columns = ParquetColumns(image_column, label_column or None)
+            manifest = pack_parquet_files(
+                source, dataset, columns=columns, pattern=files, class_map=numbers, **options
+            )
+        else:
+            manifest = pack_images(Path(source), dataset, class_map=numbers, **options)
+    _print_info(manifest)
+
+
+@app.command()
+def index(
+    tars: Annotated[str, typer.Argument(help="Folder of WebDataset tars; they are not touched.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="Where the manifest goes; beside the tars if left out.")
+    ] = None,
+    max_bad_samples: MaxBad = 100,
+    class_map: Classes = None,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Make a manifest for existing WebDataset tars."""
+    from launchers.stages import index_images
+
+    with _continued_later(), _on_ray(workers, address) as map_shards:
+        manifest = index_images(
+            tars,
+            dataset,
+            max_bad_samples=max_bad_samples,
+            class_map=_class_map(class_map),
+            map_shards=map_shards,
+        )
+    _print_info(manifest)
+
+
+@app.command()
+def info(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
+    """Say what a dataset holds."""
+    from launchers.stages import open_any_dataset
+
+    _print_info(open_any_dataset(dataset))
+
+
+@app.command()
+def verify(dataset: Annotated[str, typer.Argument(help="Image or token dataset.")]) -> None:
+    """Check every checksum and count; exit code 1 if anything is damaged."""
+    from launchers.stages import verify_any_dataset
+
+    lines, intact = verify_any_dataset(dataset)
+    for line in lines:
+        typer.echo(line)
+    if not intact:
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    source: Annotated[str, typer.Argument(help="Recipe of a tokenizer, or an image dataset.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value changes of the recipe.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("preview.png"),
+    step: Annotated[int, typer.Option(min=0, help="Which global batch.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=400, help="At most this many images.")] = 32,
+    view: Annotated[str, typer.Option(help="Of a dataset: kind of the view.")] = "adm_center",
+    image_size: Annotated[int, typer.Option(min=1, help="Of a dataset: pixels.")] = 256,
+) -> None:
+    """Draw a batch as the model sees it, with keys and labels, as one picture."""
+    from ifsq_train.config.load import list_recipes
+    from ifsq_train.data.preview import dataset_config, preview_batch, recipe_config
+
+    shipped = {name for name, _ in list_recipes()}
+    if source in shipped or source.endswith((".yaml", ".yml")):
+        config, seed = recipe_config(source, overrides or [])
+    elif overrides:
+        raise UserError(f"{source} is no recipe, so there is nothing to change: {overrides[0]!r}")
+    else:
+        config, seed = dataset_config(source, view, image_size, count), 0
+    shown = preview_batch(config, seed, step, count, output)
+    typer.echo(f"{shown} images of batch {step} in {output}")
+
+
+def holds_parquet(source: str) -> bool:
+    """Whether a folder has Parquet files, directly or in its folders; object storage must."""
+    folder = Path(source)
+    if "://" in source:
+        return True
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+
+
+@contextlib.contextmanager
+def _continued_later() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on with what is missing", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def _on_ray(workers: int | None, address: str | None) -> Iterator[MapShards | None]:
+    if workers is None and address is None:
+        yield None
+        return
+    from launchers.on_ray.shards import shards_on_ray
+
+    if workers is None:
+        raise UserError(f"--address {address} needs --workers, the shards to make at a time")
+    with shards_on_ray(workers, address) as map_shards:
+        yield map_shards
+
+
+def _class_map(path: Path | None) -> ClassMap | None:
+    from data_pipelines.images.packing.classes import read_class_map
+
+    return read_class_map(path) if path is not None else None
+
+
+def _print_info(dataset: Any) -> None:
+    for key, value in dataset.summary().items():
+        typer.echo(f"{key:20} {value}")

@@ -1,0 +1,102 @@
+"""`ifsq plan`: what a recipe will need, before anything is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_pipelines.errors import UserError
+from launchers.cli.options import Overrides, RecipeName
+
+if TYPE_CHECKING:
+    from ifsq_train.config import TrainConfig
+    from ifsq_train.planning.estimate import Estimate, TokenFacts
+
+GIB = 2.0**30
+DEFAULT_PEAK_TFLOPS = 989.0
+"""H100 SXM, dense bf16."""
+
+
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    peak_tflops: Annotated[
+        float, typer.Option(min=0.001, help="Of one GPU; the default is an H100 in bf16.")
+    ] = DEFAULT_PEAK_TFLOPS,
+    efficiency: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Part of the peak that is reached.")
+    ] = 0.35,
+    grid: Annotated[
+        int | None, typer.Option(min=1, help="Generators: side of the token grid.")
+    ] = None,
+    codebook_size: Annotated[
+        list[int] | None, typer.Option(min=2, help="Generators: once per token group.")
+    ] = None,
+    latent_channels: Annotated[int | None, typer.Option(min=1, help="Diffusion.")] = None,
+) -> None:
+    """Memory per GPU by ZeRO stage, FLOPs, communication and days, from arithmetic."""
+    from ifsq_train.config import TrainConfig
+    from ifsq_train.config.load import load_recipe
+    from ifsq_train.planning.estimate import TokenFacts, estimate
+
+    config = load_recipe(recipe, overrides or [])
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{recipe}: kind '{config.kind}', `ifsq plan` needs a 'train' recipe")
+    tokens = _facts(config)
+    if grid is not None:
+        tokens = TokenFacts((grid, grid), tuple(codebook_size or ()), latent_channels)
+    found = estimate(
+        config,
+        workers=nodes * gpus_per_node,
+        peak_flops=peak_tflops * 1e12,
+        efficiency=efficiency,
+        tokens=tokens,
+    )
+    for line in describe(found, config, efficiency):
+        sys.stdout.write(f"{line}\n")
+
+
+def _facts(config: TrainConfig) -> TokenFacts | None:
+    """Of the recipe's token dataset, where it exists."""
+    from data_pipelines.tokens.reader import TokenDataset
+    from ifsq_train.planning.estimate import TokenFacts
+
+    if config.data.kind != "tokens":
+        return None
+    try:
+        spec = TokenDataset.open(config.data.url).spec
+    except UserError:
+        return None
+    height, width = spec.grid
+    return TokenFacts((height, width), tuple(spec.codebook_sizes))
+
+
+def describe(found: Estimate, config: TrainConfig, efficiency: float) -> list[str]:
+    """The estimate for a reader."""
+    sizes = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    lines = [
+        f"parameters         {sizes}",
+        f"FLOPs              {found.flops_per_sample:.3g} per sample,"
+        f" {found.flops_per_step:.3g} per step of {config.data.global_batch_size}",
+        f"workers            {found.workers}, each {found.micro_batches} micro-batch(es) of up to"
+        f" {found.micro_batch_size}",
+        "ZeRO stage         state per GPU        sent per GPU and step",
+    ]
+    for stage, size in found.state_bytes.items():
+        chosen = config.strategy.kind == "deepspeed" and stage == config.strategy.zero_stage
+        mark = "  <- recipe" if chosen else ""
+        sent = found.communication_bytes[stage]
+        lines.append(f"{stage:<18} {size / GIB:8.2f} GiB {sent / GIB:18.2f} GiB{mark}")
+    if found.days is not None:
+        lines.append(
+            f"time               {found.days:.3g} days for {config.steps:,} steps at"
+            f" {efficiency:.0%} of the peak"
+        )
+    lines.append(
+        "activations and frozen networks come on top; the dry run of a start measures them"
+    )
+    return lines

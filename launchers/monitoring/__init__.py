@@ -1,0 +1,4 @@
+"""Watching runs: Prometheus server, terminal view, progress lines.
+
+Metrics are defined in `ifsq_train.metrics`.
+"""

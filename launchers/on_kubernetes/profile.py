@@ -1,0 +1,120 @@
+"""What a Kubernetes cluster is like: sizes of its nodes, network, where pods may go.
+
+Belongs to the cluster, not to a run: a team writes one file and everybody submits with
+``--profile FILE``. Shipped ones: ``gpu8`` (eight GPUs and InfiniBand), ``gpu`` (GPUs without
+RDMA, the default where GPUs are asked for), ``cpu`` and ``kind``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from data_pipelines.errors import UserError
+from ifsq_train.config import Config
+from launchers.on_kubernetes.objects import Toleration
+
+PROFILE_FOLDER = Path(__file__).parent / "profiles"
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+Quantity = Annotated[str, Field(pattern=_QUANTITY)]
+RAY_DRAIN_SECONDS = 30
+"""An evicted pod gives its workers this long to save a checkpoint before it ends them."""
+
+
+class TopologyConfig(Config):
+    """Kueue's topology-aware scheduling of the workers."""
+
+    level: str = Field(min_length=1)
+    """Node label of the level the workers should share, such as a rack or a block."""
+    required: bool = False
+    """Wait until all fit into one domain; otherwise only prefer it."""
+
+
+class ClusterProfile(Config):
+    """Sizes and rules of a cluster's nodes."""
+
+    cpus_per_node: Quantity = "4"
+    """CPUs of a worker pod."""
+    memory_per_node: Quantity = "16Gi"
+    shm_size: Quantity = "8Gi"
+    """Of /dev/shm in a worker pod (NCCL, DALI and Ray's object store); counts as its memory."""
+    head_cpus: Quantity = "2"
+    head_memory: Quantity = "8Gi"
+    gpu_resource: str = "nvidia.com/gpu"
+    rdma_resource: str | None = None
+    """Device plugin resource of the InfiniBand or RoCE cards, such as ``rdma/ib``."""
+    rdma_per_node: int = Field(default=1, ge=1)
+    topology: TopologyConfig | None = None
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of nodes for workers."""
+    tolerations: tuple[Toleration, ...] = ()
+    head_node_selector: dict[str, str] = Field(default_factory=dict)
+    head_tolerations: tuple[Toleration, ...] = ()
+    priority_class: str | None = None
+    """Kueue WorkloadPriorityClass."""
+    service_account: str | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    run_as_user: int = Field(default=1000, ge=1)
+    run_as_group: int = Field(default=1000, ge=1)
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment of all pods, such as NCCL's settings."""
+    backoff_limit: int = Field(default=3, ge=0)
+    """Fresh Ray clusters after the first one failed; each resumes from the last checkpoint."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1)
+    """The job is ended after this time, retries included; no limit if left out."""
+    ttl_seconds_after_finished: int = Field(default=300, ge=0)
+    """The Ray cluster of a finished job is kept this long, to look into its dashboard."""
+    grace_period_seconds: int = Field(default=90, ge=1)
+    """From the eviction of a pod to its end."""
+
+    @model_validator(mode="after")
+    def _grace_covers_the_drain(self) -> ClusterProfile:
+        if self.grace_period_seconds <= RAY_DRAIN_SECONDS:
+            raise ValueError(
+                f"grace_period_seconds={self.grace_period_seconds} is too short; workers need"
+                f" {RAY_DRAIN_SECONDS} s to save a checkpoint, use {RAY_DRAIN_SECONDS + 10} or more"
+            )
+        return self
+
+
+def load_profile(name: str | None, gpus_per_node: int) -> ClusterProfile:
+    """Read a profile.
+
+    Args:
+        name: YAML file or shipped profile; None takes ``gpu`` or ``cpu``, as asked for.
+        gpus_per_node: GPUs a worker pod asks for.
+
+    Raises:
+        UserError: unknown profile, or a value that is not allowed.
+    """
+    import yaml
+
+    path = _find(name or ("gpu" if gpus_per_node else "cpu"))
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a profile is a mapping of keys")
+    try:
+        return ClusterProfile.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(map(str, fault['loc'])) or 'profile'}: {fault['msg']},"
+            f" found {fault['input']!r}"
+            for fault in error.errors()
+        ]
+        raise UserError("\n".join(lines)) from error
+
+
+def _find(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    shipped = PROFILE_FOLDER / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(path.stem for path in PROFILE_FOLDER.glob("*.yaml")))
+    raise UserError(f"no profile '{name}': neither a YAML file nor one of {names}")

@@ -1,0 +1,145 @@
+"""What runs inside a job: the recipe that travelled in the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ifsq_train.config import (
+    EvaluateConfig,
+    LaunchConfig,
+    PrecomputeConfig,
+    SampleConfig,
+    TrainConfig,
+    to_dict,
+)
+from ifsq_train.config.load import Recipe, validate_recipe
+from launchers.jobs.environment import read_environment
+from launchers.jobs.request import WORKDIR_VARIABLE
+
+PATH_KEYS = {
+    "data",
+    "generator",
+    "images",
+    "output",
+    "samples",
+    "source",
+    "teacher",
+    "tokenizer",
+    "url",
+    "weights",
+}
+"""Keys of recipes whose text is a path; workers run in another folder than the driver."""
+_LOG_LINES = 20
+
+
+def run_job() -> str:
+    """Run the job this process was started for; returns a line about the result.
+
+    Raises:
+        UserError: not inside a job, or something in the recipe or its data.
+        TrainingFailed: the workers failed more often than allowed.
+    """
+    recipe, launch = read_environment()
+    if folder := os.environ.get(WORKDIR_VARIABLE):
+        os.chdir(folder)
+    return run_recipe(with_absolute_paths(recipe, Path.cwd()), launch)
+
+
+def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
+    """Run a recipe of any kind on a Ray cluster; returns a line about the result.
+
+    Raises:
+        UserError: something in the recipe or its data.
+        TrainingFailed: the workers failed more often than allowed.
+    """
+    if isinstance(recipe, TrainConfig):
+        return _train(recipe, launch)
+    if isinstance(recipe, PrecomputeConfig):
+        from launchers.on_ray.precompute import precompute_on_ray
+
+        report = precompute_on_ray(
+            recipe,
+            num_actors=launch.num_workers,
+            cpus_per_actor=launch.cpus_per_worker,
+            gpus_per_actor=launch.gpus_per_worker,
+            address=launch.address,
+        )
+        return f"{report.rows} rows of {report.expected_rows} in {recipe.output}"
+    if isinstance(recipe, SampleConfig):
+        from launchers.on_ray.sample import sample_on_ray
+
+        count = sample_on_ray(
+            recipe,
+            num_actors=launch.num_workers,
+            cpus_per_actor=launch.cpus_per_worker,
+            gpus_per_actor=launch.gpus_per_worker,
+            address=launch.address,
+        )
+        return f"{count} images in {recipe.output}"
+    return _on_a_worker(recipe, launch)
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe for processes that run in another folder."""
+
+    def absolute(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {
+            key: str(folder / value)
+            if key in PATH_KEYS and isinstance(value, str) and "://" not in value
+            else absolute(value)
+            for key, value in node.items()
+        }
+
+    return validate_recipe(absolute(to_dict(recipe)), source="recipe")
+
+
+def _train(recipe: TrainConfig, launch: LaunchConfig) -> str:
+    from launchers.on_ray.failure import TrainingFailed
+    from launchers.on_ray.train import train_on_ray
+
+    try:
+        result = train_on_ray(recipe, launch)
+    except TrainingFailed as error:
+        rank = _failed_rank(str(error))
+        if rank is not None:
+            for line in log_tail(Path(recipe.output), rank):
+                sys.stderr.write(f"rank {rank} | {line}\n")
+        raise
+    return f"{recipe.name}: {result['steps']} steps, final loss {result['final_loss']:.6g}"
+
+
+def _failed_rank(message: str) -> int | None:
+    words = message.split()
+    return int(words[1]) if len(words) > 1 and words[0] == "rank" and words[1].isdigit() else None
+
+
+def log_tail(folder: Path, rank: int) -> list[str]:
+    """Last lines of a rank's log in the run folder; empty where there is none."""
+    path = folder / "logs" / f"rank-{rank:05d}.log"
+    if not path.is_file():
+        return []
+    return path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+
+
+def _on_a_worker(recipe: EvaluateConfig, launch: LaunchConfig) -> str:
+    """Evaluation needs one process, on a worker: the head has neither GPU nor CPUs."""
+    from launchers.on_ray.cluster import ray_session
+
+    with ray_session(launch.address, min_cpus=1) as ray:
+        task = ray.remote(num_cpus=launch.cpus_per_worker, num_gpus=launch.gpus_per_worker)(_single)
+        return ray.get(task.remote(to_dict(recipe), str(Path.cwd())))
+
+
+def _single(values: dict[str, Any], folder: str) -> str:
+    from ifsq_train.evaluation.evaluate import evaluate
+
+    os.chdir(folder)
+    recipe = validate_recipe(values, source="recipe")
+    assert isinstance(recipe, EvaluateConfig)
+    return json.dumps(evaluate(recipe)["metrics"], indent=1)

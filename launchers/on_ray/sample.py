@@ -1,0 +1,95 @@
+"""Sampling on a pool of Ray actors: batches are handed out as actors become free.
+
+Actors publish what they draw; the driver joins it at the end. An actor that dies is replaced and
+its batch given to another. Any number of actors gives the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from data_pipelines.errors import UserError
+from data_pipelines.storage.open import Storage, open_storage
+from data_pipelines.work_items import WorkItem
+from ifsq_train.config import SampleConfig, to_dict
+from ifsq_train.config.paths import absolute_place
+from ifsq_train.sampling.draw import OnBatch, Sampler
+from ifsq_train.sampling.job import SampleJob, SampleSpec, publish_part
+from launchers.on_ray.actor_pool import ActorPool
+from launchers.on_ray.cluster import ray_session
+
+
+def sample_on_ray(
+    config: SampleConfig,
+    *,
+    num_actors: int,
+    cpus_per_actor: float = 1,
+    gpus_per_actor: float = 0,
+    address: str | None = None,
+    on_batch: OnBatch | None = None,
+) -> int:
+    """Draw all images a recipe asks for, or what is left of them; returns their number.
+
+    Args:
+        config: the recipe; its folders must be reachable from every node of the cluster.
+        num_actors: samplers; fewer are started where fewer batches are left.
+        cpus_per_actor: CPU slots of an actor.
+        gpus_per_actor: 0 samples on the CPU.
+        address: Ray cluster to join; None starts one on this machine.
+        on_batch: called in this process after every batch.
+
+    Raises:
+        UserError: something in the recipe, or actors keep dying.
+    """
+    if num_actors < 1:
+        raise UserError(f"num_actors={num_actors} is not allowed; use 1 or more")
+    places = ("generator", "tokenizer", "output")
+    config = config.model_copy(update={n: absolute_place(getattr(config, n)) for n in places})
+    device = "cuda" if gpus_per_actor else "cpu"
+    spec = Sampler(config, torch.device("cpu")).spec  # the user's mistakes come to light here
+    spec = SampleSpec({**spec.facts, "device": device}, spec.labels)
+    job = SampleJob(open_storage(config.output), spec, config)
+    if job.is_finished():
+        return len(spec.labels)
+    left = job.begin()
+    num_actors = max(1, min(num_actors, len(left)))
+    with ray_session(address, min_cpus=math.ceil(num_actors * cpus_per_actor)) as ray:
+        actor_class = ray.remote(SamplerActor).options(
+            num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
+        )
+        recipe = to_dict(config)
+        pool = ActorPool(ray, lambda: actor_class.remote(recipe, device), num_actors)
+        try:
+            for number, _ in enumerate(pool.make(left), start=1):
+                if on_batch is not None:
+                    on_batch(job.samples_done(len(left) - number), len(spec.labels))
+        finally:
+            pool.close()
+    job.finish()
+    return len(spec.labels)
+
+
+class SamplerActor:
+    """What runs in an actor: both networks, opened by the first call so that its errors arrive."""
+
+    def __init__(self, recipe: dict[str, Any], device: str) -> None:
+        self._config = SampleConfig.model_validate(recipe)
+        self._device = torch.device(device)
+        self._sampler: Sampler | None = None
+        self._storage: Storage | None = None
+
+    def open(self) -> SampleSpec:
+        """Load the networks; what they draw."""
+        self._sampler = Sampler(self._config, self._device)
+        self._storage = open_storage(self._config.output)
+        return self._sampler.spec
+
+    def make(self, item: WorkItem) -> int:
+        """Draw and publish; returns the item's index."""
+        assert self._sampler is not None
+        assert self._storage is not None
+        publish_part(self._storage, item, self._sampler.draw(item))
+        return item.index

@@ -1,0 +1,198 @@
+"""Training under Ray Train: one worker per slot, restarted together when one is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import UserError
+from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
+from ifsq_train.data.base import TrainData
+from ifsq_train.distributed.interruption import Interrupted, Interruption
+from ifsq_train.training.failure import FailureLog
+from launchers.monitoring.progress_line import follow_progress
+from launchers.on_ray.cluster import ray_session
+from launchers.on_ray.context import RESIZE_CHECK_SECONDS, RayTrainContext, worker_resources
+from launchers.on_ray.failure import explain
+from launchers.on_ray.preflight import finished_result, preflight
+from launchers.on_ray.reservation import take_over_reservation
+
+logger = logging.getLogger(__name__)
+
+
+def train_on_ray(
+    config: TrainConfig, launch: LaunchConfig, on_ready: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run a training recipe on Ray and wait for it.
+
+    Args:
+        config: the recipe.
+        launch: shape of the worker group.
+        on_ready: called once Ray is up.
+
+    Returns:
+        The run's result as rank 0 wrote it.
+
+    Raises:
+        UserError: something in the recipe or its data.
+        TrainingFailed: the workers failed more often than allowed.
+        Interrupted: SIGTERM; the state was saved.
+    """
+    folder = Path(config.output).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    preflight(config, launch)
+    finished = finished_result(config)
+    if finished is not None:
+        return finished
+    launch_id = secrets.token_hex(8)
+    slots = math.ceil(launch.num_workers * (launch.cpus_per_worker + _decode_cpus(config)))
+    with ray_session(launch.address, min_cpus=slots):
+        if on_ready is not None:
+            on_ready()
+        with follow_progress(folder, config):
+            _fit(config, launch, launch_id)
+    return json.loads((folder / "result.json").read_bytes())
+
+
+def _decode_cpus(config: TrainConfig) -> int:
+    """CPU slots of the actors that decode for one worker."""
+    data = config.data
+    return data.decode_actors * data.decode_threads if data.kind == "images" else 0
+
+
+def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: str) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = Path(config.output).absolute()
+    fewest, most = launch.min_workers, launch.num_workers
+    scaling = ScalingConfig(
+        num_workers=most if fewest is None else (fewest, most),
+        use_gpu=launch.gpus_per_worker > 0,
+        resources_per_worker=worker_resources(launch),
+        elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
+    )
+    settings = {"recipe": to_dict(config), "launch": to_dict(launch), "launch_id": launch_id}
+    return TorchTrainer(
+        _worker,
+        train_loop_config=settings,
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        run_config=RunConfig(
+            name=f"{config.name}-{name}",
+            storage_path=str(folder / "ray"),
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+
+
+def _stop_file(folder: Path, launch_id: str) -> Path:
+    return folder / f".stop-{launch_id}"
+
+
+@contextmanager
+def _passing_on_sigterm(stop_file: Path) -> Iterator[None]:
+    """SIGTERM to this process asks the workers to save and end; Ray would just leave them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop_file.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop_file.unlink(missing_ok=True)
+
+
+def _fit(config: TrainConfig, launch: LaunchConfig, launch_id: str) -> None:
+    """Train to the end. Ray restarts workers that fail; where Ray's own controller does (a node
+    that comes back while a group is built is enough), a new one goes on from the checkpoint."""
+    from ray.train import ControllerError, TrainingFailedError
+
+    folder = Path(config.output).absolute()
+    stop_file = _stop_file(folder, launch_id)
+    with _passing_on_sigterm(stop_file), _giving_back_sigint():
+        for attempt in range(launch.max_failures + 1):
+            trainer = _trainer(config, launch, f"{launch_id}-{attempt}", launch_id)
+            take_over_reservation(folder, trainer)
+            try:
+                trainer.fit()
+                break
+            except TrainingFailedError as error:
+                final = attempt == launch.max_failures or stop_file.exists()
+                if final or not isinstance(error, ControllerError):
+                    raise explain(folder, launch_id, error) from error
+                logger.warning("Ray's controller failed, starting again: %s", error)
+        if stop_file.exists():
+            from ifsq_train.checkpoint.format import list_steps
+
+            step = max(list_steps(folder / "checkpoints"), default=0)
+            raise Interrupted(step, Interruption.STOP)
+
+
+@contextmanager
+def _giving_back_sigint() -> Iterator[None]:
+    """Ray Train takes over Ctrl-C and keeps it after the run; afterwards it is as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _decoded_by_actors(data: TrainData, config: TrainConfig, rank: int) -> TrainData:
+    """The same batches, decoded by actors of this worker's own where the recipe asks for some."""
+    if config.data.kind != "images" or not config.data.decode_actors:
+        return data
+    import ray
+
+    from ifsq_train.data.images import image_budget
+    from launchers.on_ray.decode_pool import pooled_images
+
+    return pooled_images(
+        ray,
+        config.data,
+        seed=config.seed,
+        budget=image_budget(config.data, Path(config.output).absolute(), rank),
+        num_actors=config.data.decode_actors,
+        cpus_per_actor=config.data.decode_threads,
+    )
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    from ifsq_train.config.load import validate_recipe
+    from ifsq_train.log import log_to_folder
+    from ifsq_train.train import run
+
+    config = validate_recipe(settings["recipe"], source="recipe")
+    assert isinstance(config, TrainConfig)
+    folder, launch_id = Path(config.output), settings["launch_id"]
+    earlier = FailureLog(folder, launch_id).unmendable()
+    if earlier is not None:
+        # A restart cannot mend what the user has to.
+        raise UserError(earlier.message)
+    context = RayTrainContext(launch_id, _stop_file(folder, launch_id))
+    context.watch_capacity(LaunchConfig.model_validate(settings["launch"]))
+    log_to_folder(folder, context.rank)
+    try:
+        run(config, context, serve=partial(_decoded_by_actors, rank=context.rank))
+    except Interrupted as interrupted:
+        # A worker that returns ends the run; one that raises is started again elsewhere.
+        if interrupted.reason != Interruption.STOP:
+            raise
+    except Exception:
+        logger.exception("rank %d failed", context.rank)
+        raise
