@@ -19,7 +19,7 @@ from ifsq_train.config import (
     TrainConfig,
 )
 
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
+RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
 Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
 

@@ -22,7 +22,7 @@ from data_pipelines.storage.open import LocalStorage
 
 PATTERNS = ("metrics_endpoint*.json", "*/metrics_endpoint*.json", "*/*/metrics_endpoint*.json")
 """Where endpoint addresses are below the folder of runs: the run itself, or up to two deeper."""
-ALERT_FOLDER = Path(__file__).parents[1] / "k8s" / "alerts"
+ALERT_FOLDER = Path(__file__).parents[2] / "k8s" / "alerts"
 _READY_SECONDS = 30.0
 _LIST_SECONDS = 2.0
 
