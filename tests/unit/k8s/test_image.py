@@ -45,3 +45,29 @@ def test_its_torch_is_the_pinned_one() -> None:
     pinned = re.search(r"^torch==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.M)
     assert pinned is not None
     assert f"torch=={pinned[1]}" in DOCKERFILE.read_text()
+
+
+NEEDED_AT_RUN_TIME = {
+    "gcc": "Triton: the C compiler of its launchers",
+    "libc6-dev": "Triton: headers of the C library",
+    "python3-dev": "Triton: Python.h",
+    "libc-bin": "Triton: /sbin/ldconfig, to find libcuda.so.1",
+    "g++": "torch.compile: kernels on the CPU",
+    "libibverbs1": "NCCL: libibverbs.so.1",
+    "ibverbs-providers": "NCCL: libmlx5.so.1 and the other drivers of libibverbs",
+}
+"""Debian packages of what Triton and NCCL look for on the machine, not in their wheels."""
+IN_EVERY_BASE = {"libc-bin"}
+"""Marked essential: no Ubuntu image is without it."""
+
+
+@pytest.mark.parametrize("package", sorted(NEEDED_AT_RUN_TIME))
+def test_its_last_stage_installs_what_triton_and_nccl_load(package: str) -> None:
+    last_stage = DOCKERFILE.read_text().rsplit("\nFROM ", 1)[1]
+    commands = re.sub(r"\\\n|^\s*#.*$", " ", last_stage, flags=re.MULTILINE)
+    installed: set[str] = set(IN_EVERY_BASE)
+    for names in re.findall(r"apt-get install ([^&|;\n]*)", commands):
+        installed |= {name for name in names.split() if not name.startswith("-")}
+    assert package in installed, NEEDED_AT_RUN_TIME[package]
+    assert "apt-get purge" not in commands
+    assert "apt-get remove" not in commands
