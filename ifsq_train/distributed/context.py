@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,11 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from data_pipelines.errors import UserError
+from ifsq_train.config.launch import GpuCount
 from ifsq_train.distributed.interruption import Interruption, terminated
+
+logger = logging.getLogger(__name__)
 
 
 class RunContext(Protocol):
@@ -37,6 +42,34 @@ def default_device(local_rank: int) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
         return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def chosen_device(gpus: GpuCount) -> torch.device:
+    """The device of one worker in this process; says so where a GPU is left alone.
+
+    Args:
+        gpus: 0 is the CPU; auto takes a GPU where there is one.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == "auto":
+        return default_device(0)
+    if gpus > found:
+        raise UserError(
+            f"--gpus-per-worker {gpus}: this machine has {found} GPU(s); ask for fewer, or for 0"
+            " to train on the CPU"
+        )
+    if gpus:
+        return default_device(0)
+    if found:
+        logger.warning(
+            "training on the CPU: %d GPU(s) are here, none was asked for;"
+            " --gpus-per-worker auto takes one",
+            found,
+        )
     return torch.device("cpu")
 
 

@@ -31,10 +31,10 @@ from ifsq_train.strategy.fragments import Fragment, moments, split_fragments, wh
 from ifsq_train.strategy.optimizers import build_optimizer, create_state, lr_factor
 
 
-def _import_deepspeed() -> Any:
-    """DeepSpeed with run-time kernel builds off and its start-up chatter quiet."""
+def _import_deepspeed(device: str) -> Any:
+    """DeepSpeed for a kind of device, with run-time kernel builds off and its chatter quiet."""
     # Its own logger prints at import time; the loop's log says what matters.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     import deepspeed.ops
@@ -51,7 +51,7 @@ class DeepSpeedStrategy:
     def __init__(self, config: StrategyConfig, context: RunContext) -> None:
         self._config = config
         self._context = context
-        self._deepspeed = _import_deepspeed()
+        self._deepspeed = _import_deepspeed(context.device.type)
         self._bare: dict[str, nn.Module] = {}
         self._engines: dict[str, Any] = {}
         self._optim: Mapping[str, OptimConfig] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ifsq_train.config import ProfileConfig
@@ -29,7 +28,7 @@ class StepProfiler:
         if self._config is None or step != self._config.first_step:
             return
         activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
+        if self._context.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self._profile = profile(
             activities=activities, profile_memory=self._config.memory, record_shapes=True

@@ -18,7 +18,7 @@ from launchers.cli import plan as cli_plan
 from launchers.cli.codes import export_codes, import_codes
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
-from launchers.cli.options import Address, Overrides, RecipeName
+from launchers.cli.options import Address, Overrides, RecipeName, gpu_count
 
 app = typer.Typer(
     name="ifsq",
@@ -54,7 +54,9 @@ def train(
     min_workers: Annotated[
         int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
     ] = None,
-    gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
+    gpus_per_worker: Annotated[
+        str, typer.Option(help="0 trains on the CPU; auto takes the GPUs that are there.")
+    ] = "0",
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Restarts before giving up.")] = 3,
@@ -71,7 +73,7 @@ def train(
     launch = LaunchConfig(
         num_workers=workers,
         min_workers=min_workers,
-        gpus_per_worker=gpus_per_worker,
+        gpus_per_worker=gpu_count(gpus_per_worker),
         cpus_per_worker=cpus_per_worker,
         address=address,
         max_failures=max_failures,
@@ -83,7 +85,7 @@ def train(
             raise UserError(
                 f"--launcher local runs one worker, found --workers {workers}; use --launcher ray"
             )
-        result = train_locally(config)
+        result = train_locally(config, launch.gpus_per_worker)
     elif launcher == "ray":
         from launchers.on_ray.train import train_on_ray
 

@@ -27,18 +27,21 @@ class RayTrainContext:
     Args:
         launch_id: names the launch.
         stop_file: exists when the driver was asked to stop.
+        use_gpu: the worker was given a GPU. Without one it stays on the CPU whatever is there:
+            Ray leaves all GPUs visible, and every worker would take the first.
     """
 
-    def __init__(self, launch_id: str, stop_file: Path) -> None:
+    def __init__(self, launch_id: str, stop_file: Path, *, use_gpu: bool) -> None:
         import ray.train
         import ray.train.torch
+        import torch
         from ray.train.v2._internal.execution.context import get_train_context
 
         own = ray.train.get_context()
         self.rank = own.get_world_rank()
         self.world_size = own.get_world_size()
         self.local_rank = own.get_local_rank()
-        self.device = ray.train.torch.get_device()
+        self.device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
         self.launch_id = launch_id
         # The public get_preemption_info is a barrier, too slow to be asked at every step.
         self._preemption = get_train_context().preemption_context
@@ -114,6 +117,6 @@ def possible_workers(nodes: list[dict[str, Any]], launch: LaunchConfig) -> int:
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:
     """What one worker takes of a node."""
     resources: dict[str, float] = {"CPU": launch.cpus_per_worker}
-    if launch.gpus_per_worker:
-        resources["GPU"] = launch.gpus_per_worker
+    if launch.gpus:
+        resources["GPU"] = launch.gpus
     return resources

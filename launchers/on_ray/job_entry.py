@@ -65,7 +65,7 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
             recipe,
             num_actors=launch.num_workers,
             cpus_per_actor=launch.cpus_per_worker,
-            gpus_per_actor=launch.gpus_per_worker,
+            gpus_per_actor=launch.gpus,
             address=launch.address,
         )
         return f"{report.rows} rows of {report.expected_rows} in {recipe.output}"
@@ -76,7 +76,7 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
             recipe,
             num_actors=launch.num_workers,
             cpus_per_actor=launch.cpus_per_worker,
-            gpus_per_actor=launch.gpus_per_worker,
+            gpus_per_actor=launch.gpus,
             address=launch.address,
         )
         return f"{count} images in {recipe.output}"
@@ -132,11 +132,16 @@ def _on_a_worker(recipe: EvaluateConfig, launch: LaunchConfig) -> str:
     from launchers.on_ray.cluster import ray_session
 
     with ray_session(launch.address, min_cpus=1) as ray:
-        task = ray.remote(num_cpus=launch.cpus_per_worker, num_gpus=launch.gpus_per_worker)(_single)
+        task = ray.remote(num_cpus=launch.cpus_per_worker, num_gpus=launch.gpus)(_single)
         return ray.get(task.remote(to_dict(recipe), str(Path.cwd())))
 
 
 def _single(values: dict[str, Any], folder: str) -> str:
+    import ray
+
+    if not ray.get_gpu_ids():
+        # Ray leaves the node's GPUs visible to tasks that were given none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from ifsq_train.evaluation.evaluate import evaluate
 
     os.chdir(folder)

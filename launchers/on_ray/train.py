@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import secrets
 import signal
 import threading
@@ -23,6 +24,7 @@ from launchers.monitoring.progress_line import follow_progress
 from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.context import RESIZE_CHECK_SECONDS, RayTrainContext, worker_resources
 from launchers.on_ray.failure import explain
+from launchers.on_ray.gpus import settle_gpus
 from launchers.on_ray.preflight import finished_result, preflight
 from launchers.on_ray.reservation import take_over_reservation
 
@@ -55,9 +57,11 @@ def train_on_ray(
         return finished
     launch_id = secrets.token_hex(8)
     slots = math.ceil(launch.num_workers * (launch.cpus_per_worker + _decode_cpus(config)))
-    with ray_session(launch.address, min_cpus=slots):
+    with ray_session(launch.address, min_cpus=slots) as ray:
         if on_ready is not None:
             on_ready()
+        local = launch.address is None and "RAY_ADDRESS" not in os.environ
+        launch = settle_gpus(launch, ray.cluster_resources(), local=local)
         with follow_progress(folder, config):
             _fit(config, launch, launch_id)
     return json.loads((folder / "result.json").read_bytes())
@@ -77,7 +81,7 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
     fewest, most = launch.min_workers, launch.num_workers
     scaling = ScalingConfig(
         num_workers=most if fewest is None else (fewest, most),
-        use_gpu=launch.gpus_per_worker > 0,
+        use_gpu=launch.gpus > 0,
         resources_per_worker=worker_resources(launch),
         elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
     )
@@ -86,7 +90,7 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
         _worker,
         train_loop_config=settings,
         scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if launch.gpus else "gloo"),
         run_config=RunConfig(
             name=f"{config.name}-{name}",
             storage_path=str(folder / "ray"),
@@ -184,8 +188,10 @@ def _worker(settings: dict[str, Any]) -> None:
     if earlier is not None:
         # A restart cannot mend what the user has to.
         raise UserError(earlier.message)
-    context = RayTrainContext(launch_id, _stop_file(folder, launch_id))
-    context.watch_capacity(LaunchConfig.model_validate(settings["launch"]))
+    launch = LaunchConfig.model_validate(settings["launch"])
+    stop_file = _stop_file(folder, launch_id)
+    context = RayTrainContext(launch_id, stop_file, use_gpu=launch.gpus > 0)
+    context.watch_capacity(launch)
     log_to_folder(folder, context.rank)
     try:
         run(config, context, serve=partial(_decoded_by_actors, rank=context.rank))
