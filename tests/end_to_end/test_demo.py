@@ -102,7 +102,7 @@ def test_killed_generator_run_resumes_with_the_losses_of_an_undisturbed_one(
     demo: Path, tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, "-m", "launchers.cli.program", "train", "demo/generator", "--workers", "2",
+        sys.executable, "-m", "launchers.cli", "train", "demo/generator", "--workers", "2",
         f"output={tmp_path / 'generator'}", f"data.url={demo / 'tokens'}",
         f"data.tokenizer={demo / 'tokenizer'}", *CHANGES["generator"],
     ]  # fmt: skip

@@ -100,7 +100,7 @@ class Driver:
     def __init__(
         self, recipe: Path, address: str | None, log: Path, *, workers: int, min_workers: int
     ) -> None:
-        self._command = [sys.executable, "-m", "launchers.cli.program", "train", str(recipe)]
+        self._command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
         self._command += ["--workers", str(workers), "--min-workers", str(min_workers)]
         self._command += ["--max-failures", "1000"]
         if address is not None:

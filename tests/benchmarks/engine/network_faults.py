@@ -135,7 +135,7 @@ class Run:
 
     def __init__(self, hosts: Hosts, recipe: Path, output: Path, log: Path) -> None:
         self._hosts, self.output, self._log = hosts, output, log
-        command = [sys.executable, "-m", "launchers.cli.program", "train", str(recipe)]
+        command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
         command += ["--workers", str(len(NODES)), "--min-workers", "1", "--max-failures", "100"]
         self._command = [*command, "--address", ADDRESS]
         self.start()
@@ -235,7 +235,7 @@ def stop_driver(run: Run) -> None:
     run.wait_for_step(steps_logged(run.output) + 30)
     known, began = len(run.starts()), time.time()
     inner = psutil.Process(run.process.pid).children(recursive=True)
-    driver = next(p for p in inner if "launchers.cli.program" in shlex.join(p.cmdline()))
+    driver = next(p for p in inner if "launchers.cli" in shlex.join(p.cmdline()))
     driver.send_signal(signal.SIGTERM)
     code = run.process.wait(120)
     step = steps_logged(run.output)

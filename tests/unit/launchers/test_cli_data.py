@@ -168,7 +168,7 @@ def test_unreadable_folders_are_not_passed_over(tmp_path):
     limits = "-dac_override,-dac_read_search"
     as_user = ["setpriv", f"--bounding-set={limits}", f"--inh-caps={limits}"]
     (photos / "class1").chmod(0)
-    program = [sys.executable, "-m", "launchers.cli.program", "data", "pack"]
+    program = [sys.executable, "-m", "launchers.cli", "data", "pack"]
     command = [*(as_user if os.geteuid() == 0 else []), *program, str(photos)]
     done = subprocess.run(
         [*command, str(tmp_path / "out")], capture_output=True, text=True, check=False
@@ -185,7 +185,7 @@ def test_control_c_loses_nothing(ifsq, tmp_path):
     photos, target = write_photos(tmp_path / "photos", 150), tmp_path / "out"
     arguments = ["data", "pack", str(photos), str(target), "--shard-megabytes", "0.01"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "launchers.cli.program", *arguments],
+        [sys.executable, "-m", "launchers.cli", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell in the background has it ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
