@@ -77,6 +77,40 @@ class WholeCache(KeyValueCache):
         self._keys, self._values = self._keys[:batch], self._values[:batch]
 
 
+class CacheWindow(KeyValueCache):
+    """Part of a cache that stays where it is: its first rows, read up to a length.
+
+    Positions are int64 [1] on the device, and no shape depends on them.
+
+    Args:
+        keys, values: float [at least B, H, S, K], written to.
+        rows: B.
+        length: slots that are read; what is not filled yet is hidden.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
+        self._keys, self._values, self._rows, self._length = keys, values, rows, length
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
+        """See KeyValueCache.attend."""
+        assert isinstance(position, Tensor), "positions of static caches are on the device"
+        keys, values = self._keys, self._values
+        # Written by index into the whole: a change of a slice would be carried out on a copy.
+        row = torch.arange(self._rows, device=keys.device)
+        keys[row, :, position] = key[:, :, 0].to(keys.dtype)
+        values[row, :, position] = value[:, :, 0].to(values.dtype)
+        seen = torch.arange(self._length, device=keys.device) <= position
+        window = (slice(self._rows), slice(None), slice(self._length))
+        mixed = F.scaled_dot_product_attention(
+            query.to(keys.dtype), keys[window], values[window], attn_mask=seen.view(1, 1, 1, -1)
+        )
+        return mixed.to(query.dtype)
+
+    def keep_first(self, batch: int) -> None:
+        """See KeyValueCache.keep_first."""
+        self._rows = batch
+
+
 class BlockedCache(KeyValueCache):
     """For a CPU: blocks of positions, each in one piece of memory, made when they are needed.
 

@@ -8,12 +8,8 @@ import torch
 from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
-from ifsq_train.sampling.autoregressive import (
-    SamplingConfig,
-    _invert,
-    _invert_in_blocks,
-    sample_tokens,
-)
+from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
+from ifsq_train.sampling.drawing import invert, invert_in_blocks
 
 
 def build(codebooks: list[int]) -> LlamaGen:
@@ -85,9 +81,9 @@ def test_drawing_by_blocks_inverts_the_same_distribution(size: int) -> None:
     uniform[::3] = 1.0 - 1e-16
     uniform[1::3] = 0.0
     probabilities = logits.softmax(-1)
-    found = _invert_in_blocks(probabilities, uniform)
+    found = invert_in_blocks(probabilities, uniform)
     assert (probabilities.gather(1, found.unsqueeze(1)) > 0).all()
-    expected = _invert(probabilities.double().cumsum(-1), uniform)
+    expected = invert(probabilities.double().cumsum(-1), uniform)
     assert torch.equal(found, expected)
 
 
