@@ -137,6 +137,7 @@ def _submit_to_kubernetes(
     dry_run: bool,
     wait: bool,
 ) -> None:
+    from launchers.on_kubernetes.api_errors import NoCluster
     from launchers.on_kubernetes.cluster import KubernetesCluster
     from launchers.on_kubernetes.profile import load_profile
     from launchers.on_kubernetes.rayjob import build_rayjob
@@ -149,7 +150,7 @@ def _submit_to_kubernetes(
         job = build_rayjob(request, shape, cluster.namespace)
         if dry_run:
             cluster.dry_run(job)
-    except UserError as error:
+    except NoCluster as error:
         if not dry_run:
             raise
         # Without a cluster a dry run still checks all that can be checked here.
@@ -247,21 +248,14 @@ def status(
 
     cluster = _cluster(to, address, namespace, context)
     if to == "k8s":
-        from launchers.on_kubernetes.state import rayjob_state
+        from launchers.on_kubernetes.describe import describe_job
 
-        state = rayjob_state(cluster.get(name))
+        state, rows = describe_job(cluster, name)
     else:
         state = cluster.state(name)
-    for key in ("name", "phase", "detail", "created", "queue", "dashboard"):
-        if value := getattr(state, key):
-            typer.echo(f"{key:10} {value}")
-    if state.nodes:
-        typer.echo(f"{'nodes':10} {state.nodes}")
-    if state.attempts:
-        typer.echo(f"{'failed':10} {state.attempts} attempts")
-    if to == "k8s" and not state.finished:
-        for warning in cluster.warnings(name)[-5:]:
-            typer.echo(f"{'warning':10} {warning}")
+        rows = state.rows()
+    for key, value in rows:
+        typer.echo(f"{key:10} {value}")
     if state.phase == FAILED:
         raise typer.Exit(1)
 
@@ -318,7 +312,15 @@ def run_job() -> None:
     from launchers.on_ray.job_entry import run_job as run
 
     log_to_terminal()
-    typer.echo(run())
+    try:
+        typer.echo(run())
+    except UserError as error:
+        from launchers.on_ray.refusal import stop_own_job
+
+        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        sys.stderr.flush()
+        stop_own_job(say=_note)
+        raise typer.Exit(2) from error
 
 
 def _cluster(to: Cluster, address: str, namespace: str | None, context: str | None) -> Any:

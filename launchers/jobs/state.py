@@ -47,3 +47,16 @@ class JobState:
         if self.attempts:
             text += f" ({self.attempts} failed {'attempt' if self.attempts == 1 else 'attempts'})"
         return f"{text}: {self.detail}" if self.detail else text
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Title and value of everything known, for `ifsq status`."""
+        rows = [
+            (key, str(value))
+            for key in ("name", "phase", "detail", "created", "queue", "dashboard")
+            if (value := getattr(self, key))
+        ]
+        if self.nodes:
+            rows.append(("nodes", str(self.nodes)))
+        if self.attempts:
+            rows.append(("failed", f"{self.attempts} attempts"))
+        return rows

@@ -1,30 +1,30 @@
-"""Jobs on a Kubernetes cluster with KubeRay: submit, watch, cancel. Errors in plain words."""
+"""Jobs on a Kubernetes cluster with KubeRay: submit, look, cancel. Errors in plain words."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_pipelines.errors import UserError
-from launchers.jobs.state import GONE, JobState
+from launchers.jobs.state import JobState
+from launchers.on_kubernetes.api_errors import (
+    PASSING_REFUSALS,
+    ConnectionLost,
+    NoCluster,
+    Refused,
+    explain,
+)
+from launchers.on_kubernetes.connection import connect_client, get_path
 from launchers.on_kubernetes.objects import RayJob
 from launchers.on_kubernetes.rayjob_rules import check_rayjob
 from launchers.on_kubernetes.state import rayjob_state
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
-_CONNECT_SECONDS, _READ_SECONDS = 5, 30
-_WATCH_SECONDS = 60
-"""A watch is renewed after this time, so that a dead connection is noticed."""
-_RETRY_SECONDS = 1.0
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
 _MANAGED = "app.kubernetes.io/managed-by=ifsq"
-
-
-class ConnectionLost(Exception):
-    """The API server cannot be reached now."""
 
 
 class KubernetesCluster:
@@ -34,16 +34,25 @@ class KubernetesCluster:
         api_client: configured client of the `kubernetes` package.
         namespace: where jobs live.
         patience_seconds: how long a watch outlives an API server that cannot be reached.
+        context: of the kubeconfig, for commands that pass it on; None is the current one.
     """
 
-    def __init__(self, api_client: Any, namespace: str, patience_seconds: float = 600) -> None:
+    def __init__(
+        self,
+        api_client: Any,
+        namespace: str,
+        patience_seconds: float = 600,
+        context: str | None = None,
+    ) -> None:
         from kubernetes import client
 
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        self.namespace = namespace
-        self._patience_seconds = patience_seconds
-        self._objects = client.CustomObjectsApi(api_client)
+        self.namespace, self.context = namespace, context
+        self.patience_seconds = patience_seconds
+        self.objects = client.CustomObjectsApi(api_client)
         self.core = client.CoreV1Api(api_client)
+        self._granted: set[str] = set()
+        """What has been read before: a refusal of it is a server that has just started."""
 
     @classmethod
     def connect(cls, context: str | None = None, namespace: str | None = None) -> KubernetesCluster:
@@ -56,27 +65,8 @@ class KubernetesCluster:
         Raises:
             UserError: no kubeconfig, or no such context.
         """
-        try:
-            from kubernetes import client, config
-        except ImportError as error:
-            raise UserError(
-                "the Kubernetes client is not installed; pip install 'ifsq-train[k8s]'"
-            ) from error
-        settings, files = client.Configuration(), os.environ.get("KUBECONFIG")
-        try:
-            config.load_kube_config(files, context, client_configuration=settings)
-            found = _context_namespace(config, files, context)
-        except config.ConfigException as error:
-            try:
-                config.load_incluster_config(client_configuration=settings)
-            except config.ConfigException:
-                raise UserError(
-                    f"no Kubernetes cluster is configured ({error});"
-                    " set KUBECONFIG or make `kubectl get pods` work"
-                ) from error
-            found = None
-        settings.retries = 0  # retries are this module's, which says what it waits for
-        return cls(client.ApiClient(settings), namespace or found or "default")
+        client, found = connect_client(context)
+        return cls(client, namespace or found or "default", context=context)
 
     def submit(self, job: RayJob) -> JobState:
         """Check a job here and on the server, then create it.
@@ -84,9 +74,8 @@ class KubernetesCluster:
         Raises:
             UserError: a rule is broken, the name is taken, access is denied, quota is used up.
         """
-        check_rayjob(job)
-        body = job.to_manifest()
         self.dry_run(job)
+        body = job.to_manifest()
         created = self._call("create", job.metadata.name or "", lambda: self._create(body))
         return rayjob_state(created)
 
@@ -101,16 +90,13 @@ class KubernetesCluster:
         self._call("create", job.metadata.name or "", lambda: self._create(body, dry_run="All"))
 
     def _create(self, body: dict[str, Any], **options: Any) -> Any:
-        return self._objects.create_namespaced_custom_object(
-            GROUP,
-            VERSION,
-            self.namespace,
-            PLURAL,
-            body,
-            field_validation="Strict",
-            _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS),
-            **options,
+        return self.objects.create_namespaced_custom_object(
+            *self.place, body, field_validation="Strict", _request_timeout=TIMEOUT, **options
         )
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        return GROUP, VERSION, self.namespace, PLURAL
 
     def get(self, name: str) -> dict[str, Any]:
         """The RayJob object.
@@ -118,20 +104,16 @@ class KubernetesCluster:
         Raises:
             UserError: there is none, or access is denied.
         """
-        return self._call("get", name, lambda: self._get(name))
+        return self._call("get", name, lambda: self.fetch(name))
 
-    def _get(self, name: str) -> Any:
-        return self._objects.get_namespaced_custom_object(
-            GROUP,
-            VERSION,
-            self.namespace,
-            PLURAL,
-            name,
-            _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+    def fetch(self, name: str) -> Any:
+        """The RayJob object, with the client's own errors."""
+        return self.objects.get_namespaced_custom_object(
+            *self.place, name, _request_timeout=TIMEOUT
         )
 
-    def list_jobs(self) -> list[JobState]:
-        """Jobs of this program in the namespace, newest first.
+    def list_raw(self) -> list[dict[str, Any]]:
+        """RayJob objects of this program in the namespace, newest first.
 
         Raises:
             UserError: access is denied.
@@ -139,17 +121,21 @@ class KubernetesCluster:
         found = self._call(
             "list",
             "",
-            lambda: self._objects.list_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                self.namespace,
-                PLURAL,
-                label_selector=_MANAGED,
-                _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            lambda: self.objects.list_namespaced_custom_object(
+                *self.place, label_selector=_MANAGED, _request_timeout=TIMEOUT
             ),
         )
-        states = [rayjob_state(job) for job in found["items"]]
-        return sorted(states, key=lambda state: state.created, reverse=True)
+        # The API server answers in the order of names.
+        created = lambda job: job["metadata"].get("creationTimestamp") or ""  # noqa: E731
+        return sorted(found["items"], key=created, reverse=True)
+
+    def list_jobs(self) -> list[JobState]:
+        """Jobs of this program in the namespace, newest first.
+
+        Raises:
+            UserError: access is denied.
+        """
+        return [rayjob_state(job) for job in self.list_raw()]
 
     def cancel(self, name: str) -> None:
         """Delete a job of this program; what it wrote stays.
@@ -165,82 +151,27 @@ class KubernetesCluster:
         self._call(
             "delete",
             name,
-            lambda: self._objects.delete_namespaced_custom_object(
-                GROUP,
-                VERSION,
-                self.namespace,
-                PLURAL,
-                name,
-                propagation_policy="Background",
-                _request_timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            lambda: self.objects.delete_namespaced_custom_object(
+                *self.place, name, propagation_policy="Background", _request_timeout=TIMEOUT
             ),
         )
 
     def watch(self, name: str, on_trouble: Callable[[str], None]) -> Iterator[JobState]:
-        """States of a job until it has finished or is deleted: at every change, and at least once a
-        minute, also the same again.
+        """States of a job until it has finished; see `watching.watch_job`."""
+        from launchers.on_kubernetes.watching import watch_job
 
-        An API server that cannot be reached is waited for.
+        return watch_job(self, name, on_trouble)
+
+    def reach(self, name: str, call: Callable[[], Any], what: str = "rayjobs") -> Any:
+        """The answer, or None where there is no such thing any more.
+
+        A refusal (401, 403) of something that was read before is taken for a server that has just
+        been started and has not read its roles: it counts as a lost connection.
 
         Args:
-            name: of the job.
-            on_trouble: told once when the server cannot be reached, and once when it is back.
-
-        Raises:
-            UserError: access is denied, or the server stays away too long.
-        """
-        lost_since: float | None = None
-        while True:
-            try:
-                for state in self._watch_once(name):
-                    if lost_since is not None:
-                        on_trouble("the API server answers again")
-                        lost_since = None
-                    yield state
-                    if state.finished:
-                        return
-            except ConnectionLost as error:
-                if lost_since is None:
-                    lost_since = time.monotonic()
-                    on_trouble(f"the API server cannot be reached ({error}); the job goes on")
-                if time.monotonic() - lost_since > self._patience_seconds:
-                    raise UserError(
-                        f"the API server was away for {self._patience_seconds:.0f} s; the job may"
-                        f" still run, look later: ifsq status {name}"
-                    ) from error
-                time.sleep(_RETRY_SECONDS)
-
-    def _watch_once(self, name: str) -> Iterator[JobState]:
-        """One list and one watch from there; ends when the server ends the watch."""
-        from kubernetes import watch
-
-        found = self.reach(name, lambda: self._get(name))
-        if found is None:
-            yield JobState(name, GONE)
-            return
-        yield rayjob_state(found)
-        stream = watch.Watch().stream(
-            self._objects.list_namespaced_custom_object,
-            GROUP,
-            VERSION,
-            self.namespace,
-            PLURAL,
-            field_selector=f"metadata.name={name}",
-            resource_version=found["metadata"]["resourceVersion"],
-            timeout_seconds=_WATCH_SECONDS,
-            _request_timeout=(_CONNECT_SECONDS, _WATCH_SECONDS + 15),
-        )
-        while True:
-            event = self.reach(name, lambda: next(stream, None))
-            if event is None:
-                return
-            state = rayjob_state(event["object"])
-            if event["type"] == "DELETED":
-                state = JobState(name, GONE)
-            yield state
-
-    def reach(self, name: str, call: Callable[[], Any]) -> Any:
-        """The answer, or None where there is no such thing any more.
+            name: of the job or pod.
+            call: asks.
+            what: kind of thing asked for.
 
         Raises:
             ConnectionLost: no answer.
@@ -250,15 +181,20 @@ class KubernetesCluster:
         from urllib3.exceptions import HTTPError
 
         try:
-            return call()
+            answer = call()
         except ApiException as error:
             if error.status in (404, 410):
                 return None
-            if error.status in (401, 403):
+            if error.status in PASSING_REFUSALS and what in self._granted:
+                raise Refused(explain("get", name, self.namespace, error)) from error
+            if error.status in PASSING_REFUSALS:
                 raise UserError(explain("get", name, self.namespace, error)) from error
             raise ConnectionLost(f"HTTP {error.status}") from error
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:
+            # ValueError: a line of a watch that was cut is no JSON.
             raise ConnectionLost(type(error).__name__) from error
+        self._granted.add(what)
+        return answer
 
     def _call(self, verb: str, name: str, call: Callable[[], Any]) -> Any:
         from kubernetes.client import ApiException
@@ -269,33 +205,25 @@ class KubernetesCluster:
         except ApiException as error:
             raise UserError(explain(verb, name, self.namespace, error)) from error
         except (HTTPError, OSError) as error:
-            host = self._objects.api_client.configuration.host
-            raise UserError(
-                f"the Kubernetes API server at {host} cannot be reached"
+            raise NoCluster(
+                f"the Kubernetes API server at {self.host} cannot be reached"
                 f" ({type(error).__name__}); is the cluster up and the network there?"
             ) from error
 
-    def warnings(self, name: str) -> list[str]:
-        """What the cluster's events complain about, for a job that does not start; newest last."""
-        found = self.read(
-            name,
-            lambda **options: self.core.list_namespaced_event(
-                self.namespace, field_selector="type=Warning", **options
-            ),
-        )
-        lines = [
-            f"{event['involvedObject'].get('kind')} {about}: {event.get('message')}"
-            for event in (found or {}).get("items", [])
-            if (about := event["involvedObject"].get("name") or "").startswith(name)
-        ]
-        return list(dict.fromkeys(lines))
+    @property
+    def host(self) -> str:
+        """Address of the API server."""
+        return self.objects.api_client.configuration.host
 
-    def read(self, name: str, call: Callable[..., Any]) -> dict[str, Any] | None:
-        """The answer to a core API call as plain JSON: objects of servers of any version.
+    def read(
+        self, name: str, call: Callable[..., Any], what: str = "pods"
+    ) -> dict[str, Any] | None:
+        """The answer to an API call as plain JSON: objects of servers of any version.
 
         Args:
             name: what is asked for.
             call: takes the client's options.
+            what: kind of thing asked for.
 
         Returns:
             None where there is no such thing.
@@ -304,55 +232,33 @@ class KubernetesCluster:
             ConnectionLost: no answer.
             UserError: access is denied.
         """
-        timeout = (_CONNECT_SECONDS, _READ_SECONDS)
-        response = self.reach(name, lambda: call(_preload_content=False, _request_timeout=timeout))
+        response = self.reach(
+            name, lambda: call(_preload_content=False, _request_timeout=TIMEOUT), what
+        )
         return None if response is None else json.loads(response.data)
 
+    def read_path(self, path: str, what: str, **query: str) -> dict[str, Any] | None:
+        """The answer to a GET of any API path as plain JSON; None where there is none.
 
-def _context_namespace(config: Any, files: str | None, context: str | None) -> str | None:
-    contexts, active = config.list_kube_config_contexts(files)
-    chosen = active if context is None else next(c for c in contexts if c["name"] == context)
-    return (chosen or {}).get("context", {}).get("namespace")
+        Raises:
+            ConnectionLost: no answer.
+            UserError: access is denied.
+        """
 
+        answer = self.reach(path, lambda: get_path(self.core.api_client, path, query), what)
+        return None if answer is None else json.loads(answer)
 
-def explain(verb: str, name: str, namespace: str, error: Any) -> str:
-    """An API error in one line: what happened and what to do."""
-    message = _server_message(error)
-    if error.status == 401:
-        return (
-            "the API server does not know you (401); your login has expired or the kubeconfig"
-            " is for another cluster: log in again"
-        )
-    if error.status == 403 and "quota" in message:
-        return (
-            f"the namespace's quota is used up: {message};"
-            " ask for fewer nodes, wait for other jobs or submit to a queue (--queue)"
-        )
-    if error.status == 403:
-        return (
-            f"you may not {verb} RayJobs in namespace '{namespace}' (403): {message};"
-            " ask for the role `ifsq-submitter` of the chart, or use another --namespace"
-        )
-    if error.status == 404 and verb in ("create", "list"):
-        return (
-            f"the cluster has no RayJobs in '{namespace}' (404): install the KubeRay operator,"
-            " and check that the namespace exists"
-        )
-    if error.status == 404:
-        return f"no job '{name}' in namespace '{namespace}'; `ifsq jobs` lists them"
-    if error.status == 409 and verb == "create":
-        return (
-            f"a job '{name}' exists already in namespace '{namespace}'; see `ifsq status {name}`,"
-            f" remove it with `ifsq cancel {name}`, or choose another --name"
-        )
-    if error.status in (400, 422):
-        return f"the API server refuses the job: {message}"
-    return f"the API server answered {error.status} {error.reason}: {message}"
+    def list_pods(self, selector: str) -> list[dict[str, Any]]:
+        """Pods of the namespace with these labels.
 
-
-def _server_message(error: Any) -> str:
-    try:
-        message = json.loads(error.body).get("message", "")
-    except (TypeError, ValueError, AttributeError):
-        message = str(error.body or "")
-    return " ".join(str(message).split())[:600]
+        Raises:
+            ConnectionLost: no answer.
+            UserError: access is denied.
+        """
+        found = self.read(
+            selector,
+            lambda **options: self.core.list_namespaced_pod(
+                self.namespace, label_selector=selector, **options
+            ),
+        )
+        return (found or {}).get("items", [])

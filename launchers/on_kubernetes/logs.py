@@ -11,11 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from data_pipelines.errors import UserError
-from launchers.on_kubernetes.cluster import ConnectionLost, KubernetesCluster
+from launchers.on_kubernetes.api_errors import ConnectionLost
+from launchers.on_kubernetes.cluster import KubernetesCluster
+from launchers.on_kubernetes.watching import Patience
 
 _QUIET_SECONDS = 60
 """A connection without output for this long is opened anew: it may be dead."""
 _RETRY_SECONDS = 1.0
+_LOG = "pods/log"
 _NOISE = re.compile(
     r"(INFO|SUCC|WARNING) .*(cli|job_manager|sdk|worker)\.py:\d+ -- |^Running entrypoint for job "
 )
@@ -47,7 +50,7 @@ class PodLog:
             ConnectionLost: the connection ended before the pod did.
             UserError: access is denied.
         """
-        response = self._cluster.reach(self._pod, lambda: self._open(follow, tail))
+        response = self._cluster.reach(self._pod, lambda: self._open(follow, tail), _LOG)
         if response is None:
             return
         count, shown_until = 0, self._last_stamp
@@ -66,7 +69,7 @@ class PodLog:
     def _chunks(self, response: Any) -> Iterator[bytes]:
         stream = response.stream(4096, decode_content=False)
         while True:
-            chunk = self._cluster.reach(self._pod, lambda: next(stream, None))
+            chunk = self._cluster.reach(self._pod, lambda: next(stream, None), _LOG)
             if chunk is None:
                 return
             yield chunk
@@ -134,6 +137,7 @@ class JobLogFollower:
         self.denied: UserError | None = None
         self._cluster, self._name, self._show = cluster, name, show
         self._stop = threading.Event()
+        self._patience = Patience(cluster.patience_seconds)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -162,9 +166,12 @@ class JobLogFollower:
 
     def _pods(self) -> list[str]:
         try:
-            return submitter_pods(self._cluster, self._name)
-        except ConnectionLost:
+            pods = submitter_pods(self._cluster, self._name)
+        except ConnectionLost as error:
+            self._patience.lost(self._name, error)
             return []
+        self._patience.found()
+        return pods
 
     def _follow(self, logs: dict[str, PodLog], pod: str) -> bool:
         """Show what a pod says until it ends; False if the connection was lost."""
@@ -191,6 +198,7 @@ class JobLogFollower:
             lambda **options: self._cluster.core.read_namespaced_pod(
                 pod, self._cluster.namespace, **options
             ),
+            "pod",
         )
         return found is None or found["status"].get("phase") in ("Succeeded", "Failed")
 
@@ -202,15 +210,10 @@ def submitter_pods(cluster: KubernetesCluster, name: str) -> list[str]:
         ConnectionLost: no answer.
         UserError: access is denied.
     """
-    found = cluster.read(
-        name,
-        lambda **options: cluster.core.list_namespaced_pod(
-            cluster.namespace, label_selector=f"job-name={name}", **options
-        ),
-    )
+    found = cluster.list_pods(f"job-name={name}")
     started = [
         pod
-        for pod in (found or {}).get("items", [])
+        for pod in found
         if pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")
     ]
     started.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))

@@ -8,7 +8,14 @@ from importlib.metadata import version
 from data_pipelines.errors import UserError
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
-from launchers.jobs.request import ENTRYPOINT, METRICS_PORT, WORKDIR_VARIABLE, JobRequest, SecretRef
+from launchers.jobs.request import (
+    ENTRYPOINT,
+    METRICS_PORT,
+    STOP_ON_REFUSAL_VARIABLE,
+    WORKDIR_VARIABLE,
+    JobRequest,
+    SecretRef,
+)
 from launchers.on_kubernetes.objects import (
     Affinity,
     Capabilities,
@@ -274,6 +281,7 @@ def _pod(
 def _common_env(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
     env = {
         "RAY_AUTH_MODE": "disabled",
+        STOP_ON_REFUSAL_VARIABLE: "1",
         "IFSQ_METRICS_HOST": "0.0.0.0",
         "IFSQ_METRICS_PORT": str(METRICS_PORT),
         WORKDIR_VARIABLE: request.mount if request.claim is not None else "/tmp",

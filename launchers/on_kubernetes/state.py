@@ -16,6 +16,8 @@ from launchers.jobs.state import (
     JobState,
 )
 
+STOPPED = "STOPPED"
+NOT_RETRIED = "stopped without a retry, as a mistake of its recipe or data would meet it again"
 _PHASES = {
     "": STARTING,
     "Initializing": STARTING,
@@ -40,6 +42,9 @@ def rayjob_state(job: dict[str, Any]) -> JobState:
     detail = ""
     if phase in (FAILED, RETRYING):
         detail = ": ".join(part for part in (status.get("reason"), status.get("message")) if part)
+    if phase == SUCCEEDED and status.get("jobStatus") == STOPPED:
+        # KubeRay calls a stopped Ray job Complete and does not retry it: see `on_ray.refusal`.
+        phase, detail = FAILED, NOT_RETRIED
     if meta.get("deletionTimestamp"):
         phase, detail = GONE, ""
     return JobState(

@@ -90,7 +90,7 @@ def scenario_suspend(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]
     facts: dict[str, Any] = {}
 
     def set_suspended(value: bool) -> None:
-        cluster._objects.patch_namespaced_custom_object(
+        cluster.objects.patch_namespaced_custom_object(
             "ray.io", "v1", NAMESPACE, "rayjobs", "queued", {"spec": {"suspend": value}}
         )
 

@@ -9,7 +9,9 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +83,7 @@ class Api:
 
     def __init__(self, server: Any, folder: Path, namespace: str = "team") -> None:
         self.kube, self.folder, self.namespace = server.kube, folder, namespace
+        self.port = server.server_port
         self.line = Line(server.server_port)
 
     def kubeconfig(self, token: str = "right") -> Path:
@@ -125,15 +128,35 @@ class Api:
         self.kube.create(POD, self.namespace, body, {})
         return log
 
-    def warn(self, pod: str, message: str) -> None:
-        """An event about a pod, as the scheduler or the kubelet makes it."""
+    def warn(self, pod: str, message: str, reason: str = "Failed", kind: str = "Pod") -> None:
+        """An event as today's recorders make it: with `eventTime`, without `lastTimestamp`."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         event = {
             "metadata": {"generateName": "event-"},
             "type": "Warning",
+            "reason": reason,
             "message": message,
-            "involvedObject": {"kind": "Pod", "name": pod},
+            "eventTime": now,
+            "reportingComponent": "test",
+            "involvedObject": {"kind": kind, "name": pod},
         }
         self.kube.create(("", "v1", "events"), self.namespace, event, {})
+
+    def add_pod(self, pod: str, labels: dict[str, str], **status: Any) -> None:
+        body = {"metadata": {"name": pod, "labels": labels}, "status": status}
+        body["spec"] = {"containers": [{"name": "c", "image": "x"}]}
+        self.kube.create(POD, self.namespace, body, {})
+        self._change((*POD, self.namespace, pod), status)
+
+    def remove(self, name: str) -> None:
+        """Someone deletes the job."""
+        self.kube.delete((*RAYJOB, self.namespace, name), {})
+
+    def restart(self, down: float, unready: float, code: int) -> None:
+        """The API server goes away, comes back, and for a while gives nobody any rights."""
+        url = f"http://127.0.0.1:{self.port}/__restart?down={down}&unready={unready}&code={code}"
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as answer:
+            answer.read()
 
     def end_pod(self, pod: str, phase: str) -> None:
         self._change((*POD, self.namespace, pod), {"phase": phase})

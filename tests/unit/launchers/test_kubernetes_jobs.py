@@ -199,7 +199,7 @@ def test_an_api_server_that_is_away_is_waited_for(api: Api, cluster: KubernetesC
 
 def test_patience_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = KubernetesCluster.connect()
-    monkeypatch.setattr(cluster, "_patience_seconds", 1.0)
+    monkeypatch.setattr(cluster, "patience_seconds", 1.0)
     cluster.submit(make_job())
     api.line.cut()
     with pytest.raises(UserError, match="ifsq status tok"):
@@ -317,9 +317,9 @@ def test_a_connection_goes_on_after_the_last_line_by_its_time_stamp(
             return connections[len(sent) - 1]
 
     class Cluster:
-        namespace, core = "team", Core()
+        namespace, core, patience_seconds = "team", Core(), 600.0
 
-        def reach(self, _: str, call: Any) -> Any:
+        def reach(self, _: str, call: Any, *_what: str) -> Any:
             return call()
 
     log = PodLog(Cluster(), "p")  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def test_a_connection_goes_on_after_the_last_line_by_its_time_stamp(
 
 def test_status_shows_why_pods_do_not_start(api: Api) -> None:
     CliRunner().invoke(app, [*SUBMIT, "--no-wait"])
-    pod = "demo-tokenizer-abc-workers-worker-x"
+    pod = "demo-tokenizer-abcde-workers-worker-fghij"
     api.warn(pod, "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
     shown = CliRunner().invoke(app, ["status", "demo-tokenizer"])
     assert "3 Insufficient nvidia.com/gpu" in shown.output
@@ -341,22 +341,24 @@ def test_status_shows_why_pods_do_not_start(api: Api) -> None:
 def test_a_watch_tells_once_why_pods_do_not_start(
     api: Api, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launchers.on_kubernetes.cluster._WATCH_SECONDS", 1)
+    monkeypatch.setattr("launchers.on_kubernetes.follow.REASON_SECONDS", 0.3)
     cluster.submit(make_job())
 
     def act() -> None:
-        time.sleep(1)
-        api.warn("tok-abc-workers-worker-x", "0/3 nodes are available")
+        for number in range(64):
+            pod = f"tok-abcde-workers-worker-{number:05d}"
+            api.warn(pod, "0/3 nodes are available", "FailedScheduling")
+            api.warn(pod.replace("tok-", "tok-2-"), "of another job", "FailedScheduling")
         time.sleep(4)
-        api.set_status("tok", jobDeploymentStatus="Complete")
+        api.set_status("tok", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
 
     operator = in_background(act)
     lines, failure = follow(cluster, "tok")
     operator.join()
     assert failure is None
-    assert lines == [
+    assert [re.sub(r"\(\d+\)", "(n)", line) for line in lines] == [
         "[tok] starting",
-        "[tok]   Pod tok-abc-workers-worker-x: 0/3 nodes are available",
+        "[tok]   worker pods (n): FailedScheduling: 0/3 nodes are available",
         "[tok] succeeded",
     ]
 

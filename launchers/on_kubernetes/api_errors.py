@@ -1,0 +1,86 @@
+"""What the Kubernetes API answers, in plain words: what happened and what to do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data_pipelines.errors import UserError
+
+
+class ConnectionLost(Exception):
+    """The API server cannot be reached now, or does not know its own users yet."""
+
+
+class Refused(ConnectionLost):
+    """Access that was granted before is denied; the message says what."""
+
+
+class NoCluster(UserError):
+    """No cluster is configured, or none answers at the configured address."""
+
+
+PASSING_REFUSALS = (401, 403)
+"""What a restarting API server may answer for some seconds before it has read its roles."""
+
+
+def explain(verb: str, name: str, namespace: str, error: Any) -> str:
+    """An API error in one line.
+
+    Args:
+        verb: what was asked: create, get, list, delete, watch.
+        name: of the job; empty for lists.
+        namespace: that was asked.
+        error: the client's ApiException.
+    """
+    message = server_message(error)
+    if error.status == 401:
+        return (
+            "the API server does not know you (401); your login has expired or the kubeconfig"
+            " is for another cluster: log in again"
+        )
+    if error.status == 403 and "quota" in message:
+        return (
+            f"the namespace's quota is used up: {message};"
+            " ask for fewer nodes, wait for other jobs or submit to a queue (--queue)"
+        )
+    if error.status in (400, 403) and "denied the request" in message:
+        return f"the cluster refuses the job: {message}"
+    if error.status == 403 and "being terminated" in message:
+        return f"namespace '{namespace}' is being deleted; choose another --namespace"
+    if error.status == 403:
+        return (
+            f"you may not {verb} RayJobs in namespace '{namespace}' (403): {message};"
+            " ask for the role `ifsq-submitter` of the chart, or use another --namespace"
+        )
+    return _explain_others(verb, name, namespace, error, message)
+
+
+def _explain_others(verb: str, name: str, namespace: str, error: Any, message: str) -> str:
+    if error.status == 404 and "namespaces" in message:
+        return f"there is no namespace '{namespace}'; create it or choose another --namespace"
+    if error.status == 404 and verb in ("create", "list"):
+        return (
+            f"the cluster has no RayJobs in '{namespace}' (404): install the KubeRay operator,"
+            " and check that the namespace exists"
+        )
+    if error.status == 404:
+        return f"no job '{name}' in namespace '{namespace}'; `ifsq jobs` lists them"
+    if error.status == 409 and verb == "create":
+        return (
+            f"a job '{name}' exists already in namespace '{namespace}'; see `ifsq status {name}`,"
+            f" remove it with `ifsq cancel {name}`, or choose another --name"
+            " (--suffix appends a number)"
+        )
+    if error.status in (400, 422):
+        return f"the API server refuses the job: {message}"
+    return f"the API server answered {error.status} {error.reason}: {message}"
+
+
+def server_message(error: Any) -> str:
+    """The server's own words, on one line."""
+    try:
+        message = json.loads(error.body).get("message", "")
+    except (TypeError, ValueError, AttributeError):
+        message = str(error.body or "")
+    return " ".join(str(message).split())[:600]

@@ -1,0 +1,95 @@
+"""Which cluster, which namespace: kubeconfig, or the pod this process runs in."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlencode
+
+from data_pipelines.errors import UserError
+from launchers.on_kubernetes.api_errors import NoCluster
+
+
+def connect_client(context: str | None) -> tuple[Any, str | None]:
+    """A client of the cluster kubectl talks to, or of the one this pod runs in.
+
+    Args:
+        context: of the kubeconfig; the current one if None.
+
+    Returns:
+        The client, and the context's namespace if it names one.
+
+    Raises:
+        UserError: no client library, no kubeconfig, or no such context.
+    """
+    try:
+        from kubernetes import client, config
+    except ImportError as error:
+        raise UserError(
+            "the Kubernetes client is not installed; pip install 'ifsq-train[k8s]'"
+        ) from error
+    settings, files = client.Configuration(), os.environ.get("KUBECONFIG")
+    _check_context(config, files, context)
+    try:
+        config.load_kube_config(files, context, client_configuration=settings)
+        found = _context_namespace(config, files, context)
+    except config.ConfigException as error:
+        try:
+            config.load_incluster_config(client_configuration=settings)
+        except config.ConfigException:
+            raise NoCluster(
+                f"no Kubernetes cluster is configured ({error});"
+                " set KUBECONFIG or make `kubectl get pods` work"
+            ) from error
+        found = None
+    settings.retries = 0  # retries are this package's, which says what it waits for
+    return client.ApiClient(settings), found
+
+
+def _check_context(config: Any, files: str | None, context: str | None) -> None:
+    """A name that is not in the kubeconfig is the user's mistake, not a missing cluster."""
+    if context is None:
+        return
+    try:
+        contexts, _ = config.list_kube_config_contexts(files)
+    except config.ConfigException as error:
+        raise UserError(
+            f"--context {context} cannot be looked up: {error}; set KUBECONFIG"
+        ) from error
+    names = sorted(found["name"] for found in contexts)
+    if context not in names:
+        raise UserError(
+            f"the kubeconfig has no context '{context}'; it has: {', '.join(names) or 'none'}"
+        )
+
+
+def _context_namespace(config: Any, files: str | None, context: str | None) -> str | None:
+    contexts, active = config.list_kube_config_contexts(files)
+    chosen = active if context is None else next(c for c in contexts if c["name"] == context)
+    return (chosen or {}).get("context", {}).get("namespace")
+
+
+def get_path(api_client: Any, path: str, query: dict[str, str]) -> bytes:
+    """The answer to a GET of any API path, with the client's own login and certificates.
+
+    The client's call for this has changed between its versions; what it stands on has not.
+
+    Raises:
+        ApiException: the server answers with an error.
+    """
+    from kubernetes.client import ApiException
+    from urllib3 import Timeout
+
+    settings = api_client.configuration
+    headers = {"Accept": "application/json"}
+    headers |= {auth["key"]: auth["value"] for auth in settings.auth_settings().values()}
+    response = api_client.rest_client.pool_manager.request(
+        "GET",
+        f"{settings.host}{path}" + (f"?{urlencode(query)}" if query else ""),
+        headers=headers,
+        retries=False,
+        timeout=Timeout(connect=5, read=30),
+    )
+    if response.status >= 400:
+        raise ApiException(http_resp=response)
+    return response.data
