@@ -148,17 +148,20 @@ class Tools:
             samples = open_samples(config.samples, size)
         try:
             if config.inception is not None and config.wants("rfid", *_SAMPLE_METRICS):
-                inception = load_fid_inception(_existing("inception", config.inception)).to(device)
+                path = _existing("inception", config.inception)
+                inception = optimize_for_inference(load_fid_inception(path).to(device))
             if config.teacher is not None and config.wants("cknna"):
                 path = _existing("teacher", config.teacher)
-                teacher = load_dino(path, size=config.teacher_size, grid=_TEACHER_GRID).to(device)
+                dino = load_dino(path, size=config.teacher_size, grid=_TEACHER_GRID)
+                teacher = optimize_for_inference(dino.to(device))
             if config.lpips and config.wants("lpips"):
                 files = [_existing("lpips", path) for path in config.lpips]
-                lpips = load_lpips(
+                distance = load_lpips(
                     *files,
                     backbone=config.lpips_backbone,
                     spatial=config.lpips_backbone == "alexnet",
-                ).to(device)
+                )
+                lpips = optimize_for_inference(distance.to(device))
         except ValueError as error:
             raise UserError(str(error)) from error
         return cls(config, context, images, samples, tokenizer, inception, lpips, teacher)

@@ -22,6 +22,7 @@ from ifsq_train.evaluation.generation import (
     frechet_distance_of_factors,
 )
 from ifsq_train.models.inception import NUM_FEATURES, NUM_SPATIAL, FidInception
+from ifsq_train.models.inference import channels_last
 
 SCORE_SPLIT = 5000
 _ADM_NAMES = (("pooled", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
@@ -78,7 +79,7 @@ class InceptionStatistics:
         """Count images float [B, 3, H, W] in [-1, 1]; B may be 0."""
         if len(images) == 0:
             return
-        features = network.features(images)
+        features = network.features(channels_last(images))
         self.pooled.add(features.pooled)
         self.spatial.add(features.spatial)
         wanted = self._num_rows - sum(map(len, self._rows))

@@ -5,11 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ifsq_train.evaluation import generation
 from ifsq_train.evaluation.generation import (
     FeatureMoments,
     collect_moments,
+    covariance_factor,
     frechet_distance,
     frechet_distance_of,
+    nuclear_norm,
 )
 
 
@@ -35,6 +38,45 @@ def test_streamed_moments_are_those_of_the_whole() -> None:
     left.merge(right)
     assert left.count == 50
     assert np.allclose(left.covariance(), np.cov(features.T), rtol=1e-9)
+
+
+@pytest.mark.parametrize("held", [1, 4, 13])
+def test_moments_do_not_depend_on_how_many_rows_are_collected(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_HELD_ROWS", held)
+    features = rows(50, 6, 1) + 1e4
+    streamed = moments(features, 1, 7, 30)
+    assert streamed.count == 50
+    assert np.allclose(streamed.mean, features.mean(0), rtol=1e-14)
+    assert np.allclose(streamed.covariance(), np.cov(features.T), rtol=1e-9)
+
+
+def test_collected_rows_are_copies() -> None:
+    batch = rows(9, 4, 1)
+    expected = moments(batch).covariance()
+    late = FeatureMoments(4)
+    late.add(batch)
+    batch.zero_()
+    assert torch.equal(late.covariance(), expected)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e3, 1e6, 1e12])
+def test_nuclear_norm_is_that_of_singular_values(spread: float) -> None:
+    """Also where squaring the small singular values would lose all their digits."""
+    left, right = (torch.linalg.qr(rows(40, 40, seed))[0] for seed in (1, 2))
+    values = torch.logspace(0, -np.log10(spread), 40, dtype=torch.float64)
+    matrix = left @ values.diag() @ right
+    assert abs(nuclear_norm(matrix, 1.0) - float(values.sum())) < 2e-9
+
+
+@pytest.mark.parametrize("rank", [40, 5])
+def test_factors_give_the_covariance_back(rank: int) -> None:
+    source = rows(rank, 40, 3) if rank < 40 else rows(200, 40, 3)
+    covariance = moments(source).covariance()
+    factor = covariance_factor(covariance)
+    assert factor.shape[1] == (40 if rank == 40 else rank - 1)
+    assert torch.allclose(factor @ factor.t(), covariance, rtol=1e-9, atol=1e-9)
 
 
 def test_a_batch_without_rows_changes_nothing() -> None:
