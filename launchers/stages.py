@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,12 @@ def index_images(
     return index_tars(
         tars, dataset, class_map=class_map, max_bad_samples=max_bad_samples, map_shards=map_shards
     )
+
+
+def held_out(name: str, percent: int = 20) -> bool:
+    """Whether an image is measured on rather than trained on; decided by its path alone."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "little") % 100 < percent
 
 
 def open_any_dataset(url: str) -> ShardManifest | TokenDataset:

@@ -16,6 +16,7 @@ from launchers.cli import checkpoint as cli_checkpoint
 from launchers.cli import data as cli_data
 from launchers.cli import plan as cli_plan
 from launchers.cli.codes import export_codes, import_codes
+from launchers.cli.first_steps import doctor, init
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
 from launchers.cli.options import Address, Overrides, RecipeName, gpu_count
@@ -37,6 +38,8 @@ app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("plan")(cli_plan.plan)
 register_job_commands(app)
 app.command()(monitor)
+app.command()(doctor)
+app.command()(init)
 
 
 @app.callback()

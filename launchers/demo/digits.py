@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,7 @@ from PIL import Image
 
 from data_pipelines.errors import UserError
 
-HELD_OUT_PERCENT = 20
 DIGITS_MAXIMUM = 16.0
-
-
-def held_out(name: str) -> bool:
-    """Whether an image is measured on rather than trained on; decided by its path alone."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "little") % 100 < HELD_OUT_PERCENT
 
 
 def write_digits(folder: Path) -> None:

@@ -27,13 +27,20 @@ from ifsq_train.config import (
 )
 from ifsq_train.config.load import load_recipe
 from ifsq_train.versions import library_versions
-from launchers.demo.digits import held_out, write_digits
+from launchers.demo.digits import write_digits
 from launchers.demo.peak_memory import PeakMemory
 from launchers.on_ray.cluster import ray_session
-from launchers.stages import evaluate_images, pack_images, precompute_tokens, sample_images
+from launchers.stages import (
+    evaluate_images,
+    held_out,
+    pack_images,
+    precompute_tokens,
+    sample_images,
+)
 
 SHARD_BYTES = 1 << 20
 MAX_BAD_SAMPLES = 20
+HELD_OUT_PERCENT = 20
 MAX_SAMPLES = 1000
 """Drawn in all, of a folder with many classes."""
 
@@ -161,7 +168,7 @@ class Demo:
                 shard_bytes=SHARD_BYTES,
                 seed=0,
                 max_bad_samples=MAX_BAD_SAMPLES,
-                keep=lambda name, wanted=wanted: held_out(name) == wanted,
+                keep=lambda name, wanted=wanted: held_out(name, HELD_OUT_PERCENT) == wanted,
             )
             self.stages["pack"][f"{part.replace('-', '_')}_images"] = manifest.num_samples
             self.stages["pack"][f"{part.replace('-', '_')}_shards"] = manifest.num_shards

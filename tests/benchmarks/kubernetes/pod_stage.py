@@ -16,14 +16,14 @@ import yaml
 
 from ifsq_train.config.load import Recipe, load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from launchers.demo.digits import held_out, write_digits
+from launchers.demo.digits import write_digits
 from launchers.jobs.request import JobRequest
 from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.follow import follow_job
 from launchers.on_kubernetes.profile import ClusterProfile
 from launchers.on_kubernetes.rayjob import build_rayjob
-from launchers.stages import pack_images
+from launchers.stages import held_out, pack_images
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOOLS = REPOSITORY.parent / "shared" / "tools"

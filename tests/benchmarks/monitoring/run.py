@@ -36,9 +36,9 @@ import psutil
 from ifsq_train.config import LaunchConfig, PrecomputeConfig, TrainConfig
 from ifsq_train.config.load import load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from launchers.demo.digits import held_out, write_digits
+from launchers.demo.digits import write_digits
 from launchers.monitoring import prometheus_server as monitor
-from launchers.stages import pack_images
+from launchers.stages import held_out, pack_images
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))

@@ -1,0 +1,55 @@
+"""The commands `ifsq doctor` and `ifsq init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipelines.errors import UserError
+
+
+def doctor(
+    output: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
+) -> None:
+    """Check this machine and say what to do; exit code 1 if something will not work."""
+    from launchers.first_steps.doctor import examine
+
+    checks = examine(output)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.status:8} {check.name:{width}}  {check.found}")
+        if check.remedy:
+            typer.echo(f"{'':8} {'':{width}}  -> {check.remedy}")
+    if any(check.status == "problem" for check in checks):
+        raise typer.Exit(1)
+
+
+def init(
+    dataset: Annotated[
+        str, typer.Argument(help="Packed dataset, or a folder of class folders with images.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="New folder for the recipes.")] = Path("recipes"),
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Dataset to measure on; needed with a packed dataset, else split off."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where the recipes will write datasets and runs.")
+    ] = Path("runs"),
+    size: Annotated[
+        str, typer.Option(help="small: minutes on a CPU; paper: the paper's networks, for GPUs.")
+    ] = "small",
+) -> None:
+    """Write recipes that fit a dataset: tokenizer, tokens, generator, samples, evaluation."""
+    from launchers.first_steps.recipes import SIZES, write_recipes
+
+    if size not in SIZES:
+        raise UserError(f"--size '{size}' is unknown; use {' or '.join(SIZES)}")
+    written = write_recipes(dataset, folder, output, held_out=held_out, size=size)
+    for line in written.facts:
+        typer.echo(line)
+    typer.echo(f"\nrecipes in {folder}/; run them in this order:\n")
+    for command in written.commands:
+        typer.echo(f"  {command}")
