@@ -21,7 +21,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.fixture()
+@pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """120 images of 32 x 32 pixels in three class folders, in the folder we stand in."""
     monkeypatch.chdir(tmp_path)
