@@ -7,6 +7,7 @@ from typing import Any
 
 from ifsq_train.config import TrainConfig
 from ifsq_train.config.launch import GpuCount
+from ifsq_train.config.paths import with_absolute_paths
 from launchers.monitoring.progress_line import follow_progress
 
 
@@ -23,6 +24,7 @@ def train_locally(config: TrainConfig, gpus: GpuCount = 0) -> dict[str, Any]:
     from ifsq_train.distributed.context import InProcessContext, chosen_device
     from ifsq_train.train import run
 
+    config = with_absolute_paths(config)
     device = chosen_device(gpus)
-    with follow_progress(Path(config.output).absolute(), config):
+    with follow_progress(Path(config.output), config):
         return run(config, InProcessContext(device=device))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
+from ifsq_train.config.paths import RunPath
 
 # Which crops of an image are seen; the kinds and their options are in data_pipelines.views.
 ViewConfig = Annotated[AnyViewSpec, Field(discriminator="kind")]
@@ -16,7 +17,7 @@ ViewConfig = Annotated[AnyViewSpec, Field(discriminator="kind")]
 class MixedDatasetConfig(Config):
     """One dataset of a mixture."""
 
-    url: str
+    url: RunPath
     """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
     weight: float = Field(gt=0)
     """Share of every batch, relative to the other weights: 3 and 1 are three quarters and one."""
@@ -26,7 +27,7 @@ class ImageDataConfig(Config):
     """Batches of decoded images from a packed or indexed dataset, or from a mixture of several."""
 
     kind: Literal["images"] = "images"
-    url: str | None = None
+    url: RunPath | None = None
     """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
     mix: tuple[MixedDatasetConfig, ...] = ()
     """Datasets to draw from by weight, instead of `url`."""
@@ -68,11 +69,11 @@ class TokenDataConfig(Config):
     """Batches of precomputed tokens from the folder `ifsq precompute` wrote."""
 
     kind: Literal["tokens"] = "tokens"
-    url: str
+    url: RunPath
     """Token dataset folder (path or s3://)."""
-    tokenizer: str | None = None
+    tokenizer: RunPath | None = None
     """Checkpoint the tokens must come from; when given, tokens of another are refused."""
-    images: str | None = None
+    images: RunPath | None = None
     """Image dataset the tokens were made of; read only where a REPA teacher is named, which then
     sees the pixels of the very views the tokens show."""
     global_batch_size: int = Field(ge=1)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import ViewConfig
+from ifsq_train.config.paths import RunPath
 
 Metric = Literal[
     "psnr", "ssim", "l1", "lpips", "code_use", "cknna", "rfid",
@@ -36,22 +37,22 @@ class EvaluateConfig(Config):
     """Measure a tokenizer's reconstructions, samples against a reference, or both."""
 
     kind: Literal["evaluate"]
-    output: str
+    output: RunPath
     """Result JSON to write."""
-    tokenizer: str | None = None
+    tokenizer: RunPath | None = None
     """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
     `frechet_distance`."""
-    data: str | None = None
+    data: RunPath | None = None
     """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
     view: ViewConfig | None = None
     """How the data are seen; goes with `data`."""
-    samples: str | None = None
+    samples: RunPath | None = None
     """Folder of `ifsq sample`, or an .npz file with uint8 images `arr_0` [N, H, W, 3]."""
-    reference: str | None = None
+    reference: RunPath | None = None
     """ADM's reference .npz (`mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0`) for the samples."""
-    inception: str | None = None
+    inception: RunPath | None = None
     """FID-Inception weight file in pytorch-fid's layout; adds rFID, FID, sFID and so on."""
-    lpips: tuple[str, ...] = ()
+    lpips: tuple[RunPath, ...] = ()
     """Weight files of LPIPS: backbone and linear heads."""
     lpips_backbone: Literal["alexnet", "vgg16"] = "alexnet"
     """`alexnet`, as spatial maps, is the released evaluation."""
@@ -59,7 +60,7 @@ class EvaluateConfig(Config):
     """Precision and recall: a manifold reaches to this many-th nearest neighbour."""
     manifold_images: int = Field(default=10_000, ge=2)
     """Precision and recall: images of each set that are used, the first ones."""
-    teacher: str | None = None
+    teacher: RunPath | None = None
     """Weight file of a DINOv2 backbone; adds CKNNA of the tokenizer's encoder with it."""
     teacher_size: Literal["S", "B", "L"] = "B"
     cknna_neighbors: int = Field(default=10, ge=1)

@@ -8,12 +8,13 @@ from pydantic import Field
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import ViewConfig
+from ifsq_train.config.paths import RunPath
 
 
 class TeacherFeaturesConfig(Config):
     """Features of a frozen DINOv2 teacher, stored beside the tokens of the same view."""
 
-    weights: str
+    weights: RunPath
     """Local file of a published DINOv2 backbone without registers."""
     size: Literal["S", "B", "L"] = "B"
     precision: Literal["fp32", "fp16", "int8"] = "fp16"
@@ -24,11 +25,11 @@ class PrecomputeConfig(Config):
     """Encode a dataset into token shards, once."""
 
     kind: Literal["precompute"]
-    source: str
+    source: RunPath
     """Image dataset folder (path or s3://)."""
-    tokenizer: str
+    tokenizer: RunPath
     """Run folder or checkpoint of a tokenizer; its averaged weights are used if it has any."""
-    output: str
+    output: RunPath
     """Token dataset folder to write (path or s3://)."""
     view: ViewConfig
     view_seed: int = Field(default=0, ge=0)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from ifsq_train.config.base import Config
+from ifsq_train.config.paths import RunPath
 
 
 class FlowDrawConfig(Config):
@@ -31,11 +32,11 @@ class SampleConfig(Config):
     """Draw images from a trained generator."""
 
     kind: Literal["sample"]
-    generator: str
+    generator: RunPath
     """Run folder or checkpoint of a generator."""
-    tokenizer: str
+    tokenizer: RunPath
     """Run folder or checkpoint of the tokenizer its tokens came from."""
-    output: str
+    output: RunPath
     """Folder to write (path or s3://)."""
     samples_per_class: int = Field(default=100, ge=1)
     classes: tuple[int, ...] | None = None

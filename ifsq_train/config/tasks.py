@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
+from ifsq_train.config.paths import RunPath
 
 
 class AdversarialConfig(Config):
@@ -27,7 +28,7 @@ class AdversarialConfig(Config):
 class PerceptualConfig(Config):
     """LPIPS term; off unless weights are given."""
 
-    weights: str | None = None
+    weights: RunPath | None = None
     """Local file with VGG16 backbone and linear heads; the term is off without it."""
     weight: float = Field(default=1.0, ge=0)
 
@@ -47,7 +48,7 @@ class TokenizerTaskConfig(Config):
 class RepaConfig(Config):
     """Align hidden states with a frozen teacher's patch features (REPA, paper section 5)."""
 
-    teacher: str | None = None
+    teacher: RunPath | None = None
     """Local weight file of a DINOv2 backbone, with or without registers. When not given, the
     features stored in the token dataset are used (`ifsq precompute` with a teacher)."""
     size: Literal["S", "B", "L"] = "B"
@@ -64,7 +65,7 @@ class RepaConfig(Config):
 class _GeneratorTaskConfig(Config):
     """What both kinds of generator have."""
 
-    tokenizer: str | None = None
+    tokenizer: RunPath | None = None
     """Run folder or checkpoint of the frozen tokenizer that encodes images on the fly; needed with
     data of kind images, and with tokens whose codebook is learned (vq) if latents are wanted."""
     tokenizer_precision: Literal["fp32", "bf16"] = "fp32"

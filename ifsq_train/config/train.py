@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import DataConfig
+from ifsq_train.config.paths import RunPath
 from ifsq_train.config.tasks import TaskConfig
 
 
@@ -100,7 +101,7 @@ class TrainConfig(Config):
 
     kind: Literal["train"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: str
+    output: RunPath
     """Folder of the run: checkpoints, metrics, log, result."""
     seed: int = Field(default=0, ge=0)
     steps: int = Field(ge=1)

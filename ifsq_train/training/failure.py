@@ -8,7 +8,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError, UserError
 
 FOLDER = "failures"
 
@@ -23,6 +23,7 @@ class Failure:
         message: one line.
         detail: traceback or stack.
         wall_time: Unix time.
+        kind: class of a user's error, such as ``DataError``.
     """
 
     rank: int
@@ -30,6 +31,13 @@ class Failure:
     message: str
     detail: str
     wall_time: float
+    kind: str = ""
+
+    def as_user_error(self) -> UserError:
+        """The user's error as the class it was raised as, as far as that is known here."""
+        return (
+            DataError(self.message) if self.kind == DataError.__name__ else UserError(self.message)
+        )
 
 
 class FailureLog:
@@ -52,13 +60,21 @@ class FailureLog:
             str(error) if user_error else repr(error),
             "".join(traceback.format_exception(error)),
             user_error=user_error,
+            kind=type(error).__name__ if user_error else "",
         )
 
     def record_text(
-        self, attempt: str, rank: int, message: str, detail: str, *, user_error: bool = False
+        self,
+        attempt: str,
+        rank: int,
+        message: str,
+        detail: str,
+        *,
+        user_error: bool = False,
+        kind: str = "",
     ) -> None:
         """As `record`, for what is not an exception."""
-        failure = Failure(rank, user_error, message, detail, time.time())
+        failure = Failure(rank, user_error, message, detail, time.time(), kind)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._launch_id}-{attempt}.json"
         # Complete under a name of its own first: a reader never sees half of it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -62,7 +63,8 @@ def submit(
         str | None, typer.Option(help="Kubernetes: what nodes are like; YAML file or shipped name.")
     ] = None,
     workdir: Annotated[
-        str | None, typer.Option(help="Ray: folder on all nodes that relative paths are below.")
+        str | None,
+        typer.Option(help="Ray: shared folder relative paths are below; the working folder."),
     ] = None,
     cpus_per_node: Annotated[
         float, typer.Option(min=0.1, help="Ray and local: CPUs to use on a node.")
@@ -179,7 +181,7 @@ def _submit_to_ray(
     from launchers.on_ray.jobs import RayCluster
 
     cluster = RayCluster(address)
-    cluster.submit(request, cpus_per_node, workdir)
+    cluster.submit(request, cpus_per_node, workdir or str(Path.cwd()))
     options = f" --to ray --address {address}"
     _note(f"job '{request.name}' submitted to {address}")
     if wait:

@@ -16,7 +16,7 @@ from ifsq_train.precompute.progress import (
     ItemResult,
 )
 from launchers.on_ray.encoder_actors import ITEMS_PER_ENCODER
-from launchers.on_ray.errors import plain_errors
+from launchers.on_ray.errors import plain_result
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class ActorPool:
 
         actor, item = self._calls[call]
         try:
-            value = plain_errors(self._ray, call)
+            value = plain_result(self._ray, call)
         except (RayActorError, OutOfMemoryError) as error:
             del self._calls[call]
             self._lose(actor, error)

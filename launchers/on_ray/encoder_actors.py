@@ -16,6 +16,7 @@ from ifsq_train.precompute.job import ItemEncoder
 from ifsq_train.precompute.pixels import PixelRows, RowRange, ViewPixels
 from ifsq_train.precompute.progress import ItemResult
 from ifsq_train.precompute.stream import DecodePixels, publishing
+from launchers.on_ray.errors import plain_result
 
 ITEMS_PER_ENCODER = 2
 """Handed out at a time: one to work on, and the next, so that batches can go on into it."""
@@ -121,12 +122,5 @@ class _Remote:
     def result(self) -> PixelRows:
         """See Pending.result."""
         import ray
-        from ray.exceptions import RayTaskError
 
-        try:
-            return ray.get(self._reference)
-        except RayTaskError as error:
-            # What a user can do something about is said by the cause alone.
-            if isinstance(error.cause, Exception):
-                raise error.cause from None
-            raise
+        return plain_result(ray, self._reference)

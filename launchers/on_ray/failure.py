@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines.errors import UserError
 from ifsq_train.training.failure import FailureLog
 
 
 class TrainingFailed(Exception):
-    """A run ended without finishing; the message names the first rank that failed."""
+    """A run ended without finishing; the message names the first rank that failed.
+
+    Attributes:
+        rank: the rank that failed first; None where no rank left a word.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def explain(folder: Path, launch_id: str, error: Exception) -> Exception:
@@ -24,7 +31,7 @@ def explain(folder: Path, launch_id: str, error: Exception) -> Exception:
 
     failure = FailureLog(folder, launch_id).last()
     if failure is not None and failure.user_error:
-        return UserError(failure.message)
+        return failure.as_user_error()
     if isinstance(error, ControllerError):
         # The ranks' failures, if there are any, were survived earlier.
         return TrainingFailed(f"Ray could not keep the workers running: {error}")
@@ -34,12 +41,14 @@ def explain(folder: Path, launch_id: str, error: Exception) -> Exception:
         names = ", ".join(map(str, dead))
         return TrainingFailed(
             f"the process of rank {names} died without an error of its own: killed from outside,"
-            " out of memory, or its node is gone; the node's system log says which"
+            " out of memory, or its node is gone; the node's system log says which",
+            dead[0],
         )
     if failure is None:
         return TrainingFailed(f"training failed: {error}")
     return TrainingFailed(
-        f"{failure.detail.rstrip()}\nrank {failure.rank} failed first: {failure.message}"
+        f"{failure.detail.rstrip()}\nrank {failure.rank} failed first: {failure.message}",
+        failure.rank,
     )
 
 

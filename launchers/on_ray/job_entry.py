@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.errors import UserError
 from ifsq_train.config import (
     EvaluateConfig,
     LaunchConfig,
@@ -17,22 +18,11 @@ from ifsq_train.config import (
     to_dict,
 )
 from ifsq_train.config.load import Recipe, validate_recipe
+from ifsq_train.config.paths import with_absolute_paths
 from launchers.jobs.environment import read_environment
 from launchers.jobs.request import WORKDIR_VARIABLE
+from launchers.on_ray.errors import plain_result
 
-PATH_KEYS = {
-    "data",
-    "generator",
-    "images",
-    "output",
-    "samples",
-    "source",
-    "teacher",
-    "tokenizer",
-    "url",
-    "weights",
-}
-"""Keys of recipes whose text is a path; workers run in another folder than the driver."""
 _LOG_LINES = 20
 
 
@@ -44,9 +34,13 @@ def run_job() -> str:
         TrainingFailed: the workers failed more often than allowed.
     """
     recipe, launch = read_environment()
-    if folder := os.environ.get(WORKDIR_VARIABLE):
-        os.chdir(folder)
-    return run_recipe(with_absolute_paths(recipe, Path.cwd()), launch)
+    folder = Path(os.environ.get(WORKDIR_VARIABLE) or Path.cwd())
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}, which the recipe's relative paths are below, is not a folder on this node;"
+            " give a folder that all nodes share with --workdir, or absolute paths"
+        )
+    return run_recipe(with_absolute_paths(recipe, folder), launch)
 
 
 def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
@@ -83,22 +77,6 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
     return _on_a_worker(recipe, launch)
 
 
-def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The same recipe for processes that run in another folder."""
-
-    def absolute(node: Any) -> Any:
-        if not isinstance(node, dict):
-            return node
-        return {
-            key: str(folder / value)
-            if key in PATH_KEYS and isinstance(value, str) and "://" not in value
-            else absolute(value)
-            for key, value in node.items()
-        }
-
-    return validate_recipe(absolute(to_dict(recipe)), source="recipe")
-
-
 def _train(recipe: TrainConfig, launch: LaunchConfig) -> str:
     from launchers.on_ray.failure import TrainingFailed
     from launchers.on_ray.train import train_on_ray
@@ -106,17 +84,11 @@ def _train(recipe: TrainConfig, launch: LaunchConfig) -> str:
     try:
         result = train_on_ray(recipe, launch)
     except TrainingFailed as error:
-        rank = _failed_rank(str(error))
-        if rank is not None:
-            for line in log_tail(Path(recipe.output), rank):
-                sys.stderr.write(f"rank {rank} | {line}\n")
+        if error.rank is not None:
+            for line in log_tail(Path(recipe.output), error.rank):
+                sys.stderr.write(f"rank {error.rank} | {line}\n")
         raise
     return f"{recipe.name}: {result['steps']} steps, final loss {result['final_loss']:.6g}"
-
-
-def _failed_rank(message: str) -> int | None:
-    words = message.split()
-    return int(words[1]) if len(words) > 1 and words[0] == "rank" and words[1].isdigit() else None
 
 
 def log_tail(folder: Path, rank: int) -> list[str]:
@@ -133,10 +105,10 @@ def _on_a_worker(recipe: EvaluateConfig, launch: LaunchConfig) -> str:
 
     with ray_session(launch.address, min_cpus=1) as ray:
         task = ray.remote(num_cpus=launch.cpus_per_worker, num_gpus=launch.gpus)(_single)
-        return ray.get(task.remote(to_dict(recipe), str(Path.cwd())))
+        return plain_result(ray, task.remote(to_dict(with_absolute_paths(recipe))))
 
 
-def _single(values: dict[str, Any], folder: str) -> str:
+def _single(values: dict[str, Any]) -> str:
     import ray
 
     if not ray.get_gpu_ids():
@@ -144,7 +116,6 @@ def _single(values: dict[str, Any], folder: str) -> str:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from ifsq_train.evaluation.evaluate import evaluate
 
-    os.chdir(folder)
     recipe = validate_recipe(values, source="recipe")
     assert isinstance(recipe, EvaluateConfig)
     return json.dumps(evaluate(recipe)["metrics"], indent=1)

@@ -35,7 +35,7 @@ from launchers.monitoring.precompute_line import PrecomputeLine
 from launchers.on_ray.actor_pool import ActorPool
 from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.encoder_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
-from launchers.on_ray.errors import plain_errors
+from launchers.on_ray.errors import plain_result
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +149,9 @@ def _checker(ray: Any) -> CheckShards:
         for part in parts:
             waiting.append(task.remote(storage, shared, part))
             if len(waiting) >= 2 * slots:
-                checked += plain_errors(ray, waiting.popleft())
+                checked += plain_result(ray, waiting.popleft())
         for call in waiting:
-            checked += plain_errors(ray, call)
+            checked += plain_result(ray, call)
         return checked
 
     return check

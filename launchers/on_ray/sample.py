@@ -15,7 +15,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.work_items import WorkItem
 from ifsq_train.config import SampleConfig, to_dict
-from ifsq_train.config.paths import absolute_place
+from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.sampling.draw import OnBatch, Sampler
 from ifsq_train.sampling.job import SampleJob, SampleSpec, publish_part
 from launchers.on_ray.actor_pool import ActorPool
@@ -46,8 +46,7 @@ def sample_on_ray(
     """
     if num_actors < 1:
         raise UserError(f"num_actors={num_actors} is not allowed; use 1 or more")
-    places = ("generator", "tokenizer", "output")
-    config = config.model_copy(update={n: absolute_place(getattr(config, n)) for n in places})
+    config = with_absolute_paths(config)
     device = "cuda" if gpus_per_actor else "cpu"
     spec = Sampler(config, torch.device("cpu")).spec  # the user's mistakes come to light here
     spec = SampleSpec({**spec.facts, "device": device}, spec.labels)

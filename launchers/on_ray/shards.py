@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from data_pipelines.errors import UserError, as_user_error
+from data_pipelines.errors import UserError
 from data_pipelines.images.packing.shards import MapShards
 from launchers.on_ray.cluster import ray_session
+from launchers.on_ray.errors import plain_result
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -68,18 +69,12 @@ def _apply(function: Callable[[W], R], work: W) -> R:
 
 
 def _result(ray: Any, call: Any) -> Any:
-    from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
     try:
-        return ray.get(call)
+        return plain_result(ray, call)
     except (WorkerCrashedError, OutOfMemoryError) as error:
         raise UserError(
             f"a shard's worker was lost {MAX_LOST_ATTEMPTS + 1} times ({error}); give workers more"
             " memory, use smaller shards or look into Ray's logs"
         ) from None
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise type(error.cause)(str(error.cause)) from None
-        if isinstance(error.cause, OSError) and (found := as_user_error(error.cause)):
-            raise found from None
-        raise

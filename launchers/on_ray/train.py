@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import UserError
 from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
+from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.interruption import Interrupted, Interruption
 from ifsq_train.training.failure import FailureLog
@@ -49,7 +49,8 @@ def train_on_ray(
         TrainingFailed: the workers failed more often than allowed.
         Interrupted: SIGTERM; the state was saved.
     """
-    folder = Path(config.output).absolute()
+    config = with_absolute_paths(config)
+    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     preflight(config, launch)
     finished = finished_result(config)
@@ -187,7 +188,7 @@ def _worker(settings: dict[str, Any]) -> None:
     earlier = FailureLog(folder, launch_id).unmendable()
     if earlier is not None:
         # A restart cannot mend what the user has to.
-        raise UserError(earlier.message)
+        raise earlier.as_user_error()
     launch = LaunchConfig.model_validate(settings["launch"])
     stop_file = _stop_file(folder, launch_id)
     context = RayTrainContext(launch_id, stop_file, use_gpu=launch.gpus > 0)
