@@ -12,6 +12,9 @@ from data_pipelines.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
+_RESULTS_PER_THREAD = 4
+"""Of `ordered_map`: keeps its threads busy while one item takes longer."""
+
 
 @dataclass(frozen=True)
 class _Done:
@@ -123,6 +126,15 @@ class Prefetcher(Generic[R]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map` over threads: results in input order, at most a few items per thread in memory.
+
+    `items` is consumed in one of the threads; see Prefetcher.
+    """
+    with Prefetcher(function, items, _RESULTS_PER_THREAD * threads, threads) as results:
+        yield from results
 
 
 def _work(function: Callable[[Any], Any], shared: _Shared) -> None:

@@ -42,7 +42,7 @@ FinishItem = Callable[[ItemRows], ItemResult]
 
 
 class Pending(Protocol):
-    """What `Future` has of it."""
+    """Pixels that will be there; a `Future` is one."""
 
     def result(self) -> PixelRows:
         """Wait for the pixels."""

@@ -35,9 +35,8 @@ class Failure:
 
     def as_user_error(self) -> UserError:
         """The user's error as the class it was raised as, as far as that is known here."""
-        return (
-            DataError(self.message) if self.kind == DataError.__name__ else UserError(self.message)
-        )
+        kind = DataError if self.kind == DataError.__name__ else UserError
+        return kind(self.message)
 
 
 class FailureLog:

@@ -64,7 +64,9 @@ def submit(
     ] = None,
     workdir: Annotated[
         str | None,
-        typer.Option(help="Ray: shared folder relative paths are below; the working folder."),
+        typer.Option(
+            help="Ray: folder of all nodes that relative paths are below; this one if left out."
+        ),
     ] = None,
     cpus_per_node: Annotated[
         float, typer.Option(min=0.1, help="Ray and local: CPUs to use on a node.")

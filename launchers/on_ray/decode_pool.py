@@ -11,9 +11,7 @@ costs more than decoding beside the trainer, where that has CPUs enough.
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,13 +27,8 @@ from ifsq_train.config import ImageDataConfig, to_dict
 from ifsq_train.data.base import DataFacts
 from ifsq_train.data.batch import Batch
 from ifsq_train.data.images import ImageTrainData, open_images
+from launchers.on_ray.actor_pool import ITEMS_PER_ACTOR, ActorPool, PoolWords
 
-logger = logging.getLogger(__name__)
-
-MAX_DEATHS_PER_BATCH = 5
-"""A batch that is lost with its actor this often is to blame itself."""
-_BATCHES_PER_ACTOR = 2
-"""One being decoded, one decoded or waiting: keeps every actor busy."""
 _ANY_NUMBER = 1 << 62
 
 
@@ -48,6 +41,11 @@ class Share:
     world_size: int
 
 
+DECODER_WORDS = PoolWords[None, Share](
+    actor="decode actor", item=lambda share: f"the images of batch {share.step}"
+)
+
+
 class DecodeActor:
     """What runs in an actor. The data is opened by the first call, so that its errors arrive."""
 
@@ -56,14 +54,18 @@ class DecodeActor:
         self._seed = seed
         self._data: ImageTrainData | None = None
 
+    def open(self) -> None:
+        """Open the data; the trainer counts bad samples, for all actors that work for it."""
+        self._data = open_images(
+            self._config,
+            seed=self._seed,
+            budget=ErrorBudget(_ANY_NUMBER),
+            device=torch.device("cpu"),
+        )
+
     def make(self, share: Share) -> PixelBatch:
         """Decode a share; pixels come as a numpy array, which Ray moves without a copy."""
-        if self._data is None:
-            # The trainer keeps count of bad samples, for all actors that work for it.
-            self._data = open_images(
-                self._config, seed=self._seed, budget=ErrorBudget(_ANY_NUMBER),
-                device=torch.device("cpu"),
-            )  # fmt: skip
+        assert self._data is not None
         batch = self._data.load_pixels(share.step, share.rank, share.world_size)
         moved: Any = batch.pixels.numpy()
         return replace(batch, pixels=moved)
@@ -72,23 +74,35 @@ class DecodeActor:
 class DecodePool:
     """Decode actors of one trainer, with the batches they are making.
 
-    Attributes:
-        restarts: actors replaced so far.
+    Args:
+        ray: an initialised Ray.
+        start_actor: starts a `DecodeActor`.
+        num_actors: how many.
     """
 
     def __init__(self, ray: Any, start_actor: Callable[[], Any], num_actors: int) -> None:
-        self.restarts = 0
-        self._ray, self._start_actor = ray, start_actor
-        self._actors = [start_actor() for _ in range(num_actors)]
-        self._calls: dict[Share, tuple[int, Any]] = {}
-        """Actor (its place) and result of every batch asked for and not taken yet."""
-        self._deaths = Counter[Share]()
+        self._pool: ActorPool[None, Share, PixelBatch] = ActorPool(
+            ray, start_actor, num_actors, DECODER_WORDS
+        )
+        self._asked: set[Share] = set()
+        """Asked for and not finished yet."""
+        self._ready: dict[Share, PixelBatch] = {}
         self._taking = threading.Lock()
+
+    @property
+    def restarts(self) -> int:
+        """Actors replaced so far."""
+        return self._pool.restarts
+
+    @property
+    def size(self) -> int:
+        """Number of actors."""
+        return self._pool.size
 
     @property
     def batches_ahead(self) -> int:
         """Batches asked for at a time: the bound on what exists."""
-        return _BATCHES_PER_ACTOR * len(self._actors)
+        return ITEMS_PER_ACTOR * self._pool.size
 
     def take(self, share: Share) -> PixelBatch:
         """The batch; those of the next steps are asked for, those far from it are forgotten.
@@ -97,65 +111,32 @@ class DecodePool:
             UserError: of the data, or actors keep dying.
         """
         with self._taking:
-            return self._take(share)
-
-    def _take(self, share: Share) -> PixelBatch:
-        wanted = [replace(share, step=share.step + i) for i in range(self.batches_ahead)]
-        # Threads may take neighbouring steps in any order; anything further off is not wanted.
-        near = range(share.step - self.batches_ahead, share.step + self.batches_ahead)
-        same = {known for known in self._calls if replace(known, step=share.step) == share}
-        self._calls = {k: c for k, c in self._calls.items() if k in same and k.step in near}
-        for ahead in wanted:
-            if ahead not in self._calls:
-                self._ask(ahead)
-        while True:
-            place, call = self._calls[share]
-            batch = self._result(share, place, call)
-            if batch is not None:
-                del self._calls[share]
-                # Ray's arrays are read-only and go away with the reference.
-                return replace(batch, pixels=torch.from_numpy(np.array(batch.pixels)))
+            self._ask_ahead_of(share)
+            while share not in self._ready:
+                for made, batch in self._pool.finished():
+                    self._asked.discard(made)
+                    self._ready[made] = batch
+            batch = self._ready.pop(share)
+        # Ray's arrays are read-only and go away with the reference.
+        return replace(batch, pixels=torch.from_numpy(np.array(batch.pixels)))
 
     def close(self) -> None:
         """End all actors."""
-        for actor in self._actors:
-            self._ray.kill(actor)
+        self._pool.close()
 
-    def _ask(self, share: Share) -> None:
-        busy = Counter(place for place, _ in self._calls.values())
-        place = min(range(len(self._actors)), key=lambda number: busy[number])
-        self._calls[share] = (place, self._actors[place].make.remote(share))
+    def _ask_ahead_of(self, share: Share) -> None:
+        # Threads may take neighbouring steps in any order; anything further off is not wanted.
+        near = range(share.step - self.batches_ahead, share.step + self.batches_ahead)
 
-    def _result(self, share: Share, place: int, call: Any) -> PixelBatch | None:
-        """The batch, or None if it was lost and is being made again."""
-        from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+        def unwanted(other: Share) -> bool:
+            return other.step not in near or replace(other, step=share.step) != share
 
-        try:
-            return self._ray.get(call)
-        except (RayActorError, ObjectLostError, OutOfMemoryError) as error:
-            self._deaths[share] += 1
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if self._deaths[share] >= MAX_DEATHS_PER_BATCH:
-                raise UserError(
-                    f"batch {share.step} was lost with its decode actor {MAX_DEATHS_PER_BATCH}"
-                    f" times (the last: {reason}); give actors more memory or look into Ray's logs"
-                ) from None
-            logger.warning("a decode actor was lost (%s) and is replaced", reason)
-            self._replace(place)
-            return None
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise type(error.cause)(str(error.cause)) from None
-            raise
-
-    def _replace(self, place: int) -> None:
-        """A new actor, which is asked for everything the lost one owed."""
-        self._ray.kill(self._actors[place])  # it may only be unreachable
-        self._actors[place] = self._start_actor()
-        self.restarts += 1
-        for share, (of, _) in list(self._calls.items()):
-            if of == place:
-                self._calls[share] = (place, self._actors[place].make.remote(share))
+        self._asked -= self._pool.forget(unwanted)
+        self._ready = {known: b for known, b in self._ready.items() if not unwanted(known)}
+        wanted = [replace(share, step=share.step + i) for i in range(self.batches_ahead)]
+        new = [w for w in wanted if w not in self._asked and w not in self._ready]
+        self._asked.update(new)
+        self._pool.ask(new)
 
 
 @dataclass
@@ -186,7 +167,7 @@ class PooledImages:
 
     def describe(self) -> dict[str, Any]:
         """See TrainData.describe."""
-        return self.data.describe() | {"decode_actors": self.pool.batches_ahead // 2}
+        return self.data.describe() | {"decode_actors": self.pool.size}
 
 
 def pooled_images(

@@ -18,9 +18,6 @@ from ifsq_train.precompute.progress import ItemResult
 from ifsq_train.precompute.stream import DecodePixels, publishing
 from launchers.on_ray.errors import plain_result
 
-ITEMS_PER_ENCODER = 2
-"""Handed out at a time: one to work on, and the next, so that batches can go on into it."""
-
 
 class QueuedItems:
     """A feed of items that arrive one by one, never ending."""

@@ -23,6 +23,7 @@ from ifsq_train.precompute.metrics import PrecomputeMetrics
 from ifsq_train.precompute.progress import (
     CheckedShard,
     CheckShards,
+    ItemResult,
     OnItem,
     PrecomputeReport,
     PrecomputeRun,
@@ -32,15 +33,23 @@ from ifsq_train.precompute.progress import (
     published_report,
 )
 from launchers.monitoring.precompute_line import PrecomputeLine
-from launchers.on_ray.actor_pool import ActorPool
+from launchers.on_ray.actor_pool import ITEMS_PER_ACTOR, ActorPool, PoolWords
 from launchers.on_ray.cluster import ray_session
-from launchers.on_ray.encoder_actors import ITEMS_PER_ENCODER, EncoderActor, ReaderActor
+from launchers.on_ray.encoder_actors import EncoderActor, ReaderActor
 from launchers.on_ray.errors import plain_result
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_AT_ONCE = 16
 """Shards read back by one task."""
+
+EncoderPool = ActorPool[TokenSpec, WorkItem, ItemResult]
+ENCODER_WORDS = PoolWords[TokenSpec, WorkItem](
+    actor="encoder",
+    item=lambda item: f"images {item.first_sample} to {item.first_sample + item.num_samples - 1}",
+    remedy="give actors more memory, lower batch_size or look into Ray's logs",
+    differences=TokenSpec.differences,
+)
 
 
 def precompute_on_ray(
@@ -87,15 +96,15 @@ def precompute_on_ray(
     with ray_session(address, min_cpus=slots) as ray:
         readers = _start_readers(ray, config, num_readers, cpus_per_reader)
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
-        pool = ActorPool(ray, start, num_actors)
+        pool: EncoderPool = ActorPool(ray, start, num_actors, ENCODER_WORDS)
         try:
             with (
                 PrecomputeMetrics(config.output, num_actors) as metrics,
-                PrecomputeLine(pool.spec().num_rows, show_progress) as line,
+                PrecomputeLine(pool.opened().num_rows, show_progress) as line,
             ):
                 counting = metrics.counting(on_item)
                 run = PrecomputeRun(
-                    storage, pool.spec(), config.max_bad_samples, counting, _checker(ray)
+                    storage, pool.opened(), config.max_bad_samples, counting, _checker(ray)
                 )
                 metrics.expect(run.spec.num_rows)
                 for items in run.rounds():
@@ -119,7 +128,7 @@ def _actor_starter(
         num_gpus=gpus,
         max_restarts=0,
         max_task_retries=0,
-        max_concurrency=ITEMS_PER_ENCODER + 1,
+        max_concurrency=ITEMS_PER_ACTOR + 1,
     )
     device, threads = "cuda" if gpus else "cpu", max(1, int(cpus))
     recipe = to_dict(config)

@@ -18,8 +18,16 @@ from ifsq_train.config import SampleConfig, to_dict
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.sampling.draw import OnBatch, Sampler
 from ifsq_train.sampling.job import SampleJob, SampleSpec, publish_part
-from launchers.on_ray.actor_pool import ActorPool
+from launchers.on_ray.actor_pool import ActorPool, PoolWords
 from launchers.on_ray.cluster import ray_session
+
+SamplerPool = ActorPool[SampleSpec, WorkItem, int]
+SAMPLER_WORDS = PoolWords[SampleSpec, WorkItem](
+    actor="sampler",
+    item=lambda item: f"samples {item.first_sample} to {item.first_sample + item.num_samples - 1}",
+    remedy="give actors more memory, lower batch_size or look into Ray's logs",
+    differences=SampleSpec.differences,
+)
 
 
 def sample_on_ray(
@@ -60,7 +68,9 @@ def sample_on_ray(
             num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
         )
         recipe = to_dict(config)
-        pool = ActorPool(ray, lambda: actor_class.remote(recipe, device), num_actors)
+        pool: SamplerPool = ActorPool(
+            ray, lambda: actor_class.remote(recipe, device), num_actors, SAMPLER_WORDS
+        )
         try:
             for number, _ in enumerate(pool.make(left), start=1):
                 if on_batch is not None:

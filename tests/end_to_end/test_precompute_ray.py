@@ -23,7 +23,7 @@ from data_pipelines.work_items import WorkItem
 from ifsq_train.precompute.job import preflight, run_precompute_local
 from launchers.on_ray.actor_pool import MAX_DEATHS_PER_ITEM, ActorPool
 from launchers.on_ray.cluster import ray_session
-from launchers.on_ray.precompute import precompute_on_ray
+from launchers.on_ray.precompute import ENCODER_WORDS, precompute_on_ray
 
 TAG = "IFSQ_TEST_PRECOMPUTE"
 """Environment variable by which a test finds the processes it started, and no others."""
@@ -177,7 +177,7 @@ def test_item_that_ends_every_actor_is_named(
         def make(self, _: WorkItem) -> None:
             os._exit(1)
 
-    pool = ActorPool(ray_running, Dying.remote, 1)
+    pool = ActorPool(ray_running, Dying.remote, 1, ENCODER_WORDS)
     with pytest.raises(UserError, match=r"images 5 to 5 ended their encoder 3 times"):
         list(pool.make([WorkItem(5, 5, 1)]))
     assert pool.restarts == MAX_DEATHS_PER_ITEM - 1
@@ -190,9 +190,9 @@ def test_actors_that_cannot_open_end_the_run(ray_running: Any) -> None:
         def open(self) -> None:
             os._exit(1)
 
-    pool = ActorPool(ray_running, NeverOpening.remote, 1)
+    pool = ActorPool(ray_running, NeverOpening.remote, 1, ENCODER_WORDS)
     with pytest.raises(UserError, match="3 encoders in a row died while opening"):
-        pool.spec()
+        pool.opened()
     pool.close()
 
 

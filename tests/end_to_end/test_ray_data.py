@@ -140,6 +140,9 @@ def test_pool_works_no_further_ahead_than_asked(ray):
         def __init__(self) -> None:
             self.asked: list[int] = []
 
+        def open(self) -> None:
+            pass
+
         def make(self, share: Any) -> Any:
             self.asked.append(share.step)
             pixels = np.zeros((0, 3, 1, 1), np.uint8)

@@ -45,8 +45,9 @@ from data_pipelines.manifest import (
     publish_manifest,
     read_manifest_json,
 )
+from data_pipelines.prefetch import ordered_map
 from data_pipelines.storage.open import LocalStorage, Storage, as_local_file, open_storage
-from data_pipelines.threads import default_threads, ordered_map
+from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
 

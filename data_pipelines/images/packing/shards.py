@@ -31,8 +31,8 @@ from data_pipelines.manifest import (
     decode_index,
     encode_index,
 )
+from data_pipelines.prefetch import ordered_map
 from data_pipelines.storage.open import Storage, open_storage, scratch_file
-from data_pipelines.threads import ordered_map
 
 _TAR_OWNER = "ifsq"
 

@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError
 
 from data_pipelines.work_items import WorkItem
 from ifsq_train.precompute.progress import ItemResult
-from launchers.on_ray.actor_pool import ActorPool
+from launchers.on_ray.actor_pool import ActorPool, PoolWords
 
 
 @dataclass(eq=False)
@@ -148,12 +148,6 @@ class Simulated(ActorPool):
         world.own_seconds += time.process_time() - began
         return self._finished.get()
 
-    def _opened(self, actor: Any, spec: Any) -> None:
-        self._spec = self._spec or spec
-        actor.opened = True
-        self._by_load[0][actor] = None
-        self._deaths_while_opening = 0
-
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -166,7 +160,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     world = World(chosen, random.Random(0))
     began = time.process_time()
-    pool = Simulated(world, world.start_actor, chosen.actors)
+    words = PoolWords[None, WorkItem]("encoder", lambda item: f"item {item.index}")
+    pool = Simulated(world, world.start_actor, chosen.actors, words)
     results = sum(1 for _ in pool.make([WorkItem(i, i, 1) for i in range(chosen.items)]))
     driver = time.process_time() - began - world.own_seconds
     assert results == chosen.items

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError, UserError
 from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
 from ifsq_train.config.load import load_recipe
+from ifsq_train.config.paths import with_absolute_paths
+from ifsq_train.training.failure import FailureLog
 from launchers.jobs.request import JobRequest, check_request, parse_storage, recipe_text
 from launchers.on_ray import job_entry
-from launchers.on_ray.job_entry import log_tail, run_job, with_absolute_paths
+from launchers.on_ray.failure import TrainingFailed, explain
+from launchers.on_ray.job_entry import log_tail, run_job, run_recipe
 
 
 def test_outside_a_job_it_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +60,40 @@ def test_the_end_of_a_ranks_log_is_shown(tmp_path: Path) -> None:
     (tmp_path / "logs" / "rank-00003.log").write_text("\n".join(lines))
     assert log_tail(tmp_path, 3) == lines[-20:]
     assert log_tail(tmp_path, 4) == []
+
+
+def test_the_log_of_the_rank_that_failed_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    FailureLog(tmp_path, "launch").record("attempt", 1, RuntimeError("out of luck"))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00001.log").write_text("the last words")
+
+    def train(*_: object) -> None:
+        raise explain(tmp_path, "launch", RuntimeError("as Ray says it"))
+
+    monkeypatch.setattr("launchers.on_ray.train.train_on_ray", train)
+    recipe = load_recipe("demo/tokenizer", [f"output={tmp_path}"])
+    with pytest.raises(TrainingFailed, match="rank 1 failed first") as failed:
+        run_recipe(recipe, LaunchConfig())
+    assert failed.value.rank == 1
+    assert "rank 1 | the last words" in capsys.readouterr().err
+
+
+def test_a_users_error_keeps_its_class_on_the_way_from_a_rank(tmp_path: Path) -> None:
+    for launch, kind in (("first", DataError), ("second", UserError)):
+        FailureLog(tmp_path, launch).record("attempt", 0, kind("damaged"))
+        assert type(explain(tmp_path, launch, RuntimeError())) is kind
+
+
+def test_a_working_folder_that_a_node_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key, value in JobRequest("t", load_recipe("demo/tokenizer")).job_environment(1).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("IFSQ_WORKDIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none, .* is not a folder on this node; .*--workdir"):
+        run_job()
 
 
 def test_a_recipe_kubernetes_would_change_is_refused() -> None:
