@@ -19,7 +19,7 @@ from ifsq_train.checkpoint.fence import Fence, shared_attempt_id
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.checkpoint.writer import CheckpointWriter
-from ifsq_train.config import TrainConfig, to_dict
+from ifsq_train.config import LoadingConfig, TrainConfig, to_dict
 from ifsq_train.config.shares import check_shares, num_micro_batches
 from ifsq_train.data.base import TrainData
 from ifsq_train.data.batch import Batch
@@ -50,6 +50,7 @@ class Run:
     config: TrainConfig
     context: RunContext
     folder: Path
+    loading: LoadingConfig
     data: TrainData
     task: TrainTask
     strategy: Strategy
@@ -69,7 +70,12 @@ class Run:
         return batch.pinned() if self.context.device.type == "cuda" else batch
 
 
-def run(config: TrainConfig, context: RunContext, serve: Serve = without_helpers) -> dict[str, Any]:
+def run(
+    config: TrainConfig,
+    context: RunContext,
+    serve: Serve = without_helpers,
+    loading: LoadingConfig | None = None,
+) -> dict[str, Any]:
     """Train to `config.steps`, resuming from the newest intact checkpoint if there is one.
 
     The same function runs in-process, under torchrun and inside a Ray Train worker.
@@ -79,6 +85,7 @@ def run(config: TrainConfig, context: RunContext, serve: Serve = without_helpers
         context: this worker's place in the run.
         serve: replaces the training data by a source of the same batches, such as a pool of
             decoding actors.
+        loading: how batches are loaded ahead.
 
     Returns:
         The run's result, which rank 0 also writes to ``result.json`` in the run folder.
@@ -92,22 +99,27 @@ def run(config: TrainConfig, context: RunContext, serve: Serve = without_helpers
     failures = FailureLog(folder, context.launch_id)
     attempt = shared_attempt_id()
     try:
-        run = assemble(config, context, serve, attempt, failures)
+        parts = assemble(config, context, serve, attempt, failures, loading or LoadingConfig())
         try:
-            with catching_sigterm(), run.watchdog:
-                fit(run)
+            with catching_sigterm(), parts.watchdog:
+                fit(parts)
         finally:
-            run.metrics.close()
-            run.writer.abort()
+            parts.metrics.close()
+            parts.writer.abort()
     except Exception as error:
         if not isinstance(error, Interrupted):
             failures.record(attempt, context.rank, error)
         raise
-    return finish(run, failures, time.monotonic() - started)
+    return finish(parts, failures, time.monotonic() - started)
 
 
 def assemble(
-    config: TrainConfig, context: RunContext, serve: Serve, attempt: str, failures: FailureLog
+    config: TrainConfig,
+    context: RunContext,
+    serve: Serve,
+    attempt: str,
+    failures: FailureLog,
+    loading: LoadingConfig,
 ) -> Run:
     """Open the data, build and wrap the networks, take over saved state."""
     folder = Path(config.output).absolute()
@@ -120,6 +132,7 @@ def assemble(
         rank=context.rank,
         device=context.device,
         extras=extras_for(config.task),
+        decode_threads=loading.decode_threads or 1,
     )
     data = serve(data, config)
     task = build_task(config, data, context)
@@ -128,40 +141,67 @@ def assemble(
         config.strategy, context, skip_nonfinite=config.on_nonfinite == "skip"
     )
     strategy.prepare(task.modules(), config.optim, config.steps)
-    averages = (
-        {name: WeightAverage(strategy, name, config.ema_decay) for name in task.averaged()}
-        if config.ema_decay is not None
-        else {}
-    )
+    averages = _weight_averages(config, strategy, task)
     fence = Fence(folder / "checkpoints", attempt)
-    writer = CheckpointWriter(
-        folder / "checkpoints",
+    writer = _open_writer(config, context, fence, attempt)
+    if context.rank == 0:
+        fence.take()
+    state = TrainState(data.plan.digest)
+    resumed_from = restore(folder, context, strategy, averages, state)
+    return Run(
+        config=config,
+        context=context,
+        folder=folder,
+        loading=loading,
+        data=data,
+        task=task,
+        strategy=strategy,
+        averages=averages,
+        state=state,
+        writer=writer,
+        fence=fence,
+        metrics=TrainingMetrics(config, context, folder, state.step, task.describe()),
+        meter=StepMeter(context.device, context.world_size, flops),
+        guard=NonFiniteGuard(config.on_nonfinite),
+        watchdog=_open_watchdog(config, context, attempt, failures),
+        resumed_from=resumed_from,
+    )
+
+
+def _weight_averages(
+    config: TrainConfig, strategy: Strategy, task: TrainTask
+) -> dict[str, WeightAverage]:
+    if config.ema_decay is None:
+        return {}
+    return {name: WeightAverage(strategy, name, config.ema_decay) for name in task.averaged()}
+
+
+def _open_writer(
+    config: TrainConfig, context: RunContext, fence: Fence, attempt: str
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        Path(config.output).absolute() / "checkpoints",
         rank=context.rank,
         world_size=context.world_size,
         attempt=attempt,
-        keep_last=config.checkpoint.keep_last,
         retention=Retention.of(config.checkpoint),
         max_failed_saves=config.checkpoint.max_failed_saves,
         agree=any_rank,
         fence=fence,
     )
-    if context.rank == 0:
-        fence.take()
-    state = TrainState(data.plan.digest)
-    resumed_from = restore(folder, context, strategy, averages, state)
-    watchdog = Watchdog(
-        folder,
+
+
+def _open_watchdog(
+    config: TrainConfig, context: RunContext, attempt: str, failures: FailureLog
+) -> Watchdog:
+    return Watchdog(
+        Path(config.output).absolute(),
         attempt=attempt,
         rank=context.rank,
         world_size=context.world_size,
         timeout_seconds=config.watchdog_seconds,
         on_hang=lambda message, stack: failures.record_text(attempt, context.rank, message, stack),
     )
-    metrics = TrainingMetrics(config, context, folder, state.step, task.describe())
-    meter = StepMeter(context.device, context.world_size, flops)
-    guard = NonFiniteGuard(config.on_nonfinite)
-    parts = (data, task, strategy, averages, state, writer, fence, metrics, meter, guard, watchdog)
-    return Run(config, context, folder, *parts, resumed_from=resumed_from)
 
 
 def fit(run: Run) -> None:
@@ -170,7 +210,7 @@ def fit(run: Run) -> None:
     steps = range(state.step, config.steps)
     vote, asked = InterruptionVote(run.context), Interruption.NONE
     profiler = StepProfiler(config.profile, run.context, run.folder)
-    ahead, threads = config.data.prefetch_batches, config.data.reader_threads
+    ahead, threads = run.loading.prefetch_batches, run.loading.reader_threads
     with Prefetcher(run.load, steps, ahead, threads) as batches:
         while state.step < config.steps:
             began = time.perf_counter()

@@ -17,6 +17,7 @@ from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_token
 from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.checkpoint.format import AVERAGE, MASTER, Piece
 from ifsq_train.checkpoint.reader import open_checkpoint
+from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
@@ -122,7 +123,7 @@ def import_released(
     pieces = _pieces(name, live, MASTER) + _pieces(name, average, AVERAGE)
     buffers = _buffers(f"live/{name}", live) | _buffers(f"ema/{name}", average)
     writer = CheckpointWriter(
-        output / "checkpoints", rank=0, world_size=1, attempt="import", keep_last=1
+        output / "checkpoints", rank=0, world_size=1, attempt="import", retention=Retention(1)
     )
     writer.save(0, pieces, buffers, header)
     writer.close()

@@ -52,8 +52,7 @@ class CheckpointWriter:
         rank, world_size: this worker's place.
         attempt: equal on all ranks and different in every (re)start of the run, so that files
             left by a killed attempt are never taken for this one's.
-        keep_last: newest complete checkpoints to keep.
-        retention: which others to keep besides; none where not given.
+        retention: which complete checkpoints to keep.
         max_failed_saves: saves in a row that may fail before the run is ended.
         agree: maximum of a flag over all ranks (collective, called on the loop's thread); where
             not given each rank decides alone.
@@ -67,15 +66,14 @@ class CheckpointWriter:
         rank: int,
         world_size: int,
         attempt: str,
-        keep_last: int,
-        retention: Retention | None = None,
+        retention: Retention,
         max_failed_saves: int = 0,
         agree: Callable[[bool], bool] | None = None,
         fence: Fence | None = None,
     ) -> None:
         self._folder, self._rank, self._world_size = folder, rank, world_size
         self._attempt = attempt
-        self._retention = retention or Retention(keep_last=keep_last)
+        self._retention = retention
         self._max_failed_saves, self._failed_saves = max_failed_saves, 0
         self._agree = agree or (lambda flag: flag)
         self._fence = fence

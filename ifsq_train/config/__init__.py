@@ -8,7 +8,7 @@ here say what is allowed. Recipes hold science only; the shape of the machine is
 from ifsq_train.config.base import Config, to_dict
 from ifsq_train.config.data import DataConfig, ImageDataConfig, TokenDataConfig, ViewConfig
 from ifsq_train.config.evaluate import EvaluateConfig
-from ifsq_train.config.launch import LaunchConfig
+from ifsq_train.config.launch import LaunchConfig, LoadingConfig
 from ifsq_train.config.networks import (
     ContinuousConfig,
     DiTConfig,
@@ -61,6 +61,7 @@ __all__ = [
     "LaunchConfig",
     "LfqConfig",
     "LlamaGenConfig",
+    "LoadingConfig",
     "OptimConfig",
     "PerceptualConfig",
     "PrecomputeConfig",

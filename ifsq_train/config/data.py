@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,17 @@ from ifsq_train.config.paths import RunPath
 
 # Which crops of an image are seen; the kinds and their options are in data_pipelines.views.
 ViewConfig = Annotated[AnyViewSpec, Field(discriminator="kind")]
+
+
+MACHINE_KEYS = ("decode_actors", "decode_threads", "prefetch_batches", "reader_threads")
+"""Keys that recipes and checkpoints of earlier releases have under `data`."""
+
+
+def without_machine_keys(values: Any) -> Any:
+    """The values of a data part without `MACHINE_KEYS`, which are of `LoadingConfig` now."""
+    if not isinstance(values, dict):
+        return values
+    return {key: value for key, value in values.items() if key not in MACHINE_KEYS}
 
 
 class MixedDatasetConfig(Config):
@@ -40,15 +51,11 @@ class ImageDataConfig(Config):
     """JPEG decoder: DALI where it is installed and a GPU is present, else the CPU path."""
     max_bad_samples: int = Field(default=100, ge=0)
     """Unreadable images allowed over the run before it fails."""
-    prefetch_batches: int = Field(default=2, ge=1)
-    """Batches decoded ahead of the step that needs them."""
-    reader_threads: int = Field(default=1, ge=1)
-    """Batches made at the same time; 2 or more hide the latency of object storage."""
-    decode_threads: int = Field(default=1, ge=1)
-    """Images decoded at the same time."""
-    decode_actors: int = Field(default=0, ge=0)
-    """Ray actors that decode for each worker, anywhere in the cluster, each with `decode_threads`
-    CPU slots; 0 decodes in the worker. The pixels are the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _machine_elsewhere(cls, values: Any) -> Any:
+        return without_machine_keys(values)
 
     @model_validator(mode="after")
     def _one_source(self) -> ImageDataConfig:
@@ -80,9 +87,11 @@ class TokenDataConfig(Config):
     """Images per optimizer step over all workers."""
     shuffle_window: int = Field(default=16384, ge=1)
     """Samples within which each lane of the order is shuffled."""
-    prefetch_batches: int = Field(default=2, ge=1)
-    reader_threads: int = Field(default=1, ge=1)
-    """Batches read at the same time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _machine_elsewhere(cls, values: Any) -> Any:
+        return without_machine_keys(values)
 
 
 DataConfig = Annotated[ImageDataConfig | TokenDataConfig, Field(discriminator="kind")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from ifsq_train.config import (
     SampleConfig,
     TrainConfig,
 )
+from ifsq_train.config.data import MACHINE_KEYS
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
 Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig
@@ -36,7 +40,23 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             the recipe in one message, one line each.
     """
     path = find_recipe(name)
-    return validate_recipe(resolve_recipe(path, overrides), source=str(name))
+    values = resolve_recipe(path, overrides)
+    _mention_machine_keys(values, str(name))
+    return validate_recipe(values, source=str(name))
+
+
+def _mention_machine_keys(values: dict[str, Any], source: str) -> None:
+    data = values.get("data")
+    found = [key for key in MACHINE_KEYS if isinstance(data, dict) and key in data]
+    if found:
+        assert isinstance(data, dict)
+        options = " ".join(f"--loading {key}={data[key]}" for key in found)
+        logger.warning(
+            "%s: %s: not part of a recipe any more, left out here; to set it, run with %s",
+            source,
+            ", ".join(f"data.{key}" for key in found),
+            options,
+        )
 
 
 def list_recipes() -> list[tuple[str, str]]:

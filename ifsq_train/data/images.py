@@ -90,7 +90,12 @@ def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorB
 
 
 def open_images(
-    config: ImageDataConfig, *, seed: int, budget: ErrorBudget, device: torch.device
+    config: ImageDataConfig,
+    *,
+    seed: int,
+    budget: ErrorBudget,
+    device: torch.device,
+    threads: int = 1,
 ) -> ImageTrainData:
     """The images a recipe names, whoever asks for them.
 
@@ -98,7 +103,7 @@ def open_images(
         UserError: missing or damaged dataset, a decoder that is not installed, too few samples.
     """
     view = config.view
-    decoder = open_decoder(config.decoder, view.image_size, device, config.decode_threads)
+    decoder = open_decoder(config.decoder, view.image_size, device, threads)
     manifests = [ShardManifest.open(url) for url in config.urls]
     sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
     source = MixedSource(sources) if config.mix else sources[0]

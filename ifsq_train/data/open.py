@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.errors import UserError
 from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig, TrainConfig
 from ifsq_train.data.base import Extras, TrainData
 from ifsq_train.data.images import image_budget, open_images
@@ -17,16 +16,8 @@ Serve = Callable[[TrainData, TrainConfig], TrainData]
 """Replaces training data by a source of the same batches."""
 
 
-def without_helpers(data: TrainData, config: TrainConfig) -> TrainData:
-    """The data itself.
-
-    Raises:
-        UserError: the recipe asks for decode actors.
-    """
-    if config.data.kind == "images" and config.data.decode_actors:
-        raise UserError(
-            f"data.decode_actors={config.data.decode_actors} needs Ray; use --launcher ray, or 0"
-        )
+def without_helpers(data: TrainData, _config: TrainConfig) -> TrainData:
+    """The data as it is."""
     return data
 
 
@@ -38,6 +29,7 @@ def open_train_data(
     rank: int,
     device: torch.device,
     extras: Extras | None = None,
+    decode_threads: int = 1,
 ) -> TrainData:
     """Open what a recipe names.
 
@@ -48,6 +40,7 @@ def open_train_data(
         rank: this worker's.
         device: where images are decoded to.
         extras: what batches of a token dataset shall have besides tokens and labels.
+        decode_threads: images decoded at the same time.
 
     Raises:
         UserError: missing or damaged dataset, tokens of another tokenizer, too few samples, or a
@@ -57,7 +50,7 @@ def open_train_data(
         return open_tokens(config, seed, extras or Extras(), device)
     assert isinstance(config, ImageDataConfig)
     budget = image_budget(config, run_folder, rank)
-    return open_images(config, seed=seed, budget=budget, device=device)
+    return open_images(config, seed=seed, budget=budget, device=device, threads=decode_threads)
 
 
 def extras_for(task: TaskConfig) -> Extras:

@@ -130,7 +130,7 @@ DATA = Dashboard(
                     )
                     for q, name in ((0.5, "median"), (0.99, "p99"))
                 ),
-                "A high p99 with a low median means hiccups: raise data.prefetch_batches.",
+                "A high p99 with a low median means hiccups: raise prefetch_batches.",
                 minimum=0,
             ),
         ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Overrides, RecipeName
+from launchers.cli.options import Loading, Overrides, RecipeName, loading_config
 
 if TYPE_CHECKING:
     from launchers.jobs.request import JobRequest
@@ -78,12 +78,14 @@ def submit(
         bool, typer.Option("--dry-run", help="Check and show what would be sent; send nothing.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Watch the job; Ctrl-C leaves it running.")] = True,
+    loading: Loading = None,
 ) -> None:
     """Run a recipe on a cluster and watch it; Ctrl-C only stops watching."""
     from launchers.jobs.request import check_request
 
     request = _request(recipe, overrides, nodes, gpus_per_node, name, image, queue, storage)
     request = _with_environment(request, env, secret)
+    request = replace(request, loading=loading_config(loading))
     check_request(request)
     if to == "k8s":
         _submit_to_kubernetes(request, profile, namespace, context, dry_run=dry_run, wait=wait)

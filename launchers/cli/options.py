@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data_pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from ifsq_train.config import LoadingConfig
 
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 
@@ -17,6 +20,37 @@ Overrides = Annotated[
 
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; a local one if left out.")]
+
+
+Loading = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="How workers load data: prefetch_batches, reader_threads, decode_threads or"
+        " decode_actors; may be repeated.",
+    ),
+]
+
+
+def loading_config(items: list[str] | None) -> LoadingConfig:
+    """What `--loading` was given.
+
+    Raises:
+        UserError: not KEY=VALUE, an unknown key, or a value that is not allowed.
+    """
+    from pydantic import ValidationError
+
+    from ifsq_train.config import LoadingConfig
+
+    pairs = [item.partition("=") for item in items or []]
+    try:
+        return LoadingConfig.model_validate({key: value for key, _, value in pairs})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = fault["loc"][0]
+        known = ", ".join(LoadingConfig.model_fields)
+        text = f"allowed are {known}" if key not in LoadingConfig.model_fields else fault["msg"]
+        raise UserError(f"--loading {key}={fault['input']}: {text}") from None
 
 
 def gpu_count(text: str) -> int | Literal["auto"]:

@@ -19,7 +19,14 @@ from launchers.cli.codes import export_codes, import_codes
 from launchers.cli.first_steps import doctor, init
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
-from launchers.cli.options import Address, Overrides, RecipeName, gpu_count
+from launchers.cli.options import (
+    Address,
+    Loading,
+    Overrides,
+    RecipeName,
+    gpu_count,
+    loading_config,
+)
 
 app = typer.Typer(
     name="ifsq",
@@ -64,6 +71,7 @@ def train(
     address: Address = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Restarts before giving up.")] = 3,
     launcher: Annotated[str, typer.Option(help="ray, or local: one worker in-process.")] = "ray",
+    loading: Loading = None,
 ) -> None:
     """Train a tokenizer or a generator; run again to resume."""
     from ifsq_train.config import LaunchConfig, TrainConfig
@@ -80,6 +88,7 @@ def train(
         cpus_per_worker=cpus_per_worker,
         address=address,
         max_failures=max_failures,
+        loading=loading_config(loading),
     )
     if launcher == "local":
         from launchers.local import train_locally
@@ -88,7 +97,7 @@ def train(
             raise UserError(
                 f"--launcher local runs one worker, found --workers {workers}; use --launcher ray"
             )
-        result = train_locally(config, launch.gpus_per_worker)
+        result = train_locally(config, launch.gpus_per_worker, launch.loading)
     elif launcher == "ray":
         from launchers.on_ray.train import train_on_ray
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from data_pipelines.errors import UserError
-from ifsq_train.config import EvaluateConfig, LaunchConfig, TrainConfig, to_dict
+from ifsq_train.config import EvaluateConfig, LaunchConfig, LoadingConfig, TrainConfig, to_dict
 from ifsq_train.config.load import Recipe
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 
@@ -68,6 +68,7 @@ class JobRequest:
         mount: where it is mounted; relative paths of the recipe are below it.
         env: environment of all processes.
         secrets: Secrets whose values become environment variables (Kubernetes).
+        loading: how training workers load their batches.
     """
 
     name: str
@@ -80,6 +81,7 @@ class JobRequest:
     mount: str = DEFAULT_MOUNT
     env: dict[str, str] = field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
 
     @property
     def num_workers(self) -> int:
@@ -97,6 +99,7 @@ class JobRequest:
             gpus_per_worker=1 if self.gpus_per_node else 0,
             cpus_per_worker=cpus_per_node / max(1, self.gpus_per_node),
             address="auto",
+            loading=self.loading,
         )
 
     def job_environment(self, cpus_per_node: float) -> dict[str, str]:

@@ -5,7 +5,7 @@ make any batch, and one that is lost is replaced and its batches are made again,
 A trainer asks for a bounded number of batches ahead; what it has not asked for is not made, so a
 slow trainer holds the pool back and the object store stays small.
 
-Off unless asked for (`LaunchConfig.decode_actors`): moving pixels between processes and machines
+Off unless asked for (`LoadingConfig.decode_actors`): moving pixels between processes and machines
 costs more than decoding beside the trainer, where that has CPUs enough.
 """
 
@@ -50,8 +50,8 @@ class DecodeActor:
     """What runs in an actor. The data is opened by the first call, so that its errors arrive."""
 
     def __init__(self, data: dict[str, Any], seed: int, threads: int) -> None:
-        self._config = ImageDataConfig.model_validate(data | {"decode_threads": threads})
-        self._seed = seed
+        self._config = ImageDataConfig.model_validate(data)
+        self._seed, self._threads = seed, threads
         self._data: ImageTrainData | None = None
 
     def open(self) -> None:
@@ -61,6 +61,7 @@ class DecodeActor:
             seed=self._seed,
             budget=ErrorBudget(_ANY_NUMBER),
             device=torch.device("cpu"),
+            threads=self._threads,
         )
 
     def make(self, share: Share) -> PixelBatch:

@@ -57,7 +57,7 @@ def train_on_ray(
     if finished is not None:
         return finished
     launch_id = secrets.token_hex(8)
-    slots = math.ceil(launch.num_workers * (launch.cpus_per_worker + _decode_cpus(config)))
+    slots = math.ceil(launch.num_workers * (launch.cpus_per_worker + _decode_cpus(launch)))
     with ray_session(launch.address, min_cpus=slots) as ray:
         if on_ready is not None:
             on_ready()
@@ -68,10 +68,9 @@ def train_on_ray(
     return json.loads((folder / "result.json").read_bytes())
 
 
-def _decode_cpus(config: TrainConfig) -> int:
+def _decode_cpus(launch: LaunchConfig) -> int:
     """CPU slots of the actors that decode for one worker."""
-    data = config.data
-    return data.decode_actors * data.decode_threads if data.kind == "images" else 0
+    return launch.loading.decode_actors * launch.decode_threads
 
 
 def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: str) -> Any:
@@ -157,9 +156,11 @@ def _giving_back_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _decoded_by_actors(data: TrainData, config: TrainConfig, rank: int) -> TrainData:
-    """The same batches, decoded by actors of this worker's own where the recipe asks for some."""
-    if config.data.kind != "images" or not config.data.decode_actors:
+def _decoded_by_actors(
+    data: TrainData, config: TrainConfig, launch: LaunchConfig, rank: int
+) -> TrainData:
+    """The same batches, decoded by actors of this worker's own where the launch asks for some."""
+    if config.data.kind != "images" or not launch.loading.decode_actors:
         return data
     import ray
 
@@ -171,8 +172,8 @@ def _decoded_by_actors(data: TrainData, config: TrainConfig, rank: int) -> Train
         config.data,
         seed=config.seed,
         budget=image_budget(config.data, Path(config.output).absolute(), rank),
-        num_actors=config.data.decode_actors,
-        cpus_per_actor=config.data.decode_threads,
+        num_actors=launch.loading.decode_actors,
+        cpus_per_actor=launch.decode_threads,
     )
 
 
@@ -195,7 +196,9 @@ def _worker(settings: dict[str, Any]) -> None:
     context.watch_capacity(launch)
     log_to_folder(folder, context.rank)
     try:
-        run(config, context, serve=partial(_decoded_by_actors, rank=context.rank))
+        serve = partial(_decoded_by_actors, launch=launch, rank=context.rank)
+        settled = {"decode_threads": launch.decode_threads}
+        run(config, context, serve, launch.loading.model_copy(update=settled))
     except Interrupted as interrupted:
         # A worker that returns ends the run; one that raises is started again elsewhere.
         if interrupted.reason != Interruption.STOP:

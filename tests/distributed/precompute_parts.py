@@ -13,6 +13,7 @@ from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.storage.open import open_storage
 from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.checkpoint.format import Piece
+from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import PrecomputeConfig, TokenizerTaskConfig, TrainConfig, to_dict
 
@@ -72,7 +73,7 @@ def write_tokenizer(
         if name not in parameters
     }
     writer = CheckpointWriter(
-        folder / "checkpoints", rank=0, world_size=1, attempt="a", keep_last=1
+        folder / "checkpoints", rank=0, world_size=1, attempt="a", retention=Retention(1)
     )
     writer.save(1, pieces, buffers, {"recipe": to_dict(recipe)})
     writer.close()

@@ -14,6 +14,7 @@ from torch import nn
 
 from ifsq_train.assembly.strategy import build_strategy
 from ifsq_train.checkpoint.reader import newest_checkpoint
+from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import EvaluateConfig, OptimConfig, StrategyConfig, TrainConfig
 from ifsq_train.config.load import validate_recipe
@@ -82,7 +83,11 @@ def train_toy(
             load_network(checkpoint, strategy, name, steps)
         average.load(checkpoint)
     writer = CheckpointWriter(
-        Path(folder), rank=context.rank, world_size=context.world_size, attempt="a", keep_last=1
+        Path(folder),
+        rank=context.rank,
+        world_size=context.world_size,
+        attempt="a",
+        retention=Retention(1),
     )
     losses = []
     for step in range(first, last):

@@ -164,10 +164,11 @@ def test_pool_works_no_further_ahead_than_asked(ray):
         return started[-1]
 
     pool = DecodePool(ray, start, 2)
-    pool.take(Share(0, 0, 1))
-    pool.take(Share(1, 0, 1))
+    for step in range(6):
+        pool.take(Share(step, 0, 1))
     asked = sorted(step for actor in started for step in ray.get(actor.seen.remote()))
-    assert asked == list(range(1 + pool.batches_ahead))
+    assert len(asked) == len(set(asked))
+    assert set(range(6)) <= set(asked) <= set(range(5 + pool.batches_ahead))
     pool.close()
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ifsq_train.checkpoint.format import CheckpointError, Piece, list_steps, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint, open_checkpoint
+from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 
 VALUES = torch.arange(24, dtype=torch.float32)
@@ -21,7 +22,11 @@ def write(folder: Path, step: int, world_size: int = 2, keep_last: int = 9) -> N
     bounds = [0, 10, 24] if world_size == 2 else [0, 24]
     writers = [
         CheckpointWriter(
-            folder, rank=r, world_size=world_size, attempt=f"a{step}", keep_last=keep_last
+            folder,
+            rank=r,
+            world_size=world_size,
+            attempt=f"a{step}",
+            retention=Retention(keep_last),
         )
         for r in range(world_size)
     ]
@@ -46,7 +51,7 @@ def test_reads_across_pieces(tmp_path: Path) -> None:
 
 
 def test_saved_state_is_the_state_at_the_call(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, rank=0, world_size=1, attempt="a", keep_last=1)
+    writer = CheckpointWriter(tmp_path, rank=0, world_size=1, attempt="a", retention=Retention(1))
     values = VALUES.clone()
     writer.save(1, [Piece("net", "w", "master", (24,), 0, values)], {}, {})
     values.zero_()
@@ -84,7 +89,9 @@ def test_files_of_a_killed_attempt_are_not_published(tmp_path: Path) -> None:
     write(tmp_path, 5)
     new = json.loads((target / "rank-00001.json").read_text())
     assert old["sha256"] == new["sha256"]
-    writer = CheckpointWriter(tmp_path, rank=0, world_size=2, attempt="other", keep_last=9)
+    writer = CheckpointWriter(
+        tmp_path, rank=0, world_size=2, attempt="other", retention=Retention(9)
+    )
     writer.save(5, [Piece("net", "w", "master", (24,), 0, VALUES)], {}, {})
     deadline = time.monotonic() + 60
     while list_steps(tmp_path):  # hidden by the writer's thread before it touches anything
@@ -92,7 +99,7 @@ def test_files_of_a_killed_attempt_are_not_published(tmp_path: Path) -> None:
         time.sleep(0.01)
     time.sleep(0.1)
     assert list_steps(tmp_path) == [], "published with the file of another attempt"
-    late = CheckpointWriter(tmp_path, rank=1, world_size=2, attempt="other", keep_last=9)
+    late = CheckpointWriter(tmp_path, rank=1, world_size=2, attempt="other", retention=Retention(9))
     late.save(5, [Piece("net", "w", "exp_avg", (24,), 0, VALUES)], {}, {})
     writer.close()
     late.close()

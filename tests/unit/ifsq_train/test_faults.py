@@ -31,7 +31,7 @@ VALUES = torch.arange(24, dtype=torch.float32)
 
 
 def writer(folder: Path, **options: object) -> CheckpointWriter:
-    settings = {"rank": 0, "world_size": 1, "attempt": "a", "keep_last": 2} | options
+    settings = {"rank": 0, "world_size": 1, "attempt": "a", "retention": Retention(2)} | options
     return CheckpointWriter(folder, **settings)  # type: ignore[arg-type]
 
 

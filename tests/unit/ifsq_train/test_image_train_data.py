@@ -38,7 +38,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def _open(
-    datasets: list[str], mixed: bool = False, budget: ErrorBudget | None = None, **changes: Any
+    datasets: list[str],
+    mixed: bool = False,
+    budget: ErrorBudget | None = None,
+    threads: int = 1,
+    **changes: Any,
 ) -> ImageTrainData:
     settings: dict[str, Any] = {
         "view": {"kind": "adm_random", "image_size": 32},
@@ -52,7 +56,11 @@ def _open(
         settings["url"] = datasets[0]
     config = ImageDataConfig.model_validate(settings)
     return open_images(
-        config, seed=SEED, budget=budget or ErrorBudget(0), device=torch.device("cpu")
+        config,
+        seed=SEED,
+        budget=budget or ErrorBudget(0),
+        device=torch.device("cpu"),
+        threads=threads,
     )
 
 
@@ -69,7 +77,7 @@ def test_ten_batches_are_bit_identical_for_any_workers_threads_and_restarts(data
     for world_size, threads in itertools.product((1, 2, 3, 4, 7), (1, 2, 5)):
         # A fresh set of workers for every step: a resume at each of them.
         for step in range(STEPS):
-            workers = _open(datasets, mixed, decode_threads=threads)
+            workers = _open(datasets, mixed, threads=threads)
             parts = [workers.load(step, rank, world_size) for rank in range(world_size)]
             images, labels, positions = _joined(parts)
             assert torch.equal(images, wanted[step].inputs)

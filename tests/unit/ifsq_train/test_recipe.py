@@ -1,5 +1,7 @@
 """Recipes: every fault is reported, with its path and a remedy."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from data_pipelines.errors import UserError
 from ifsq_train.config import TrainConfig
 from ifsq_train.config.load import list_recipes, load_recipe, recipe_schema, validate_recipe
+from launchers.cli.options import loading_config
 
 
 def good_values() -> dict[str, Any]:
@@ -122,3 +125,27 @@ def test_override_without_equals_sign_is_refused() -> None:
 def test_schema_describes_fields() -> None:
     text = str(recipe_schema())
     assert "Levels per latent channel" in text
+
+
+def test_machine_settings_of_older_recipes_are_left_out_with_the_option_to_use(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    older = ["data.decode_threads=8", "data.prefetch_batches=4"]
+    assert load_recipe("demo/tokenizer", older) == load_recipe("demo/tokenizer")
+    assert "data.decode_threads, data.prefetch_batches: not part of a recipe" in caplog.text
+    assert "--loading decode_threads=8 --loading prefetch_batches=4" in caplog.text
+    assert "decode_threads" not in json.dumps(recipe_schema())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["threads=2"], "--loading threads=2: allowed are prefetch_batches, reader_threads"),
+        (["decode_threads=0"], "--loading decode_threads=0: Input should be greater than"),
+        (["decode_threads"], "--loading decode_threads=: Input should be a valid integer"),
+    ],
+)
+def test_loading_options_are_checked(given: list[str], said: str) -> None:
+    assert loading_config(["decode_threads=3"]).decode_threads == 3
+    with pytest.raises(UserError, match=re.escape(said)):
+        loading_config(given)
