@@ -12,8 +12,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Programs that come as packages, such as the S3 server, lie beside the interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"
+from tests.support.repository import SHARED
 
 
 @pytest.fixture(scope="session")

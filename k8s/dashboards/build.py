@@ -1,6 +1,6 @@
 """Builds the Grafana dashboards; the JSON beside this file is its output.
 
-Run it after a change: ``python k8s/dashboards/build.py``. A test fails while the JSON is older than
+Run it after a change: ``python -m k8s.dashboards.build``. A test fails while the JSON is older than
 this file. Every query is limited to the runs chosen at the top of the dashboard.
 """
 
@@ -10,11 +10,12 @@ import itertools
 import sys
 from pathlib import Path
 
-from contents import DASHBOARDS, Dashboard, Panel
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
+
+from k8s.dashboards.contents import DASHBOARDS, Dashboard, Panel
 
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 8, 8

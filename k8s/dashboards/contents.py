@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from operation_boards import DATA, FLEET, PRECOMPUTE
-from panels import GPU_ONLY, Dashboard, Panel
-from training_boards import TOKENIZER, TRAINING
+from k8s.dashboards.operation_boards import DATA, FLEET, PRECOMPUTE
+from k8s.dashboards.panels import GPU_ONLY, Dashboard, Panel
+from k8s.dashboards.training_boards import TOKENIZER, TRAINING
 
 DASHBOARDS = (TRAINING, TOKENIZER, PRECOMPUTE, DATA, FLEET)
 __all__ = ["DASHBOARDS", "GPU_ONLY", "Dashboard", "Panel"]

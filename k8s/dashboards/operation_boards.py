@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panels import Dashboard, Panel, R, curve, number
+from k8s.dashboards.panels import Dashboard, Panel, R, curve, number
 
 PRECOMPUTE = Dashboard(
     "ifsq-precompute",

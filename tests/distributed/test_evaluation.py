@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import run_ranks
-from small_run import VIEW, train_tokenizer, write_images
+
+from tests.support.ranks import run_ranks
+from tests.support.small_run import VIEW, train_tokenizer, write_images
 
 COUNT = 7
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from precompute_parts import configure, make_parts
-from ranks import run_ranks
 
 from ifsq_train.config import TrainConfig
 from ifsq_train.config.load import validate_recipe
 from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.train import run
+from tests.support.precompute_parts import configure, make_parts
+from tests.support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

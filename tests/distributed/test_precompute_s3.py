@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from precompute_parts import make_parts
-from s3_server import environment, flaky_proxy, s3_server
 
 from data_pipelines.storage.open import open_storage
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.precompute.job import run_precompute_local
+from tests.support.precompute_parts import make_parts
+from tests.support.repository import REPOSITORY
+from tests.support.s3_server import environment, flaky_proxy, s3_server
 
-REPOSITORY = Path(__file__).parents[2]
 RUN = """
 import sys
 from ifsq_train.config import PrecomputeConfig

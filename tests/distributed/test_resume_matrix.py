@@ -1,12 +1,10 @@
 """A checkpoint of any ZeRO stage and world size goes on anywhere (thinned; all cells by hand)."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "engine"))
-from resume_matrix import measure
+from tests.support.resume_cells import measure
 
 
 @pytest.mark.slow

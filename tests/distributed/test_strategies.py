@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
+
+from tests.support.ranks import run_ranks
 
 STEPS, SAVED = 8, 4
 

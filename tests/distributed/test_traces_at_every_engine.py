@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from goldens import Golden
-from ranks import run_ranks
+
+from tests.support.goldens import Golden
+from tests.support.ranks import run_ranks
 
 ENGINES = [
     {"kind": "torch"},

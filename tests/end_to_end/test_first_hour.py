@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from image_folders import write_photos
+from tests.support.image_folders import write_photos
 
 from launchers.cli import program
 from launchers.on_ray.cluster import ray_session

@@ -6,13 +6,11 @@ import json
 import os
 import random
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "engine"))
-from kill_training import Driver, compare, prepare, wait_for_step, write_recipe
+from tests.support.training_process import Driver, compare, prepare, wait_for_step, write_recipe
 
 LIMIT = 240.0
 STEPS = 60

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "kubernetes"))
-from pod_scenarios import scenario_delete
-from pod_stage import Stage
+from tests.support.pod_stage import Stage, delete_a_pod
 
 STEPS = 80
 
@@ -25,7 +22,7 @@ def test_a_job_that_loses_a_pod_completes(shared_dir: Path, tmp_path: Path) -> N
     stage = Stage(tmp_path, STEPS)
     stage.prepare()
     with stage.running() as cluster:
-        facts = scenario_delete(stage, cluster)
+        facts = delete_a_pod(stage, cluster)
     assert facts["outcome"] == "complete", "\n".join(stage.shown[-30:])
     assert facts["starts"] >= 2
     assert facts["resumed_from_step"] >= facts["deleted_at_step"]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from precompute_parts import NUM_IMAGES, NUM_VIEWS, configure, make_parts, published_bytes
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import open_storage
@@ -24,12 +23,18 @@ from ifsq_train.precompute.job import preflight, run_precompute_local
 from launchers.on_ray.actor_pool import MAX_DEATHS_PER_ITEM, ActorPool
 from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.precompute import ENCODER_WORDS, precompute_on_ray
+from tests.support.precompute_parts import (
+    NUM_IMAGES,
+    NUM_VIEWS,
+    configure,
+    make_parts,
+    published_bytes,
+)
 
 TAG = "IFSQ_TEST_PRECOMPUTE"
 """Environment variable by which a test finds the processes it started, and no others."""
-DRIVER = f"""
+DRIVER = """
 import json, os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1] / "distributed")!r})
 from ifsq_train.config import PrecomputeConfig
 from launchers.on_ray.precompute import precompute_on_ray
 

@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from image_folders import write_photos
 
 from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import DataError
@@ -27,6 +26,7 @@ from ifsq_train.data.images import open_images
 from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.decode_pool import DecodePool, PooledImages, pooled_images
 from launchers.on_ray.shards import shards_on_ray
+from tests.support.image_folders import write_photos
 
 SEED, BATCH, STEPS = 5, 14, 10
 

@@ -16,8 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launchers.cli.program import app
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.repository import REPOSITORY
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from generator_parts import make_generators, sampling
 
 from ifsq_train.config import SampleConfig
 from ifsq_train.sampling.draw import draw_samples, read_samples
 from launchers.on_ray.cluster import import_ray
 from launchers.on_ray.sample import SamplerActor, sample_on_ray
+from tests.support.generator_parts import make_generators, sampling
 
 
 @pytest.mark.slow

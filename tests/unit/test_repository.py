@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.repository import REPOSITORY
+
 FOLDERS = {"ifsq_train", "launchers", "data_pipelines", "k8s", "tests", "docs"}
 # In two parts, so that this file does not contain them itself.
 FORBIDDEN = ("/wo" + "rk/", "/ro" + "ot/", "py" + "pi.org", "python" + "hosted", "npm" + "js.com")
@@ -52,14 +54,23 @@ def test_no_symbolic_link_leaves_the_repository(tracked: list[Path]) -> None:
     assert outside == []
 
 
-def test_no_two_test_modules_share_a_name(tracked: list[Path]) -> None:
-    """pytest imports test modules by their bare name, so a second one would not be collected."""
-    names = [
-        path.name
+def test_tests_are_packages_and_import_helpers_by_their_full_name(tracked: list[Path]) -> None:
+    """Equal file names in two folders are then no clash, and no folder is put on the path."""
+    tests = [path for path in tracked if path.parts[0] == "tests" and path.suffix == ".py"]
+    folders = {path.parent for path in tests}
+    assert [str(f) for f in sorted(folders) if not (REPOSITORY / f / "__init__.py").is_file()] == []
+    call = "sys.path." + "insert"
+    assert [str(path) for path in tests if call in (REPOSITORY / path).read_text()] == []
+
+
+def test_the_suite_needs_no_benchmark(tracked: list[Path]) -> None:
+    """What both use lies in tests/support."""
+    package = "tests." + "benchmarks"
+    found = [
+        f"{path}: {line}"
         for path in tracked
-        if path.parts[0] == "tests"
-        and path.suffix == ".py"
-        and path.name != "conftest.py"
-        and "benchmarks" not in path.parts
+        if path.parts[0] == "tests" and path.suffix == ".py" and "benchmarks" not in path.parts
+        for line in (REPOSITORY / path).read_text().splitlines()
+        if re.match(rf"\s*(from|import) {re.escape(package)}", line)
     ]
-    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+    assert found == []

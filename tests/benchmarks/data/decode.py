@@ -1,6 +1,6 @@
 """Decoded 256 px ADM-aligned batches: our backends beside the released code's path.
 
-    python tests/benchmarks/data/decode.py FOLDER [--repeats N] [--count N]
+    python -m tests.benchmarks.data.decode FOLDER [--repeats N] [--count N]
 
 FOLDER is a folder of images. Prints images per CPU-second (user and system time of the process,
 one thread), images per second with a thread for every CPU, the mean absolute difference to the

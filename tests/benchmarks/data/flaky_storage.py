@@ -1,6 +1,6 @@
 """Reading a dataset from a real S3 server through a proxy that answers 503, truncates and stalls.
 
-    python tests/benchmarks/data/flaky_storage.py FOLDER PROXY [--copies N] [--repeats N]
+    python -m tests.benchmarks.data.flaky_storage FOLDER PROXY [--copies N] [--repeats N]
 
 FOLDER is a folder of images, PROXY the script of the faulty proxy. Every repeat reads an epoch
 through the proxy without faults, and the same with them; every sample is checked against its
@@ -20,17 +20,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
 # Programs that come as packages lie beside the interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-
-from s3_server import environment, flaky_proxy, s3_server
 
 from data_pipelines.images.packing.pack import pack_samples
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.order.plan import SamplePlan
 from data_pipelines.prefetch import Prefetcher
+from tests.support.s3_server import environment, flaky_proxy, s3_server
 
 URL = "s3://images/packed"
 

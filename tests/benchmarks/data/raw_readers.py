@@ -7,7 +7,7 @@ samples, for the first pass (memory maps are populated by it) and for the later 
 always works in other processes and ahead: for it the time of all of them counts, after one pass
 more. Peers that cannot be imported are left out.
 
-    python tests/benchmarks/data/raw_readers.py FOLDER [--copies N] [--passes N] [--python PYTHON]
+    python -m tests.benchmarks.data.raw_readers FOLDER [--copies N] [--passes N] [--python PYTHON]
 
 FOLDER is a folder of class folders of images; `--copies` repeats it to have enough samples;
 `--python` names the interpreter of an environment that has the peers (webdataset, litdata,

@@ -1,9 +1,9 @@
 """What size costs: time to the first batch, memory of the order, memory over many batches.
 
-python tests/benchmarks/data/scale.py startup     1.28 million samples, synthetic manifest
-python tests/benchmarks/data/scale.py plan        2 billion samples
-python tests/benchmarks/data/scale.py memory [--batches 50000]
-python tests/benchmarks/data/scale.py shuffle     quality against the window
+python -m tests.benchmarks.data.scale startup     1.28 million samples, synthetic manifest
+python -m tests.benchmarks.data.scale plan        2 billion samples
+python -m tests.benchmarks.data.scale memory [--batches 50000]
+python -m tests.benchmarks.data.scale shuffle     quality against the window
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long does saving hold up the steps? A 100 M parameter model, one save in fifty steps.
 
-    python tests/benchmarks/engine/checkpoint_stall.py [--saves 2] [--every 50]
+    python -m tests.benchmarks.engine.checkpoint_stall [--saves 2] [--every 50]
 
 Prints the median step time, the part of all time in which the loop stood still for a save, and
 the size of a checkpoint.
@@ -10,17 +10,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ifsq_train" / "models"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "distributed"))
-
-from trace_runs import RecordedData, recipe
 
 from ifsq_train import train
 from ifsq_train.checkpoint.reader import newest_checkpoint
@@ -28,6 +22,7 @@ from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from tests.support.trace_runs import RecordedData, recipe
 
 SIDE, VOCABULARY, BATCH = 8, 16384, 2
 

@@ -1,6 +1,6 @@
 """Damage every file of a checkpoint in every way; is it always seen, and the one before used?
 
-    python tests/benchmarks/engine/damage_checkpoints.py [--truncations 50] [--flips 200]
+    python -m tests.benchmarks.engine.damage_checkpoints [--truncations 50] [--flips 200]
 
 Every file is cut at random lengths, deleted, swapped with its namesake of another step, and has
 single random bits flipped; after each the newest intact checkpoint must be the earlier one.
@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ifsq_train"))
-from test_checkpoint import damage, write
-
 from ifsq_train.checkpoint.format import step_folder
 from ifsq_train.checkpoint.reader import newest_checkpoint
+from tests.unit.ifsq_train.checkpoint.test_checkpoint import damage, write
 
 OLDER, NEWER = 5, 6
 

@@ -1,6 +1,6 @@
 """Kill random processes of one training, again and again; does it come out the same?
 
-    python tests/benchmarks/engine/kill_training.py [--kills 20] [--seed 0] [--folder DIR]
+    python -m tests.benchmarks.engine.kill_training [--kills 20] [--seed 0] [--folder DIR]
 
 A local Ray cluster of three nodes (own raylets, loopback), an elastic run of one to three workers.
 Victims: a worker process, a whole node's raylet (started again afterwards) or the driver (started
@@ -12,24 +12,27 @@ from that of an undisturbed run on one worker, and whether any step is missing o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "distributed"))
+from tests.support.training_process import (
+    STRATEGIES,
+    Driver,
+    compare,
+    prepare,
+    steps_logged,
+    wait_for_step,
+    write_recipe,
+)
+
 NODES = 3
-STRATEGIES = {"zero2": {"kind": "deepspeed", "zero_stage": 2}, "torch": {"kind": "torch"}}
 
 
 class Cluster:
@@ -86,77 +89,6 @@ def worker_pids() -> list[int]:
     return found
 
 
-def steps_logged(folder: Path) -> int:
-    """Last step in the run's log."""
-    from ifsq_train.metrics.jsonl import read_jsonl
-
-    records = read_jsonl(folder / "metrics.jsonl")
-    return int(records[-1]["step"]) if records else 0
-
-
-class Driver:
-    """`ifsq train` as a process; on a local Ray where no address is given."""
-
-    def __init__(
-        self, recipe: Path, address: str | None, log: Path, *, workers: int, min_workers: int
-    ) -> None:
-        self._command = [sys.executable, "-m", "launchers.cli", "train", str(recipe)]
-        self._command += ["--workers", str(workers), "--min-workers", str(min_workers)]
-        self._command += ["--max-failures", "1000"]
-        if address is not None:
-            self._command += ["--address", address]
-        self._log = log
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                self._command, env=environment, stdout=log, stderr=log, cwd=ROOT
-            )
-
-    def kill(self) -> None:
-        """SIGKILL, then the same command again."""
-        self.process.kill()
-        self.process.wait()
-        self.process = self._start()
-
-
-def write_recipe(
-    parts: dict[str, Any], folder: Path, output: Path, steps: int, strategy: str = "zero2"
-) -> Path:
-    """A small LlamaGen without dropout, so that the world size does not matter."""
-    model = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
-    off = ("token_dropout", "residual_dropout", "feed_forward_dropout")
-    recipe = {
-        "kind": "train",
-        "name": "killed",
-        "output": str(output),
-        "steps": steps,
-        "log_every_steps": 1,
-        "data": {"kind": "tokens", "url": parts["tokens"], "global_batch_size": 8},
-        "task": {"kind": "autoregressive", "model": model | dict.fromkeys(off, 0.0)},
-        "optim": {"generator": {"lr": 1e-3}},
-        "strategy": STRATEGIES[strategy],
-        "checkpoint": {"every_steps": 20},
-        "ema_decay": 0.9,
-    }
-    path = folder / f"{output.name}.yaml"
-    path.write_text(json.dumps(recipe))
-    return path
-
-
-def prepare(folder: Path) -> dict[str, Any]:
-    """A token dataset of a few images."""
-    from precompute_parts import configure, make_parts
-
-    from ifsq_train.precompute.job import run_precompute_local
-
-    parts = make_parts(folder)
-    run_precompute_local(configure(parts, folder / "tokens"), device="cpu")
-    return {**parts, "tokens": str(folder / "tokens")}
-
-
 def kill_once(kind: str, cluster: Cluster, driver: Driver, rng: random.Random) -> str:
     """Kill one thing; what really was killed."""
     if kind == "worker":
@@ -199,17 +131,6 @@ def disturb(
     return survived
 
 
-def wait_for_step(output: Path, driver: Driver, step: int, limit: float) -> None:
-    """Until the log has the step."""
-    deadline = time.monotonic() + limit
-    while steps_logged(output) < step:
-        if driver.process.poll() is not None:
-            raise SystemExit(f"the driver ended by itself with {driver.process.returncode}")
-        if time.monotonic() > deadline:
-            raise SystemExit(f"no step {step} within {limit:.0f} s")
-        time.sleep(0.05)
-
-
 def wait_for_start(output: Path, driver: Driver, since: float, limit: float) -> float:
     """Seconds from `since` to the first step of a start of the workers after it."""
     from ifsq_train.metrics.jsonl import read_jsonl
@@ -230,17 +151,6 @@ def wait_for_start(output: Path, driver: Driver, since: float, limit: float) -> 
             raise SystemExit(f"the driver ended by itself with {driver.process.returncode}")
         time.sleep(0.05)
     raise SystemExit(f"no step within {limit:.0f} s of a kill")
-
-
-def compare(reference: Path, disturbed: Path) -> tuple[float, bool]:
-    """Largest relative difference of losses, and whether the steps are 1, 2, 3, ... once each."""
-    from ifsq_train.metrics.jsonl import read_jsonl
-
-    a, b = (read_jsonl(folder / "metrics.jsonl") for folder in (reference, disturbed))
-    whole = [r["step"] for r in b] == [r["step"] for r in a] == list(range(1, len(a) + 1))
-    by_step = {record["step"]: record["loss"] for record in b}
-    worst = max(abs(by_step[r["step"]] - r["loss"]) / abs(r["loss"]) for r in a)
-    return worst, whole
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The loop against a hand-written minimal DeepSpeed loop of the same model and batches.
 
-    python tests/benchmarks/engine/loop_overhead.py [--steps 40] [--dim 256] [--layers 6]
+    python -m tests.benchmarks.engine.loop_overhead [--steps 40] [--dim 256] [--layers 6]
 
 Both train the same LlamaGen on the same recorded tokens with ZeRO stage 1 in one process, in turns
 (A B A B ...), and the median step time of each is printed. Logging is at every tenth step, as by
@@ -11,21 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ifsq_train" / "models"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "distributed"))
-
-from trace_runs import RecordedData, recipe
 
 from ifsq_train import train
 from ifsq_train.distributed.context import InProcessContext
@@ -34,6 +27,7 @@ from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.metrics.step_meter import StepMeter
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from tests.support.trace_runs import RecordedData, recipe
 
 GRID, VOCABULARY, BATCH = 8, 1024, 8
 

@@ -1,6 +1,6 @@
 """A cable pulled and plugged in again, a node drained, the driver asked to end: one training.
 
-    python tests/benchmarks/engine/network_faults.py [--folder DIR]
+    python -m tests.benchmarks.engine.network_faults [--folder DIR]
 
 Needs root, iproute2, and the reference folder with ``tools/nets.sh`` beside the checkout: a head
 and three nodes of Ray in network namespaces of their own, an elastic run of one to three workers.
@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from kill_training import ROOT, compare, prepare, steps_logged, write_recipe
 
-NETS = ROOT.parent / "shared" / "tools" / "nets.sh"
+from tests.support.repository import REPOSITORY, SHARED
+from tests.support.training_process import compare, prepare, steps_logged, write_recipe
+
+NETS = SHARED / "tools" / "nets.sh"
 HEAD, NODES = 1, (2, 3, 4)
 ADDRESS = "10.77.0.1:6379"
 LIMIT = 300.0
@@ -45,7 +47,7 @@ SETTINGS = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": str(REPOSITORY),
 }
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -108,7 +110,7 @@ class Hosts:
             "-m",
             "-p",
             "-u",
-            f"--wd={ROOT}",
+            f"--wd={REPOSITORY}",
             *command,
         ]
         with log.open("ab") as output:

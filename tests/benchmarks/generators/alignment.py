@@ -1,6 +1,6 @@
 """The REPA loss, forward and backward, against the released loop over samples.
 
-    python tests/benchmarks/generators/alignment.py [--batch 32] [--rounds 7]
+    python -m tests.benchmarks.generators.alignment [--batch 32] [--rounds 7]
 
 256 positions of 768 features, as LlamaGen-L on f16 tokens with a DINOv2-B teacher has them; ours
 with torch's kernels, and in one kernel as with `strategy.compile`.
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import head, measure, show
-from reference_llamagen import reference_alignment
 
 from ifsq_train.losses.alignment import alignment_loss
+from tests.benchmarks.generators.measure import head, measure, show
+from tests.benchmarks.generators.reference_llamagen import reference_alignment
 
 WEIGHT = 2.0
 

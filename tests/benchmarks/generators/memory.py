@@ -1,6 +1,6 @@
 """Peak memory of a LlamaGen-L training step at vocabulary 83,521: whole logits against ours.
 
-    python tests/benchmarks/generators/memory.py [--batch 8] [--layers 24] [--steps 1]
+    python -m tests.benchmarks.generators.memory [--batch 8] [--layers 24] [--steps 1]
         [--only recompute plain-recompute]
 
 Each way runs in a process of its own; the peak is that of its resident memory. "states" is what

@@ -1,6 +1,6 @@
 """Drawing 64 images' tokens against the released sampler written plainly.
 
-    python tests/benchmarks/generators/sampling.py [--images 64] [--layers 12] [--rounds 1]
+    python -m tests.benchmarks.generators.sampling [--images 64] [--layers 12] [--rounds 1]
         [--only single|factorized]
 
 LlamaGen of base width on 16 x 16 tokens with guidance 2.0: one codebook of 16,384 (the released
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import head, measure
-from reference_llamagen import ReferenceLlamaGen, reference_sample
 
 from ifsq_train.models.inference import optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
+from tests.benchmarks.generators.measure import head, measure
+from tests.benchmarks.generators.reference_llamagen import ReferenceLlamaGen, reference_sample
 
 
 def compare(name: str, codebooks: list[int], args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Training steps of LlamaGen and DiT against the released algorithm written plainly.
 
-    python tests/benchmarks/generators/training.py [--only llamagen|dit] [--precision bf16|fp32]
+    python -m tests.benchmarks.generators.training [--only llamagen|dit] [--precision bf16|fp32]
         [--layers 4] [--batch 4] [--rounds 3]
 
 Both sides start from the same weights and see the same inputs. The released step holds whole fp32
@@ -21,10 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from engine_step import engine_step
-from measure import head, measure, show
-from reference_dit import ReferenceDiT
-from reference_llamagen import ReferenceLlamaGen, reference_alignment
 from torch import Tensor, nn
 
 from data_pipelines.tokens.latents import LatentStatistics
@@ -41,6 +37,10 @@ from ifsq_train.models.repa import DinoTeacher
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
+from tests.benchmarks.generators.engine_step import engine_step
+from tests.benchmarks.generators.measure import head, measure, show
+from tests.benchmarks.generators.reference_dit import ReferenceDiT
+from tests.benchmarks.generators.reference_llamagen import ReferenceLlamaGen, reference_alignment
 
 VOCABULARY, DIM, HEADS = 17**4, 768, 12
 LLAMAGEN = OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0)

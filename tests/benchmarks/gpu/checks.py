@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bench import Bench
-from engine_step import engine_step
-from steps import build_tokenizer, dit_task, llamagen_task, random_images
 
 from ifsq_train.config import StrategyConfig
 from ifsq_train.models.quantizers import FSQ
+from tests.benchmarks.generators.engine_step import engine_step
+from tests.benchmarks.gpu.bench import Bench
+from tests.benchmarks.gpu.steps import build_tokenizer, dit_task, llamagen_task, random_images
 
 STEPS = 3
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import Bench
 from PIL import Image
 
 from data_pipelines.bad_samples import ErrorBudget
@@ -31,6 +30,7 @@ from data_pipelines.images.source import ImageSource
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.order.plan import SamplePlan
 from data_pipelines.views import AdmCenterView
+from tests.benchmarks.gpu.bench import Bench
 
 
 def measure_decode(bench: Bench, folder: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Everything that needs a GPU in one call: what must hold, then speed, MFU and peak memory.
 
-    python tests/benchmarks/gpu/run.py --images FOLDER [--only steps zero] [--peak-tflops 989]
-    python tests/benchmarks/gpu/run.py --tiny     # on a CPU: does it run at all
+    python -m tests.benchmarks.gpu.run --images FOLDER [--only steps zero] [--peak-tflops 989]
+    python -m tests.benchmarks.gpu.run --tiny     # on a CPU: does it run at all
 
 One JSON line per check or measurement; the exit code says whether all checks held. Sizes are the
 paper's; `--tiny` shrinks all of them. MFU is what PyTorch's counter sees in an uncompiled step over
@@ -17,12 +17,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "generators"))
-
-from bench import Bench
-from checks import check_compile, check_tokens, check_zero
-from decode import measure_decode
-from steps import measure_encode, measure_generators, measure_sampling, measure_tokenizer
+from tests.benchmarks.gpu.bench import Bench
+from tests.benchmarks.gpu.checks import check_compile, check_tokens, check_zero
+from tests.benchmarks.gpu.decode import measure_decode
+from tests.benchmarks.gpu.steps import (
+    measure_encode,
+    measure_generators,
+    measure_sampling,
+    measure_tokenizer,
+)
 
 PARTS = {
     "tokens": check_tokens,

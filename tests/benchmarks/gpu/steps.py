@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import Bench, count_flops
-from engine_step import engine_step
 from torch import Tensor, nn
 
 from data_pipelines.tokens.latents import LatentStatistics
@@ -31,6 +29,8 @@ from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import LatentInputs
 from ifsq_train.tasks.generator import GENERATOR
+from tests.benchmarks.generators.engine_step import engine_step
+from tests.benchmarks.gpu.bench import Bench, count_flops
 
 SMALL: dict[str, int] = {"num_layers": 2, "num_heads": 4, "dim": 64}
 STILL = {"token_dropout": 0.0, "residual_dropout": 0.0, "feed_forward_dropout": 0.0}

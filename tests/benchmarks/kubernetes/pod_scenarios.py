@@ -2,7 +2,7 @@
 
 Needs root, iproute2, and the reference folder with ``tools/minikuberay.py`` beside the checkout:
 
-    python tests/benchmarks/kubernetes/pod_scenarios.py complete pipeline delete
+    python -m tests.benchmarks.kubernetes.pod_scenarios complete pipeline delete
 
 Each scenario submits the demo's tokenizer stage to two worker pods with the code of `ifsq submit`,
 and prints what it measured as one line of JSON:
@@ -23,17 +23,22 @@ import argparse
 import json
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-from pod_stage import NAMESPACE, Stage, wait_until, worker_pods
 
 from ifsq_train.config.load import load_recipe
 from launchers.on_kubernetes.cluster import KubernetesCluster
+from tests.support.pod_stage import (
+    NAMESPACE,
+    Stage,
+    delete_a_pod,
+    in_parallel,
+    wait_until,
+    worker_pods,
+)
 
 OUTAGE_SECONDS = 30
 
@@ -66,23 +71,6 @@ def scenario_pipeline(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any
     tokens = json.loads((stage.storage / "runs/tokens/tokens.json").read_text())
     facts["rows"], facts["expected_rows"] = tokens["num_rows"], tokens["expected_rows"]
     return facts
-
-
-def scenario_delete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
-    stage.submit(cluster, "deleted")
-    facts: dict[str, Any] = {}
-
-    def disturb() -> None:
-        wait_until(lambda: stage.step("deleted") >= stage.steps // 2, 300, "half way")
-        facts["deleted_at_step"] = stage.step("deleted")
-        pod = worker_pods(cluster)[-1]
-        cluster.core.delete_namespaced_pod(pod, NAMESPACE)
-        facts["seconds_to_resume"] = wait_until(
-            lambda: len(stage.starts("deleted")) > 1, 300, "resuming"
-        )
-        facts["resumed_from_step"] = stage.starts("deleted")[-1]["first_step"]
-
-    return in_parallel(stage, cluster, "deleted", disturb, facts)
 
 
 def scenario_suspend(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
@@ -143,37 +131,6 @@ def evict(pod: str) -> None:
     raise RuntimeError(f"no first process of pod {pod}")
 
 
-def in_parallel(
-    stage: Stage,
-    cluster: KubernetesCluster,
-    name: str,
-    disturb: Callable[[], None],
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    began = time.monotonic()
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    facts["outcome"] = stage.follow(cluster, name)
-    thread.join()
-    facts |= {"seconds": time.monotonic() - began, "starts": len(stage.starts(name))}
-    return facts | compared(stage.losses("plain"), stage.losses(name))
-
-
-def compared(expected: dict[int, float], found: dict[int, float]) -> dict[str, Any]:
-    """Worst relative difference of two loss curves over the steps of the first."""
-    if not expected:
-        return {}
-    both = sorted(expected.keys() & found.keys())
-    worst = max((abs(found[step] / expected[step] - 1), step) for step in both)
-    return {
-        "steps_missing": len(expected) - len(both),
-        "worst_loss_difference": worst[0],
-        "worst_at_step": worst[1],
-        "last_loss": found[both[-1]],
-        "last_loss_undisturbed": expected[both[-1]],
-    }
-
-
 def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
     stage.submit(cluster, "outage")
     facts: dict[str, Any] = {}
@@ -193,7 +150,7 @@ SCENARIOS = {
     "complete": scenario_complete,
     "outage": scenario_outage,
     "pipeline": scenario_pipeline,
-    "delete": scenario_delete,
+    "delete": delete_a_pod,
     "suspend": scenario_suspend,
     "preempt": scenario_preempt,
 }

@@ -1,6 +1,6 @@
 """Encoding images to tokens, f16 of the paper, against the released encoder written plainly.
 
-    python tests/benchmarks/models/encode.py [--size 128] [--batch 2] [--rounds 7]
+    python -m tests.benchmarks.models.encode [--size 128] [--batch 2] [--rounds 7]
 
 Same weights, same images, fp32, no gradients. Times are processor seconds of this process: on a
 machine that others use too they say more than the clock.
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from reference_tokenizer import ReferenceEncoder
 
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.quantizers import FSQ
+from tests.benchmarks.models.reference_tokenizer import ReferenceEncoder
 
 
 def main() -> None:

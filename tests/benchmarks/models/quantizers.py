@@ -1,6 +1,6 @@
 """Forward and backward of the bottlenecks against the released algorithms written plainly.
 
-    python tests/benchmarks/models/quantizers.py [--device cuda]
+    python -m tests.benchmarks.models.quantizers [--device cuda]
 
 Training mode, as in a training step that is not logged: running moments are kept by both.
 """
@@ -11,11 +11,11 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from reference_quantizer import ReferenceFsq, ReferenceLfq, ReferenceVq
-from side_by_side import compare
 from torch import Tensor, nn
 
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Quantizer
+from tests.benchmarks.models.reference_quantizer import ReferenceFsq, ReferenceLfq, ReferenceVq
+from tests.benchmarks.models.side_by_side import compare
 
 
 def reference_step(module: nn.Module, latents: Tensor, weights: Tensor) -> Callable[[], None]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reference_quantizer import ReferenceFsq
 from torch import Tensor, nn
 
 from ifsq_train.models.autoencoder import Tokenizer
+from tests.benchmarks.models.reference_quantizer import ReferenceFsq
 
 
 def swish(x: Tensor) -> Tensor:

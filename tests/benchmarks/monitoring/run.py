@@ -1,6 +1,6 @@
 """A real Prometheus beside a real two-worker run and a real precompute.
 
-    PATH=$PATH:/folder/with/prometheus python tests/benchmarks/monitoring/run.py \
+    PATH=$PATH:/folder/with/prometheus python -m tests.benchmarks.monitoring.run \
         --work /tmp/live --pictures docs/images
 
 1. Trains the demo's tokenizer on two Ray workers while Prometheus scrapes it, then precomputes its
@@ -39,12 +39,11 @@ from ifsq_train.metrics.jsonl import read_jsonl
 from launchers.demo.digits import write_digits
 from launchers.monitoring import prometheus_server as monitor
 from launchers.stages import held_out, pack_images
+from tests.support.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))
-sys.path.insert(0, str(REPOSITORY / "k8s" / "dashboards"))
 
-from contents import GPU_ONLY  # noqa: E402
+from k8s.dashboards.contents import GPU_ONLY  # noqa: E402
 
 PORT = 19090
 

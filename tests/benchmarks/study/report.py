@@ -18,7 +18,7 @@ Does the bound `2 sigmoid(1.6 z) - 1` help, and how do both compare with a learn
 same size? This page is written by a script that anybody can run again:
 
 ```bash
-python tests/benchmarks/study/run.py --report docs
+python -m tests.benchmarks.study.run --report docs
 ```
 
 All three tokenizers share everything but the bottleneck: 8x8 positions of 4 channels, {codes:,}

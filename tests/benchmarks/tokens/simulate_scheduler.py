@@ -1,6 +1,6 @@
 """The precompute's own scheduler (`ActorPool`) with 10,000 actors that exist in simulated time.
 
-    python tests/benchmarks/tokens/simulate_scheduler.py
+    python -m tests.benchmarks.tokens.simulate_scheduler
 
 Everything of the driver is real but Ray: hand-outs, results, lost actors, replacements. Actors are
 events on a heap: an item takes a lognormal time, an actor dies at a constant rate and its

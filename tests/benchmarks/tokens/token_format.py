@@ -1,6 +1,6 @@
 """Token shards beside one .npy per image: bytes, writing, reading in order and at random.
 
-    python tests/benchmarks/tokens/token_format.py
+    python -m tests.benchmarks.tokens.token_format
 
 Images of 256 tokens of 17^4 codes. The .npy layout is the released one: a file of codes, int64
 [1, views, 256], and a file of the label per image. Files are in the page cache when they are read.

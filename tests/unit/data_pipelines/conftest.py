@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_samples import write_class_folder
 
 from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.manifest import ShardManifest
+from tests.support.image_samples import write_class_folder
 
 
 @pytest.fixture

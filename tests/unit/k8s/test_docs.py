@@ -9,19 +9,17 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_api import Api, in_background, load_tool, run_through
 from typer.testing import CliRunner, Result
 
 from launchers.cli.program import app
 from launchers.monitoring.prometheus_server import find_prometheus
 from launchers.on_kubernetes.profile import ClusterProfile
-
-REPOSITORY = Path(__file__).parents[3]
+from tests.support.kube_api import Api, in_background, load_tool, run_through
+from tests.support.repository import REPOSITORY
 
 
 def commands(page: str) -> list[list[str]]:
@@ -111,9 +109,8 @@ def test_the_commands_of_monitoring(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             flags = ["--seconds", "0.5"] + (["--port", "19393"] if find_prometheus() else [])
             run_ifsq([*words, *flags])
         else:
-            assert words == ["python", "k8s/dashboards/build.py"]
-            sys.path.insert(0, str(REPOSITORY / "k8s" / "dashboards"))
-            from build import main
+            assert words == ["python", "-m", "k8s.dashboards.build"]
+            from k8s.dashboards.build import main
 
             main(tmp_path)
             assert len(list(tmp_path.glob("*.json"))) == 5

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+from tests.support.repository import REPOSITORY
+
 DOCKERFILE = REPOSITORY / "k8s" / "image" / "Dockerfile"
 
 

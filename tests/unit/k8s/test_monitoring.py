@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from ifsq_train.metrics.names import METRICS
+from tests.support.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[3]
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))
 ALERTS = sorted((REPOSITORY / "k8s" / "alerts").glob("*.yaml"))
 ALERT_TESTS = sorted((REPOSITORY / "k8s" / "alerts" / "tests").glob("*.yaml"))
@@ -43,12 +43,12 @@ def load_lint(shared_dir: Path) -> Callable[[Path], list[str]]:
 
 def test_dashboards_are_what_their_builder_makes() -> None:
     pytest.importorskip("grafana_foundation_sdk")
-    from build import DASHBOARDS as specs
-    from build import build
+    from k8s.dashboards.build import DASHBOARDS as specs
+    from k8s.dashboards.build import build
 
     names = {spec.uid.removeprefix("ifsq-"): build(spec) for spec in specs}
     committed = {path.stem: path.read_text() for path in DASHBOARDS}
-    assert committed == names, "run: python k8s/dashboards/build.py"
+    assert committed == names, "run: python -m k8s.dashboards.build"
 
 
 def test_dashboards_pass_the_lint(shared_dir: Path) -> None:

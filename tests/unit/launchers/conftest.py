@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_api import Api, load_tool
 
 from launchers.on_kubernetes.cluster import KubernetesCluster
+from tests.support.kube_api import Api, load_tool
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from known_tokens import SPEC, write_dataset
+
+from tests.support.known_tokens import SPEC, write_dataset
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from known_tokens import SPEC, make_rows, make_shard, write_dataset
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.order.plan import SamplePlan
@@ -16,6 +15,7 @@ from data_pipelines.tokens.format import ExtraColumn
 from data_pipelines.tokens.reader import TokenDataset
 from data_pipelines.tokens.writer import pin_job, publish_shard
 from data_pipelines.views import choose_views
+from tests.support.known_tokens import SPEC, make_rows, make_shard, write_dataset
 
 
 class RemoteFolder(LocalStorage):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_tokens import SPEC, SUMS, make_rows, make_shard
 
 from data_pipelines.bad_samples import BadSample
 from data_pipelines.errors import DataError
@@ -16,6 +15,7 @@ from data_pipelines.tokens.format import ExtraColumn, ShardMetadata, TokenSpec
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.shard import decode_shard
 from data_pipelines.tokens.writer import encode_shard, pin_job, publish_shard
+from tests.support.known_tokens import SPEC, SUMS, make_rows, make_shard
 
 
 def test_spec_survives_json():

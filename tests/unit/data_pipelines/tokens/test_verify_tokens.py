@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from known_tokens import SPEC, entry_of, make_rows, make_shard
 
 from data_pipelines.errors import DataError
 from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.shard import decode_shard
 from data_pipelines.tokens.verify import RowCount, count_rows, verify_tokens
 from data_pipelines.tokens.writer import publish_tokens
+from tests.support.known_tokens import SPEC, entry_of, make_rows, make_shard
 
 
 def test_intact_dataset(dataset_folder: Path):

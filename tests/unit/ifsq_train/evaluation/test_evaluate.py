@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_run import VIEW, train_tokenizer, write_images
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import EvaluateConfig
@@ -19,6 +18,7 @@ from ifsq_train.evaluation.result import network_digest, read_result
 from ifsq_train.models.inception import FidInception
 from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.repa import SIZES, DinoTeacher
+from tests.support.small_run import VIEW, train_tokenizer, write_images
 
 COUNT = 11
 

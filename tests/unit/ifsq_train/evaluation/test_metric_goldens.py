@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import Golden
 
 from ifsq_train.evaluation.codes import CodeCounter
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter, psnr, ssim
 from ifsq_train.evaluation.representation import cknna, hsic
+from tests.support.goldens import Golden
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import Golden, assert_relative
 from torch import Tensor, nn
 
 from ifsq_train.losses.adversarial import (
@@ -19,6 +18,7 @@ from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.quantizers import LFQ
 from ifsq_train.models.quantizers.continuous import kl_divergence, split_moments
 from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
+from tests.support.goldens import Golden, assert_relative
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from goldens import Golden, assert_relative
 from torch import Tensor
 
 from ifsq_train.losses.adversarial import (
@@ -20,6 +19,7 @@ from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.quantizers import FSQ
+from tests.support.goldens import Golden, assert_relative
 
 
 def drift(step: int) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens import Golden, assert_relative
 from torch import Tensor
 
 from ifsq_train.losses.alignment import alignment_loss
@@ -25,6 +24,7 @@ from ifsq_train.sampling.flow import (
     sample_latents,
     time_grid,
 )
+from tests.support.goldens import Golden, assert_relative
 
 
 def build(golden: Golden, weights: Golden | None = None) -> DiT:

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from goldens import relative_error
 from torch import Tensor
 
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.plain import VARIABLE
+from tests.support.goldens import relative_error
 
 
 def model() -> DiT:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden, assert_relative
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ifsq_train.models.inception import ConvUnit, FidInception, load_fid_inception
+from tests.support.goldens import Golden, assert_relative
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from goldens import assert_relative
 
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
@@ -13,6 +12,7 @@ from ifsq_train.models.llamagen import LlamaGen, LlamaGenOutput, Shape
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ
 from ifsq_train.models.token_head import TokenHead
+from tests.support.goldens import assert_relative
 
 
 def tokenizer() -> Tokenizer:

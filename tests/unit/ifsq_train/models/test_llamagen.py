@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from goldens import relative_error
 
 from ifsq_train.losses.token_cross_entropy import sum_of_group_means, token_cross_entropy
 from ifsq_train.models import token_head
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.transformer import apply_rope, rope_table
+from tests.support.goldens import relative_error
 
 
 def build(codebooks: list[int]) -> LlamaGen:

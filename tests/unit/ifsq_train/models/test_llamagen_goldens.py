@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden, assert_relative
 
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.models.llamagen import SIZES, LlamaGen, LlamaGenOutput
 from ifsq_train.sampling.autoregressive import SamplingConfig, filtered_probabilities, sample_tokens
+from tests.support.goldens import Golden, assert_relative
 
 
 def build(golden: Golden) -> LlamaGen:

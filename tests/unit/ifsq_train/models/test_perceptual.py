@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden, assert_relative
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ifsq_train.models.perceptual import Backbone, Lpips, load_lpips
+from tests.support.goldens import Golden, assert_relative
 
 
 @pytest.fixture(scope="module")

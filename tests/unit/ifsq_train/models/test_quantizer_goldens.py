@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden, assert_close
 
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ
 from ifsq_train.models.quantizers.continuous import kl_divergence, split_moments
 from ifsq_train.models.quantizers.fsq import ProjectedFSQ
 from ifsq_train.models.quantizers.lfq import all_codes
+from tests.support.goldens import Golden, assert_close
 
 FSQ_CASES = [
     "L17x4.tanh",

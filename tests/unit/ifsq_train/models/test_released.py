@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden
 
 from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.config import TokenizerTaskConfig, TrainConfig
@@ -17,6 +16,7 @@ from ifsq_train.models.released import (
     load_released_generator,
     load_released_tokenizer,
 )
+from tests.support.goldens import Golden
 
 
 def tokenizer() -> Tokenizer:

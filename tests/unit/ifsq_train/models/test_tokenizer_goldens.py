@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Golden, assert_relative
 
 from ifsq_train.models.autoencoder import F8_MULTIPLIERS, F16_MULTIPLIERS, Tokenizer
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.quantizers import FSQ, VQ, Continuous, Quantizer
 from ifsq_train.models.quantizers.continuous import split_moments
+from tests.support.goldens import Golden, assert_relative
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from precompute_parts import configure, make_parts, write_images, write_tokenizer
 from safetensors.torch import save_file
 
 from data_pipelines.errors import UserError
@@ -28,6 +27,7 @@ from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.diffusion import draw_times
 from ifsq_train.tasks.frozen import ImageEncoder, TokenInputs
 from ifsq_train.train import run
+from tests.support.precompute_parts import configure, make_parts, write_images, write_tokenizer
 
 CPU = torch.device("cpu")
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from goldens import Golden, assert_relative
 from torch import Tensor
 
 from data_pipelines.tokens.latents import LatentStatistics
@@ -30,6 +29,7 @@ from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 from ifsq_train.tasks.generator import GENERATOR
 from ifsq_train.training.ema import WeightAverage
+from tests.support.goldens import Golden, assert_relative
 
 SHAPE = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 64, "num_classes": 10}
 

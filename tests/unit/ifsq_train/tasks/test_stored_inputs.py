@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from precompute_parts import configure, make_parts, write_tokenizer
-from repa_ways import WAYS, largest_difference, losses
 from safetensors.torch import save_file
 
 from ifsq_train.artifacts.trained import load_generator
@@ -21,6 +19,8 @@ from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.models import repa
 from ifsq_train.precompute.job import run_precompute_local
 from ifsq_train.train import run
+from tests.support.precompute_parts import configure, make_parts, write_tokenizer
+from tests.support.repa_ways import WAYS, largest_difference, losses
 
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
 
