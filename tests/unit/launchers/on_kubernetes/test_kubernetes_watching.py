@@ -23,7 +23,7 @@ from launchers.on_kubernetes.follow import follow_job
 from tests.support.kube_api import Api, in_background, make_job
 
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
-REPOSITORY = Path(__file__).parents[3]
+from tests.support.repository import REPOSITORY
 
 
 def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None]:
