@@ -21,9 +21,9 @@ from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.follow import follow_job
 from tests.support.kube_api import Api, in_background, make_job
+from tests.support.repository import REPOSITORY
 
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
-from tests.support.repository import REPOSITORY
 
 
 def follow(cluster: KubernetesCluster, name: str) -> tuple[list[str], str | None]:
