@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.image_folders import write_photos
 
 from launchers.cli import program
 from launchers.on_ray.cluster import ray_session
+from tests.support.image_folders import write_photos
 
 RECIPES = {
     "tokenizer": """
