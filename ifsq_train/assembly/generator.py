@@ -35,7 +35,7 @@ def build_generator_task(
     task = config.task
     assert isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig)
     source = open_source(config, data.facts)
-    compiled = config.strategy.compile
+    compiled = config.strategy.compiles_on(context.device.type)
     if isinstance(task, AutoregressiveTaskConfig):
         if not source.codebook_sizes:
             raise UserError(

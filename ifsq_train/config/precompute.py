@@ -35,8 +35,9 @@ class PrecomputeConfig(Config):
     view_seed: int = Field(default=0, ge=0)
     samples_per_shard: int = Field(default=4096, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the encoder's convolutions under autocast; the bound and the rounding stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the encoder's convolutions: tf32 (GPUs only; a CPU computes fp32) rounds their inputs to
+    10 bits, bf16 (autocast) to 7; the bound and the rounding stay fp32."""
     latents: Literal["auto", "fp16", "fp32"] = "auto"
     """Also store latents; auto does so (in fp32) where there are no tokens to take them from."""
     teacher: TeacherFeaturesConfig | None = None

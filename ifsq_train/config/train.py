@@ -52,17 +52,26 @@ class StrategyConfig(Config):
     """Recompute each block's activations in the backward pass instead of keeping them."""
     synced_batch_norm: bool = False
     """Batch norms see the whole global batch's share of all workers, not each its own."""
-    compile: bool = False
-    """Run networks and the REPA loss through torch.compile (not at stage 3, whose hooks it cannot
-    trace)."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile (not at stage 3, whose hooks it cannot trace). auto: on GPUs the blocks of
+    every network and the losses over codebooks and features; true: whole networks, anywhere."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time; an operation without one is an error.
+    Slower on GPUs."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> StrategyConfig:
         if self.offload_optimizer and (self.kind != "deepspeed" or self.zero_stage == 0):
             raise ValueError("offload_optimizer needs kind deepspeed and zero_stage 1, 2 or 3")
-        if self.compile and self.kind == "deepspeed" and self.zero_stage == 3:
+        if self.compile is True and self.kind == "deepspeed" and self.zero_stage == 3:
             raise ValueError("compile does not work with zero_stage 3; use 0, 1 or 2")
         return self
+
+    def compiles_on(self, device: str) -> bool:
+        """Whether anything is compiled on a kind of device, `cpu` or `cuda`."""
+        if self.compile != "auto":
+            return self.compile
+        return device == "cuda" and not (self.kind == "deepspeed" and self.zero_stage == 3)
 
 
 class KeepBestConfig(Config):

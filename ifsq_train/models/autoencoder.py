@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,8 +22,34 @@ F16_MULTIPLIERS = (1, 1, 2, 4, 4)
 F8_MULTIPLIERS = (1, 2, 4, 4)
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class ImageNorm(nn.GroupNorm):
+    """GroupNorm of images whose layout it keeps.
+
+    torch's kernel for GPUs gives channels first whatever it gets, so that the next convolution
+    reorders everything. Compiled for a GPU it is written out: statistics in fp32, the result in
+    the input's precision and layout, in one kernel with the activation after it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float [B, C, H, W] -> the same."""
+        if input.device.type == "cuda" and torch.compiler.is_compiling():
+            return self.written_out(input)
+        return super().forward(input)
+
+    def written_out(self, x: Tensor) -> Tensor:
+        """The norm as sums and products; [B, C, H, W] in x's precision."""
+        wide = x.float()
+        parts = wide.unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(parts, dim=(2, 3, 4), correction=0, keepdim=True)
+        inverse = (variance + self.eps).rsqrt()
+        scale = self.weight.float().view(self.num_groups, -1) * inverse[:, :, :, 0, 0]
+        shift = self.bias.float().view(self.num_groups, -1) - mean[:, :, :, 0, 0] * scale
+        flat = (*scale.flatten(1).shape, 1, 1)
+        return (wide * scale.view(flat) + shift.view(flat)).to(x.dtype)
+
+
+def _norm(channels: int, groups: int) -> ImageNorm:
+    return ImageNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

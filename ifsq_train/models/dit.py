@@ -123,7 +123,7 @@ class DiTAttention(nn.Module):
     def forward(self, x: Tensor, rotary: nn.Module) -> Tensor:
         """Float [B, T, D] -> the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        if fused_paths() and isinstance(rotary, GridRotary) and isinstance(self.q_norm, RMSNorm):
+        if fused_paths(x) and isinstance(rotary, GridRotary) and isinstance(self.q_norm, RMSNorm):
             turned = partial(norm_rotate, turns=rotary.turns())
             q, k = self.q_norm(q, turned), self.k_norm(k, turned)
         else:
@@ -159,7 +159,7 @@ class SwiGluFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, T, D] -> the same."""
         both = self.w12(x)
-        if fused_paths():
+        if fused_paths(both):
             return self.w3(swiglu(both))
         gate, value = both.chunk(2, -1)
         return self.w3(F.silu(gate) * value)
@@ -201,13 +201,13 @@ class FinalLayer(nn.Module):
 
 
 def _modulate(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    if isinstance(norm, RMSNorm) and fused_paths():
+    if isinstance(norm, RMSNorm) and fused_paths(x):
         return norm(x, partial(norm_modulate, scale=scale, shift=shift))
     return norm(x) * (1 + scale) + shift
 
 
 def _add(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    return gated_add(x, gate, branch) if fused_paths() else x + gate * branch
+    return gated_add(x, gate, branch) if fused_paths(x) else x + gate * branch
 
 
 def _norm(dim: int, rms_norm: bool) -> nn.Module:

@@ -1,9 +1,10 @@
 """Steps between the matrix products of DiT, each as one autograd node with its derivative by hand.
 
-Written plainly they are most of the memory traffic of a step: autograd keeps every product in
-between and visits all of them again. Here the input and one number per row are kept, gradients of
-parts of a tensor are written where they belong instead of being joined, and everything in between
-is fp32 whatever autocast says. `IFSQ_PLAIN=1` and torch.compile take the plain formulas.
+For CPUs. Written plainly they are most of the memory traffic of a step: autograd keeps every
+product in between and visits all of them again. Here the input and one number per row are kept,
+gradients of parts of a tensor are written where they belong instead of being joined, and everything
+in between is fp32 whatever autocast says. `IFSQ_PLAIN=1`, torch.compile and other devices take the
+plain formulas, which a compiler fuses better.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 from ifsq_train.models.plain import plain_paths
 
 
-def fused_paths() -> bool:
-    """Whether to use these functions; a compiler fuses the plain formulas itself."""
-    return not (plain_paths() or torch.compiler.is_compiling())
+def fused_paths(x: Tensor) -> bool:
+    """Whether x goes through these functions; a compiler fuses the plain formulas itself."""
+    return x.device.type == "cpu" and not (plain_paths() or torch.compiler.is_compiling())
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:

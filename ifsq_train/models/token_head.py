@@ -7,19 +7,34 @@ taken too, so that nothing is kept of it and nothing computed twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.plain import plain_paths
+
 MAX_LOGIT_BYTES = 2**28
-"""Held at once."""
+"""Held at once on a CPU."""
+_GPU_SHARE = 64
+"""On a GPU: one part of so many of its memory, at least MAX_LOGIT_BYTES."""
 _CACHED_ROWS = 8
+Visit = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Logits [N, V] and targets [N] to their share in a mean over a count, and its gradient."""
 
 
 class TokenHead(nn.Linear):
-    """Linear layer without bias whose forward can also give the mean cross-entropy."""
+    """Linear layer without bias whose forward can also give the mean cross-entropy.
+
+    Attributes:
+        compiled: softmax and gradient of a part by torch.compile: two kernels instead of ten, each
+            of which would visit all logits in fp32. Equal up to rounding.
+    """
+
+    compiled: bool = False
 
     def __init__(self, dim: int, codebook_size: int) -> None:
         super().__init__(dim, codebook_size, bias=False)
@@ -36,7 +51,9 @@ class TokenHead(nn.Linear):
         """
         if targets is None:
             return F.linear(input, self.weight)
-        loss = _MeanCrossEntropy.apply(input.flatten(0, -2), self.weight, targets.flatten())
+        visit = _compiled() if self.compiled and not plain_paths() else _loss_and_gradient
+        rows = input.flatten(0, -2)
+        loss = _MeanCrossEntropy.apply(rows, self.weight, targets.flatten(), visit)
         assert isinstance(loss, Tensor)
         return loss
 
@@ -45,7 +62,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
     """Gradients are taken in the forward pass, for a loss of weight 1, and scaled backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, visit: Visit) -> Tensor:
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
@@ -55,11 +72,11 @@ class _MeanCrossEntropy(torch.autograd.Function):
             x_grad = torch.empty_like(x) if wants_x else None
             w_grad = torch.empty_like(weight, dtype=torch.float32) if wants_weight else None
             losses = []
-            rows = max(1, MAX_LOGIT_BYTES // (len(weight) * w.element_size()))
+            rows = max(1, logit_bytes(x.device) // (len(weight) * w.element_size()))
             for first in range(0, len(x), rows):
                 at = slice(first, first + rows)
                 h = x[at].to(dtype)
-                loss, gradient = _loss_and_gradient(h @ w.t(), targets[at], len(x))
+                loss, gradient = visit(h @ w.t(), targets[at], len(x))
                 losses.append(loss)
                 if x_grad is not None:
                     x_grad[at] = gradient @ w
@@ -69,7 +86,9 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         (scale,) = grad_outputs
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the loss can be differentiated once"
@@ -78,7 +97,31 @@ class _MeanCrossEntropy(torch.autograd.Function):
             None if x_grad is None else x_grad.mul_(scale.to(x_grad.dtype)),
             None if w_grad is None else w_grad.mul_(scale),
             None,
+            None,
         )
+
+
+def logit_bytes(device: torch.device) -> int:
+    """Bytes of logits that are held at once: more where there is more memory, for fewer calls."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return MAX_LOGIT_BYTES
+    return max(MAX_LOGIT_BYTES, torch.cuda.get_device_properties(device).total_memory // _GPU_SHARE)
+
+
+def _visit(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`_loss_and_gradient` in terms a compiler makes two kernels of: a sum and what follows it."""
+    wide = logits.float()
+    total = wide.logsumexp(-1, keepdim=True)
+    own = wide.gather(-1, targets.unsqueeze(-1))
+    chosen = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
+    gradient = ((wide - total).exp() - chosen.float()) / count
+    return (total - own).sum() / count, gradient.to(logits.dtype)
+
+
+@cache
+def _compiled() -> Visit:
+    """`_visit` compiled, once for all networks."""
+    return torch.compile(_visit, dynamic=False)
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -70,11 +70,12 @@ def rope_table(height: int, width: int, head_dim: int, num_class_tokens: int = 1
 def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
     """Turn adjacent channel pairs by the table's angles; table [S, K/2, 2].
 
-    As products of complex numbers, which are the same numbers in one pass; a compiler fuses the
-    plain formula instead.
+    On a CPU as products of complex numbers, which are the same numbers in one pass. A compiler
+    fuses the plain formula instead, and cannot generate code for complex numbers on a GPU.
     """
     pairs = at_least_fp32(x_BSHK).unflatten(-1, (-1, 2))
-    if plain_paths() or torch.compiler.is_compiling():
+    on_cpu = x_BSHK.device.type == "cpu"
+    if not on_cpu or plain_paths() or torch.compiler.is_compiling():
         cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
         first, second = pairs[..., 0], pairs[..., 1]
         turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)

@@ -31,7 +31,7 @@ from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.quantizers.continuous import Continuous, split_moments
 from ifsq_train.models.repa import DinoTeacher
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 _CPU_PIXELS = 2 * 256 * 256
 
 
@@ -134,7 +134,7 @@ class TokenEncoder:
         assert 0 < len(images) <= self.batch_size
         images = images.to(self._device, non_blocking=True)
         size = self._images_at_once(images)
-        with reproducible_kernels():
+        with reproducible_kernels(tf32=self._precision == "tf32"):
             parts = [self._encode_filled(part, size) for part in images.split(size)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -210,15 +210,15 @@ def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:
 
 
 @contextmanager
-def reproducible_kernels() -> Iterator[None]:
-    """One CPU thread, deterministic cuDNN algorithms chosen without timing, no TF32."""
+def reproducible_kernels(*, tf32: bool = False) -> Iterator[None]:
+    """One CPU thread, deterministic cuDNN algorithms chosen without timing, TF32 where wanted."""
     threads = torch.get_num_threads()
     matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
         ):
             yield
     finally:

@@ -201,7 +201,8 @@ class TokenizerTask:
 
 
 def _in_kernel_layout(images: Tensor) -> Tensor:
-    """Channels last on a GPU, where all convolutions then follow; weights may stay as they are."""
+    """Channels last on a GPU. Convolutions follow, and norms where the blocks are compiled
+    (`ImageNorm`); torch's own norm would give channels first again."""
     return channels_last(images) if images.is_cuda else images
 
 

@@ -25,6 +25,7 @@ from ifsq_train.strategy.activation_checkpointing import recompute_activations
 from ifsq_train.strategy.base import frozen
 from ifsq_train.strategy.synced_batch_norm import sync_batch_norms
 from ifsq_train.tasks.base import Autocast, StepInfo, TrainTask
+from ifsq_train.training.kernels import choose_kernels, compile_networks
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def prepare_networks(
     Returns:
         FLOPs of forward and backward for one sample by network; empty without a dry run.
     """
+    choose_kernels(context.device, deterministic=config.strategy.deterministic)
     for module in task.auxiliary().values():
         module.to(context.device).requires_grad_(False).eval()
     if config.strategy.synced_batch_norm:
@@ -60,9 +62,7 @@ def prepare_networks(
         count = num_micro_batches(config, context.world_size)
         batch = data.load(0, context.rank, context.world_size).part(count - 1, count)
         flops = dry_run(config, context, task, batch).flops
-    if config.strategy.compile:
-        for module in task.modules().values():
-            module.compile()
+    compile_networks(config.strategy, task, context.device.type)
     return flops
 
 
@@ -143,7 +143,7 @@ def _try_update(
     others = [module for key, module in networks.items() if key != name]
     parameters = [p for p in networks[name].parameters() if p.requires_grad]
     try:
-        with _eager(config), FlopCounter() as counter, frozen(others):
+        with _eager(config, batch.inputs.device.type), FlopCounter() as counter, frozen(others):
             try:
                 task.loss(name, networks, batch, info).loss.backward()
             except (RuntimeError, ValueError, IndexError) as error:
@@ -159,9 +159,9 @@ def _try_update(
             parameter.grad = None
 
 
-def _eager(config: TrainConfig) -> AbstractContextManager[object]:
+def _eager(config: TrainConfig, device: str) -> AbstractContextManager[object]:
     """Where operations are counted nothing is compiled, nor, unless it is put off, ever after."""
-    compiled = config.strategy.compile
+    compiled = config.strategy.compiles_on(device)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
