@@ -17,7 +17,7 @@ from ifsq_train.models.quantizers import FSQ
 from ifsq_train.models.token_head import TokenHead
 from ifsq_train.training.kernels import choose_kernels, compile_networks
 
-SMALL: dict[str, int] = {"num_layers": 3, "num_heads": 2, "dim": 32}
+SMALL: dict[str, Any] = {"num_layers": 3, "num_heads": 2, "dim": 32}
 
 
 class OneNetwork:
