@@ -23,8 +23,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import DataError
 from data_pipelines.lru import Lru
+from data_pipelines.manifest_shape import KIND, MANIFEST
 from data_pipelines.storage.open import Storage, open_storage
 
 FORMAT_NAME = "ifsq-manifest"
@@ -133,14 +135,33 @@ def encode_index(rows: Sequence[IndexRow], metadata: Mapping[str, Any]) -> bytes
 
 
 def decode_index(data: pa.Buffer | bytes) -> ShardRows:
-    """Columns of an index file. Raises pa.ArrowInvalid or KeyError if it is not one."""
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-    stored = (table.schema.metadata or {}).get(b"ifsq", b"{}")
+    """Columns of an index file.
+
+    Raises:
+        DataError: it is not one, or its numbers cannot be those of images in a tar.
+    """
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        if not table.schema.equals(INDEX_SCHEMA):
+            raise DataError(f"the columns are {table.schema.names}")
+        table.validate(full=True)
+        if any(column.null_count for column in table.columns):
+            raise DataError("values are missing")
+        stored = parse_json((table.schema.metadata or {}).get(b"ifsq", b"{}"), "its metadata")
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"not the index of a shard ({reason})") from None
     columns = {
         name: table.column(name).to_numpy()
         for name in ("offset", "size", "label", "height", "width", "crc32")
     }
-    return ShardRows(table=table, metadata=json.loads(stored), **columns)
+    least = {"offset": 0, "size": 0, "label": -1, "height": 0, "width": 0}
+    for name, lowest in least.items():
+        if len(columns[name]) and int(columns[name].min()) < lowest:
+            raise DataError(f"not the index of a shard (a {name} of {int(columns[name].min())})")
+    if not isinstance(stored, dict):
+        raise DataError("not the index of a shard (its metadata is no object)")
+    return ShardRows(table=table, metadata=stored, **columns)
 
 
 def publish_manifest(
@@ -193,16 +214,22 @@ def read_manifest_json(storage: Storage) -> dict[str, Any]:
             f"{storage.url} holds no finished dataset ({MANIFEST_JSON} is missing); "
             "check the path, or run the packing again: it continues where it stopped"
         )
+    where = f"{storage.url}/{MANIFEST_JSON}"
     try:
-        facts = json.loads(storage.read(MANIFEST_JSON))
-        found = (facts["format"], facts["version"], facts["kind"])
-    except (ValueError, KeyError, TypeError):
-        raise _damaged(storage, MANIFEST_JSON, "is not a manifest") from None
+        facts = parse_json(storage.read(MANIFEST_JSON), "it")
+        kind = checked(KIND, facts, "it")
+    except DataError as error:
+        raise _damaged(storage, MANIFEST_JSON, f"is not a manifest ({error})") from None
+    found = (kind["format"], kind["version"], kind["kind"])
     if found != (FORMAT_NAME, FORMAT_VERSION, "images"):
         raise DataError(
-            f"{storage.url}/{MANIFEST_JSON} has format {found}, expected "
+            f"{where} has format {found}, expected "
             f"{(FORMAT_NAME, FORMAT_VERSION, 'images')}; use the matching version or dataset"
         )
+    try:
+        checked(MANIFEST, facts, "it")
+    except DataError as error:
+        raise _damaged(storage, MANIFEST_JSON, f"cannot be used ({error})") from None
     return facts
 
 
@@ -221,25 +248,36 @@ class ShardManifest:
         self._rows: Lru[int, ShardRows] = Lru(MAX_OPEN_INDICES)
 
     @classmethod
-    def open(cls, url: str | Path | Storage) -> "ShardManifest":
+    def open(cls, url: str | Path | Storage, *, same_digest: bool = True) -> "ShardManifest":
         """Read the manifest at `url`.
+
+        Args:
+            same_digest: refuse one whose digest is not that of its shards and classes.
 
         Raises:
             DataError: there is none, it is unfinished, damaged, or of another format.
         """
         storage = open_storage(url) if isinstance(url, str | Path) else url
         facts = read_manifest_json(storage)
+        data = storage.read(MANIFEST_TABLE)
+        if hashlib.sha256(data).hexdigest() != facts["table_sha256"]:
+            raise _damaged(storage, MANIFEST_TABLE, f"does not match {MANIFEST_JSON}")
         try:
-            data = storage.read(MANIFEST_TABLE)
-            if hashlib.sha256(data).hexdigest() != facts["table_sha256"]:
-                raise _damaged(storage, MANIFEST_TABLE, f"does not match {MANIFEST_JSON}")
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            if not table.schema.equals(SHARD_SCHEMA):
+                raise _damaged(storage, MANIFEST_TABLE, f"has the columns {table.schema.names}")
+            table.validate(full=True)
+            _check_entries(storage, table)
             manifest = cls(storage, facts, table)
-            counts = (facts["num_shards"], facts["num_samples"])
-        except (pa.ArrowInvalid, KeyError, TypeError) as error:
-            raise _damaged(storage, MANIFEST_JSON, f"cannot be used ({error})") from None
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise _damaged(storage, MANIFEST_TABLE, f"cannot be used ({reason})") from None
+        counts = (facts["num_shards"], facts["num_samples"])
         if counts != (table.num_rows, int(manifest.shard_sizes.sum())):
             raise _damaged(storage, MANIFEST_TABLE, f"does not match {MANIFEST_JSON}")
+        digest = manifest_digest(manifest.shards(), manifest.classes)
+        if same_digest and digest != manifest.digest:
+            raise _damaged(storage, MANIFEST_JSON, "has another digest than its shards and classes")
         return manifest
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -297,18 +335,39 @@ class ShardManifest:
         return self._rows.get(shard, lambda: self._read_rows(self.shard(shard)))
 
     def _read_rows(self, entry: ShardEntry) -> ShardRows:
-        local = self.storage.local_path(entry.index_name)
-        if local is not None and local.is_file():
-            with pa.memory_map(str(local)) as mapped:
-                data: pa.Buffer | bytes = mapped.read_buffer()
-        else:
-            data = self.storage.read(entry.index_name)
+        # Into memory, a few dozen bytes a sample: an index that is cut while it is used, as a map
+        # of it could be, would end the process.
+        data = self.storage.read(entry.index_name)
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
             raise _damaged(self.storage, entry.index_name, "is not the index recorded")
-        rows = decode_index(data)
+        try:
+            rows = decode_index(data)
+        except DataError as error:
+            raise _damaged(self.storage, entry.index_name, f"is {error}") from None
         if len(rows) != entry.num_samples:
             raise _damaged(self.storage, entry.index_name, "has another number of samples")
+        if self.classes and len(rows) and int(rows.label.max()) >= len(self.classes):
+            what = f"has the label {int(rows.label.max())}, there are {len(self.classes)} classes"
+            raise _damaged(self.storage, entry.index_name, what)
+        # No addition: two large numbers could wrap around.
+        beyond = rows.size > entry.num_bytes - np.minimum(rows.offset, entry.num_bytes)
+        if beyond.any():
+            raise _damaged(self.storage, entry.index_name, "points beyond the end of its shard")
         return rows
+
+
+def _check_entries(storage: Storage, table: pa.Table) -> None:
+    """Raises DataError where a row of the shard table is none."""
+    if any(column.null_count for column in table.columns):
+        raise _damaged(storage, MANIFEST_TABLE, "has missing values")
+    for name in ("num_samples", "num_bytes"):
+        values = table.column(name).to_numpy()
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < 1 << 48:
+            raise _damaged(storage, MANIFEST_TABLE, f"has a {name} of {int(values.min())}")
+    for column in ("name", "index_name"):
+        for path in table.column(column).to_pylist():
+            if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+                raise _damaged(storage, MANIFEST_TABLE, f"names a file outside: {path[:80]!r}")
 
 
 def _damaged(storage: Storage, path: str, what: str) -> DataError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from data_pipelines.errors import DataError
 from data_pipelines.lru import Lru
 from data_pipelines.manifest import ShardManifest
+from data_pipelines.storage.mapped import MappedFile, settled
 
 MAX_OPEN_SHARDS = 256
 MAX_GAP_BYTES = 256 << 10
@@ -87,7 +87,8 @@ class EncodedBatch(Sequence[EncodedSample]):
         found = {}
         for position, data in enumerate(self.data):
             rows = self._manifest.rows(int(self._shards[position]))
-            expected, actual = int(rows.crc32[self._rows[position]]), zlib.crc32(data)
+            expected = int(rows.crc32[self._rows[position]])
+            actual = zlib.crc32(settled(data))
             if actual != expected:
                 found[position] = (
                     f"has crc32 {actual:08x}, the index says {expected:08x}; its bytes changed"
@@ -110,7 +111,7 @@ class ImageReader:
     def __init__(self, manifest: ShardManifest, *, verify: bool = False) -> None:
         self.manifest = manifest
         self.verify = verify
-        self._maps: Lru[int, memoryview] = Lru(MAX_OPEN_SHARDS)
+        self._maps: Lru[int, MappedFile] = Lru(MAX_OPEN_SHARDS)
         # Its threads start with the first request.
         self._pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="ranges")
 
@@ -131,7 +132,9 @@ class ImageReader:
                 column[at] = getattr(index, name)[wanted]
             starts, sizes = index.offset[wanted], index.size[wanted]
             if self._is_local:
-                mapped = self._maps.get(shard, functools.partial(self._map, shard))
+                file = self._maps.get(shard, functools.partial(self._map, shard))
+                file.check()
+                mapped = file.data
                 ends = (starts + sizes).tolist()
                 for position, start, end in zip(at.tolist(), starts.tolist(), ends, strict=True):
                     data[position] = mapped[start:end]
@@ -155,22 +158,14 @@ class ImageReader:
     def _is_local(self) -> bool:
         return self.manifest.shards_storage.local_path("any") is not None
 
-    def _map(self, shard: int) -> memoryview:
+    def _map(self, shard: int) -> MappedFile:
         entry = self.manifest.shard(shard)
         path = self.manifest.shards_storage.local_path(entry.name)
         assert path is not None
         try:
-            with path.open("rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (FileNotFoundError, ValueError):
-            # mmap refuses empty files with ValueError.
-            raise DataError(f"shard {path} is missing or empty; restore it") from None
-        if len(mapped) != entry.num_bytes:
-            raise DataError(
-                f"shard {path} has {len(mapped)} bytes, the manifest says {entry.num_bytes}; "
-                "restore it, or index the changed tars again"
-            )
-        return mapped
+            return MappedFile(path, entry.num_bytes)
+        except DataError as error:
+            raise DataError(f"shard {error}, or index the changed tars again") from None
 
     def _read_remote(self, groups: Sequence[RangeGroup], data: list[memoryview]) -> None:
         """Fetch the ranges of all shards at the same time into their places in `data`."""

@@ -15,7 +15,7 @@ over its contents, so that damage shows even before there is a manifest.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.bad_samples import BadSample
+from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import DataError, UserError
+from data_pipelines.tokens import schema
 from data_pipelines.tokens.latents import DigitTable, LatentStatistics, LatentSums
 from data_pipelines.tokens.packing import TokenPacker
 
@@ -223,20 +225,18 @@ class TokenSpec:
         """Read `to_dict` back from JSON.
 
         Raises:
-            DataError: another format version, unknown or missing fields.
+            DataError: another format version, unknown or missing fields, values that are not
+                allowed or contradict each other.
         """
+        if not isinstance(values, Mapping):
+            raise DataError(f"token spec is {type(values).__name__}; the file is damaged")
         if values.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"token format version {values.get('format_version')} found, this program reads "
                 f"{FORMAT_VERSION}; use the version that wrote it or precompute again"
             )
-        known = {f.name for f in fields(TokenSpec)}
-        optional = {"extra_columns", "digits", "teacher", "latent_statistics", "grown_from"}
-        if wrong := (set(values) - known) | (known - optional - set(values)):
-            raise DataError(
-                f"token spec has unknown or missing fields {', '.join(sorted(wrong))}; "
-                "the file is damaged or of another program"
-            )
+        if wrong := schema.contradiction(checked(schema.SPEC, values, "token spec")):
+            raise DataError(f"token spec: {wrong}; the file is damaged")
         extra = {
             name: ExtraColumn(column["dtype"], tuple(column["shape"]))
             for name, column in values.get("extra_columns", {}).items()
@@ -286,14 +286,14 @@ class ShardMetadata:
 
     @staticmethod
     def from_bytes(data: bytes) -> "ShardMetadata":
-        """Raises ValueError (DataError among them), KeyError or TypeError if it is not one."""
-        values = json.loads(data)
+        """Raises DataError if it is not one."""
+        values = checked(schema.METADATA, parse_json(data, "its metadata"), "its metadata")
         sums = values["latent_sums"]
         return ShardMetadata(
             TokenSpec.from_dict(values["spec"]),
             values["index"],
             LatentSums(sums["count"], tuple(sums["sums"]), tuple(sums["squares"])),
             tuple(BadSample(**bad) for bad in values["bad_samples"]),
-            tuple((row, used) for row, used in values["replaced"]),
+            values["replaced"],
             values["content_sha256"],
         )

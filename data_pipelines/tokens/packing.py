@@ -112,6 +112,22 @@ class TokenPacker:
                 start += width
         return tokens[:, :, 0] if num_groups == 1 else tokens
 
+    def out_of_range(self, packed: NDArray[np.uint8]) -> tuple[int, int] | None:
+        """A packed token outside its codebook, and the codebook's size; None where there is none.
+
+        Free where all codebooks are powers of two, which every pattern of bits is a token of.
+        """
+        if all(
+            size == 1 << bits for size, bits in zip(self.codebook_sizes, self.bits, strict=True)
+        ):
+            return None
+        tokens = self.unpack(packed).reshape(len(packed), self.num_tokens, -1)
+        for group, size in enumerate(self.codebook_sizes):
+            highest = int(tokens[:, :, group].max(initial=0))
+            if highest >= size:
+                return highest, size
+        return None
+
     def _by_group(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         groups = tokens[:, :, None] if tokens.ndim == 2 else tokens
         expected = (self.num_tokens, len(self.codebook_sizes))

@@ -1,6 +1,5 @@
 """Token datasets by sample id."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +15,13 @@ from data_pipelines.hashing import hash_u64
 from data_pipelines.lru import Lru
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.tokens.features import FEATURE_SCALES, FEATURES
-from data_pipelines.tokens.format import TokenSpec, table_name
+from data_pipelines.tokens.format import TOKENS_JSON, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from data_pipelines.tokens.local_copy import default_cache_folder, local_copy
-from data_pipelines.tokens.shard import TokenShard, decode_shard
-from data_pipelines.tokens.tokens_json import does_not_match, read_tokens_json
+from data_pipelines.tokens.open_shard import OpenShard, open_shard
+from data_pipelines.tokens.shard import TokenShard
+from data_pipelines.tokens.table import check_statistics, read_table
+from data_pipelines.tokens.tokens_json import read_tokens_json
 from data_pipelines.tokens.writer import TokenRows, TokenShardEntry
 
 MAX_OPEN_SHARDS = 256
@@ -69,7 +70,7 @@ class TokenDataset:
         """Samples (not rows) per shard, for SamplePlan."""
         self._table = table
         self._cache_folder = cache_folder
-        self._open: Lru[int, TokenShard] = Lru(MAX_OPEN_SHARDS)
+        self._open: Lru[int, OpenShard] = Lru(MAX_OPEN_SHARDS)
 
     @classmethod
     def open(
@@ -91,18 +92,14 @@ class TokenDataset:
         """
         storage = open_storage(url) if isinstance(url, str | Path) else url
         facts = read_tokens_json(storage)
-        data = storage.read(table_name(len(facts["spec"].get("grown_from", ()))))
-        if hashlib.sha256(data).hexdigest() != facts.get("table_sha256"):
-            raise does_not_match(storage)
         try:
-            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            dataset = cls(storage, facts, table, cache_folder)
-            counts = (facts["num_shards"], dataset.num_samples, dataset.num_rows)
-        except (pa.ArrowInvalid, KeyError, TypeError):
-            raise does_not_match(storage) from None
-        rows = int(table.column("num_rows").to_numpy().sum())
-        if counts != (table.num_rows, int(dataset.shard_sizes.sum()), rows):
-            raise does_not_match(storage)
+            spec = TokenSpec.from_dict(facts["spec"])
+        except UserError as error:
+            raise DataError(f"{storage.url}/{TOKENS_JSON}: {error}") from None
+        table = read_table(storage, facts, spec)
+        dataset = cls(storage, facts, table, cache_folder)
+        if "sha256" not in facts and spec.latent_statistics is not None:
+            check_statistics(storage, spec, table)
         fingerprint = dataset.spec.tokenizer_fingerprint
         if expected_fingerprint is not None and fingerprint != expected_fingerprint:
             raise UserError(
@@ -295,8 +292,16 @@ class TokenDataset:
         )  # fmt: skip
 
     def shard(self, number: int) -> TokenShard:
-        """An opened shard. Raises DataError if it is missing or not the one recorded."""
-        return self._open.get(number, lambda: self._open_shard(number))
+        """An opened shard.
+
+        Its bytes are hashed when it is first opened, and its values compared with the spec.
+
+        Raises:
+            DataError: it is missing, not the one recorded, or was cut since it was opened.
+        """
+        opened = self._open.get(number, lambda: self._open_shard(number))
+        opened.file.check()
+        return opened.shard
 
     def entry(self, number: int) -> TokenShardEntry:
         return TokenShardEntry(**self._table.slice(number, 1).to_pylist()[0])
@@ -310,31 +315,12 @@ class TokenDataset:
             )
         return {name: np.empty((rows, *known[name].shape), known[name].dtype) for name in columns}
 
-    def _open_shard(self, number: int) -> TokenShard:
+    def _open_shard(self, number: int) -> OpenShard:
         entry = self.entry(number)
         path = self.storage.local_path(entry.name) or local_copy(
             self.storage, entry, self._cache_folder or default_cache_folder(self.digest)
         )
-        try:
-            with pa.memory_map(str(path)) as mapped:
-                data = mapped.read_buffer()
-        except (FileNotFoundError, OSError):
-            raise DataError(
-                f"{path} is missing or unreadable; restore it or run the precompute again, "
-                "it makes only what is missing"
-            ) from None
-        if data.size != entry.num_bytes:
-            raise DataError(
-                f"{path} has {data.size} bytes, the manifest says {entry.num_bytes}; restore it, "
-                "or delete it and run the precompute again"
-            )
-        shard = decode_shard(data, str(path))
-        expected = self.spec.of_shard(number).digest
-        if shard.num_rows != entry.num_rows or shard.metadata.spec.digest != expected:
-            raise DataError(
-                f"{path} is a shard of another dataset; restore the one of {self.storage.url}"
-            )
-        return shard
+        return open_shard(path, entry, self.spec.of_shard(number), number)
 
 
 def _check_bounds(values: NDArray[np.int64], limit: int, what: str, url: str) -> None:

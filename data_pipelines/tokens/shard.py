@@ -8,10 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
-from data_pipelines.tokens.format import METADATA_KEY, ShardMetadata
+from data_pipelines.tokens.format import METADATA_KEY, ShardMetadata, TokenSpec
 from data_pipelines.tokens.writer import content_hash
 
-_COLUMNS = ("label", "window", "flip")
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,38 @@ class TokenShard:
         """What is wrong with the contents, reading all of them; None where nothing is."""
         if content_hash(self.batch, self.metadata) != self.metadata.content_sha256:
             return "its contents are not those written"
+        return self.out_of_range()
+
+    def out_of_range(self) -> str | None:
+        """The first value that the spec does not allow, reading all tokens, labels and latents."""
+        if len(self.labels) and int(self.labels.min()) < -1:
+            return f"it has the label {int(self.labels.min())}; labels are 0 or more, -1 for none"
+        spec = self.metadata.spec
+        if spec.has_tokens:
+            for first in range(0, self.num_rows, _ROWS_AT_ONCE):
+                found = spec.packer.out_of_range(self.packed[first : first + _ROWS_AT_ONCE])
+                if found is not None:
+                    return f"it has the token {found[0]} of a codebook of {found[1]}"
+        for name, column in spec.extra_columns.items():
+            if np.dtype(column.dtype).kind != "f":
+                continue
+            finite = _finite_rows(self.extra(name))
+            if not finite.all():
+                row = int(np.flatnonzero(~finite)[0])
+                return (
+                    f"{int((~finite).sum())} of its rows have values in {name} that are not finite"
+                    f", first that of sample {int(self.sample_ids[row])}"
+                )
         return None
+
+
+def _finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Bool [N]: whether all values [N, ...] of a row are finite."""
+    found = np.empty(len(values), np.bool_)
+    for first in range(0, len(values), _ROWS_AT_ONCE):
+        block = values[first : first + _ROWS_AT_ONCE]
+        found[first : first + _ROWS_AT_ONCE] = np.isfinite(block.reshape(len(block), -1)).all(1)
+    return found
 
 
 def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
@@ -95,14 +126,17 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
     """
     try:
         reader = pa.ipc.open_file(pa.BufferReader(data))
-        metadata = ShardMetadata.from_bytes((reader.schema.metadata or {})[METADATA_KEY])
+        metadata = ShardMetadata.from_bytes((reader.schema.metadata or {}).get(METADATA_KEY, b""))
         spec = metadata.spec
-        tokens = ["tokens"] if spec.has_tokens else []
-        names = [*_COLUMNS, *tokens, *sorted(spec.extra_columns)]
-        if reader.num_record_batches != 1 or reader.schema.names != names:
-            raise DataError(f"columns {reader.schema.names} are not {names}")
+        _check_place(metadata)
+        expected = _schema(spec)
+        if reader.num_record_batches != 1 or not reader.schema.equals(expected):
+            found = f"{reader.num_record_batches} batches of columns {_columns(reader.schema)}"
+            raise DataError(f"{found} are not 1 of {_columns(expected)}")
         batch = reader.get_batch(0)
-        batch.validate()
+        batch.validate(full=True)
+        if any(column.null_count for column in batch.columns):
+            raise DataError("it has missing values")
         return TokenShard(
             batch,
             metadata,
@@ -111,12 +145,45 @@ def decode_shard(data: pa.Buffer | bytes, where: str) -> TokenShard:
             if spec.has_tokens
             else np.empty((batch.num_rows, 0), np.uint8),
         )
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        pa.ArrowException, OSError, MemoryError, ValueError, KeyError, TypeError, AttributeError,
+        IndexError, OverflowError,
+    ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{where} is not a readable token shard ({reason}); restore it, or delete it and run "
             "the precompute again"
         ) from None
+
+
+def _schema(spec: TokenSpec) -> pa.Schema:
+    """Names and types of a shard's columns, as the writer makes them."""
+    columns: list[tuple[str, pa.DataType]] = [
+        ("label", pa.int32()),
+        ("window", pa.list_(pa.uint16(), 4)),
+        ("flip", pa.bool_()),
+    ]
+    if spec.has_tokens:
+        columns.append(("tokens", pa.binary(spec.packer.row_bytes)))
+    columns += [
+        (name, pa.binary(column.row_bytes)) for name, column in sorted(spec.extra_columns.items())
+    ]
+    return pa.schema(columns)
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    return [f"{field.name}: {field.type}" for field in schema]
+
+
+def _check_place(metadata: ShardMetadata) -> None:
+    """Raises DataError where index or replaced rows are not of the spec."""
+    spec, index = metadata.spec, metadata.index
+    if index >= spec.num_shards:
+        raise DataError(f"it says it is shard {index} of {spec.num_shards}")
+    rows = spec.shard_range(index)[1] * spec.num_views
+    for row, used in metadata.replaced:
+        if row >= rows or used >= spec.num_samples:
+            raise DataError(f"row {row} of {rows} is of sample {used} of {spec.num_samples}")
 
 
 def _binary_rows(column: pa.Array, row_bytes: int) -> NDArray[np.uint8]:

@@ -1,12 +1,13 @@
 """tokens.json, which makes a token dataset a finished one."""
 
-import json
 from typing import Any
 
+from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import DataError
 from data_pipelines.storage.open import Storage
+from data_pipelines.tokens import schema
 from data_pipelines.tokens.format import FORMAT_NAME, FORMAT_VERSION, SHARD_FOLDER, TOKENS_JSON
-from data_pipelines.tokens.writer import read_job
+from data_pipelines.tokens.writer import facts_sha256, read_job
 
 
 def read_tokens_json(storage: Storage) -> dict[str, Any]:
@@ -17,17 +18,24 @@ def read_tokens_json(storage: Storage) -> dict[str, Any]:
     """
     if not storage.exists(TOKENS_JSON):
         raise DataError(_unfinished(storage))
+    where = f"{storage.url}/{TOKENS_JSON}"
     try:
-        facts = json.loads(storage.read(TOKENS_JSON))
-        found = (facts["format"], facts["version"])
-    except (ValueError, KeyError, TypeError):
+        facts = parse_json(storage.read(TOKENS_JSON), where)
+        found = checked(schema.FORMAT, facts, where)
+        same = (found["format"], found["version"]) == (FORMAT_NAME, FORMAT_VERSION)
+        if same:
+            checked(schema.TOKENS, facts, where)
+    except DataError as error:
+        raise DataError(f"{error}; run the precompute again, it writes it anew") from None
+    if not same:
         raise DataError(
-            f"{storage.url}/{TOKENS_JSON} is damaged; run the precompute again, it writes it anew"
-        ) from None
-    if found != (FORMAT_NAME, FORMAT_VERSION):
-        raise DataError(
-            f"{storage.url}/{TOKENS_JSON} has format {found}, expected "
+            f"{where} has format {(found['format'], found['version'])}, expected "
             f"{(FORMAT_NAME, FORMAT_VERSION)}; use the matching version or precompute again"
+        )
+    if facts.get("sha256", facts_sha256(facts)) != facts_sha256(facts):
+        raise DataError(
+            f"{where} is damaged: its contents do not match their checksum; run the precompute "
+            "again, it writes it anew"
         )
     return facts
 

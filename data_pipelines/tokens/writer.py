@@ -5,13 +5,16 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipelines.errors import DataError
+from data_pipelines.documents import checked, parse_json
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.open import Storage
+from data_pipelines.tokens import schema
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -187,12 +190,11 @@ def read_job(storage: Storage) -> TokenSpec | None:
 
 def _read_job(storage: Storage, name: str) -> TokenSpec:
     try:
-        return TokenSpec.from_dict(json.loads(storage.read(name))["spec"])
-    except DataError as error:
-        raise DataError(f"{storage.url}/{name}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        job = checked(schema.JOB, parse_json(storage.read(name), "the job"), "the job")
+        return TokenSpec.from_dict(job["spec"])
+    except UserError as error:
         raise DataError(
-            f"{storage.url}/{name} is damaged; delete the folder and precompute again"
+            f"{storage.url}/{name}: {error}; delete the folder and precompute again"
         ) from None
 
 
@@ -226,10 +228,17 @@ def publish_tokens(
         "table_sha256": hashlib.sha256(data).hexdigest(),
         "spec": spec.with_statistics(statistics).to_dict(),
     }
+    facts["sha256"] = facts_sha256(facts)
     # A growing dataset stays readable: its old table is under another name.
     storage.write(table_name(len(spec.grown_from)), data)
     storage.write(TOKENS_JSON, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
     return digest
+
+
+def facts_sha256(facts: Mapping[str, Any]) -> str:
+    """Checksum of tokens.json: sha256 (hex) over the canonical JSON of all other fields."""
+    rest = {name: value for name, value in facts.items() if name != "sha256"}
+    return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
 
 def tokens_digest(spec: TokenSpec, shards: Sequence[TokenShardEntry]) -> str:

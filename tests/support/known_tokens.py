@@ -35,7 +35,7 @@ SPEC = TokenSpec(
     decoder="cpu",
     numerics="cpu/fp32",
 )
-SUMS = LatentSums(32, (1.0, 2.0), (4.0, 8.0))
+SUMS = LatentSums(32, (1.0, 2.0, 3.0, 4.0), (4.0, 8.0, 9.0, 5.0))
 
 
 def make_rows(spec: TokenSpec, index: int, seed: int = 0) -> TokenRows:

@@ -23,6 +23,7 @@ from data_pipelines.images.decoders.pixels import (
     sniff_format,
 )
 from data_pipelines.memory import RecycledTensors, Scratch
+from data_pipelines.storage.mapped import settled
 from data_pipelines.threads import default_threads
 from data_pipelines.views import ViewGeometry
 
@@ -87,6 +88,7 @@ class CpuDecoder:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
     def _decode_one(self, data: Encoded, geometry: ViewGeometry, at: int) -> torch.Tensor:
+        data = settled(data)
         denominator = _denominator(geometry, at)
         crop = None
         if denominator > 1 and sniff_format(data) == "jpeg":

@@ -23,6 +23,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.base import DecodedBatch, Encoded
 from data_pipelines.images.decoders.cpu import CpuDecoder
 from data_pipelines.images.decoders.pixels import MAX_PIXELS, BadImage, read_facts, sniff_format
+from data_pipelines.storage.mapped import settled
 from data_pipelines.threads import default_threads
 from data_pipelines.views import ViewGeometry
 
@@ -82,7 +83,9 @@ class DaliDecoder:
             kept = [at for at in range(len(encoded)) if at not in left_out]
             try:
                 with self._running:
-                    images[kept] = self._run([encoded[at] for at in kept], geometry.take(kept))
+                    images[kept] = self._run(
+                        [settled(encoded[at]) for at in kept], geometry.take(kept)
+                    )
                 break
             except RuntimeError as error:
                 left_out.add(kept[_position_of_bad_sample(error)])

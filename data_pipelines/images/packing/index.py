@@ -192,7 +192,10 @@ def _finished(
         return None
     if any(rows.metadata.get(name) != value for name, value in made_from.items()):
         return None
-    bad = [BadSample(**sample) for sample in rows.metadata["bad"]]
+    try:
+        bad = [BadSample(**sample) for sample in rows.metadata["bad"]]
+    except (KeyError, TypeError):
+        return None
     return [IndexRow(**row) for row in rows.table.to_pylist()], bad, data
 
 

@@ -28,7 +28,7 @@ def _write_dataset(folder, sizes=(3, 5), label=1) -> ShardManifest:
             IndexRow(f"{number}/{i}", 512 * i, 10 + i, label, 20, 30, i, "jpeg")
             for i in range(size)
         ]
-        index, data = encode_index(rows, {"note": number}), b"tar %d" % number
+        index, data = encode_index(rows, {"note": number}), b"%4096d" % number
         tar_name, index_name = f"shard-{number:06d}.tar", f"index/shard-{number:06d}.arrow"
         storage.write(tar_name, data)
         storage.write(index_name, index)

@@ -48,7 +48,7 @@ def test_changed_bytes_are_noticed_when_asked(dataset_copy):
 def test_missing_shard_is_named(dataset_copy):
     manifest = ShardManifest.open(dataset_copy)
     (dataset_copy / manifest.shard(1).name).unlink()
-    with pytest.raises(DataError, match=r"shard-000001\.tar is missing or empty"):
+    with pytest.raises(DataError, match=r"shard-000001\.tar is missing; restore it"):
         ImageReader(manifest).read(np.array([manifest.first_id(1)]))
 
 

@@ -92,7 +92,7 @@ def test_labels_of_all_samples(dataset_folder: Path):
 def test_latent_statistics_are_kept(dataset_folder: Path):
     statistics = TokenDataset.open(dataset_folder).spec.latent_statistics
     assert statistics is not None
-    assert statistics.mean == (1 / 32, 2 / 32)
+    assert statistics.mean == (1 / 32, 2 / 32, 3 / 32, 4 / 32)
 
 
 def test_foreign_tokenizer_is_refused(dataset_folder: Path):

@@ -149,5 +149,5 @@ def test_latent_statistics_of_parts_are_those_of_the_whole():
 def test_normalized_latents_come_back():
     statistics = LatentSums.combine([SUMS])
     assert statistics is not None
-    latents = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(statistics.denormalize(statistics.normalize(latents)), latents)
