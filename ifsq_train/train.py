@@ -40,7 +40,7 @@ from ifsq_train.training.nonfinite import NonFiniteGuard, as_number
 from ifsq_train.training.profiling import StepProfiler
 from ifsq_train.training.saved_state import collect_state, restore, roll_back
 from ifsq_train.training.watchdog import Watchdog
-from ifsq_train.versions import library_versions
+from ifsq_train.versions import library_versions, run_environment
 
 
 @dataclass
@@ -343,6 +343,7 @@ def finish(run: Run, failures: FailureLog, seconds: float) -> dict[str, Any]:
         **run.strategy.describe(),
         "data": run.data.describe(),
         "versions": library_versions(),
+        "environment": run_environment(),
     }
     if run.context.rank == 0:
         write_atomically(run.folder / "result.json", json.dumps(result, indent=1).encode())

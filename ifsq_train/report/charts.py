@@ -25,8 +25,8 @@ def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(title: str, curve: Curve) -> str:
-    """One loss over steps; values that are not finite leave a gap."""
+def line_chart(title: str, curve: Curve, note: str = "") -> str:
+    """One value over steps, explained by `note`; values that are not finite leave a gap."""
     finite = [(step, value) for step, value in curve if math.isfinite(value)]
     if not finite:
         return _chart_frame(title, "no values", "")
@@ -59,7 +59,15 @@ def line_chart(title: str, curve: Curve) -> str:
     marks.append(f'<path class=line d="{"".join(path)}"/>')
     marks.append(f"<circle class=dot cx={x(steps[-1]):.1f} cy={y(values[-1]):.1f} r=3 />")
     last = f"{values[0]:.4g} at step {steps[0]:,}, {values[-1]:.4g} at step {steps[-1]:,}"
-    return _chart_frame(title, last, "".join(marks))
+    return _chart_frame(title, last, "".join(marks), note)
+
+
+def padded_histograms(histograms: Sequence[Sequence[float]]) -> np.ndarray:
+    """float [channels, most levels] of one list of shares per channel; NaN where one is shorter."""
+    table = np.full((len(histograms), max(map(len, histograms))), np.nan)
+    for row, shares in zip(table, histograms, strict=True):
+        row[: len(shares)] = shares
+    return table
 
 
 def level_charts(histograms: np.ndarray) -> str:
@@ -103,14 +111,15 @@ def _bar_chart(channel: int, counts: np.ndarray) -> str:
     return _chart_frame(f"Channel {channel}", caption, "".join(marks))
 
 
-def _chart_frame(title: str, caption: str, marks: str) -> str:
+def _chart_frame(title: str, caption: str, marks: str, note: str = "") -> str:
     drawing = (
         f'<svg viewBox="0 0 362 194" role=img aria-label="{escape(title, quote=True)}:'
         f' {escape(caption, quote=True)}"><path class=axis d="M44 172H344"/>{marks}</svg>'
         if marks
         else ""
     )
+    explained = f"<p class=note>{escape(note)}</p>" if note else ""
     return (
         f"<figure class=chart><figcaption><b>{escape(title)}</b>"
-        f" <span>{escape(caption)}</span></figcaption>{drawing}</figure>"
+        f" <span>{escape(caption)}</span></figcaption>{explained}{drawing}</figure>"
     )

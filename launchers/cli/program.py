@@ -27,6 +27,7 @@ from launchers.cli.options import (
     gpu_count,
     loading_config,
 )
+from launchers.cli.reports import compare, report
 
 app = typer.Typer(
     name="ifsq",
@@ -45,6 +46,8 @@ app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.command("plan")(cli_plan.plan)
 register_job_commands(app)
 app.command()(monitor)
+app.command()(report)
+app.command()(compare)
 app.command()(doctor)
 app.command()(init)
 

@@ -16,10 +16,11 @@ from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.evaluation.image_sets import HeldOutImages
 from ifsq_train.evaluation.result import read_result
 from ifsq_train.metrics.jsonl import read_jsonl
+from ifsq_train.report.charts import padded_histograms
 from ifsq_train.report.page import write_report
 from ifsq_train.sampling.draw import read_samples
 
-PAIRS, SAMPLES_PER_CLASS, MAX_CLASSES = 24, 12, 12
+PAIRS, SAMPLES_PER_CLASS, MAX_CLASSES = 24, 10, 12
 _CURVES = {
     "tokenizer": ("loss", "adversarial", "discriminator", "code_entropy"),
     "generator": ("loss",),
@@ -62,7 +63,7 @@ def write_demo_report(
             for training, run in curves.items()
             for term, curve in _curves(run, _CURVES[training])
         },
-        histograms=_padded(metrics["digit_histograms"]),
+        histograms=padded_histograms(metrics["digit_histograms"]),
     )
 
 
@@ -83,11 +84,3 @@ def _curves(run: Path, terms: Sequence[str]) -> list[tuple[str, list[tuple[int, 
     records = read_jsonl(run / "metrics.jsonl")
     found = [(term, [(int(r["step"]), r[term]) for r in records if term in r]) for term in terms]
     return [(term, curve) for term, curve in found if curve]
-
-
-def _padded(histograms: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """float [channels, most levels]; NaN where a channel has fewer."""
-    table = np.full((len(histograms), max(map(len, histograms))), np.nan)
-    for row, shares in zip(table, histograms, strict=True):
-        row[: len(shares)] = shares
-    return table

@@ -1,0 +1,184 @@
+"""The page of `ifsq report`: self-contained HTML, and the same tables as CSV beside it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.errors import UserError
+from data_pipelines.storage.local import write_atomically
+from ifsq_train.report.charts import charts, level_charts, line_chart, padded_histograms
+from ifsq_train.report.elements import (
+    page,
+    pairs_table,
+    reconstruction_pairs,
+    sample_grid,
+    section,
+    wide_table,
+)
+from launchers.reports.compare import Table, tables
+from launchers.reports.runs import StoredRun
+
+SAMPLES_PER_CLASS, MAX_CLASSES, PAIRS = 10, 12, 24
+MAX_CURVES = 12
+TERMS = {
+    "loss": "what is minimized",
+    "pixel": "reconstruction error of the pixels",
+    "perceptual": "LPIPS distance of reconstructions",
+    "adversarial": "how well the discriminator tells reconstructions: lower fools it better;"
+    " starts at adversarial.start_step",
+    "discriminator": "the discriminator's own loss; near its value at chance it has lost, near 0"
+    " it has won",
+    "code_entropy": "bits per token that the codes carry in a batch; higher uses more codes",
+    "accuracy": "share of tokens predicted right",
+    "alignment": "REPA term",
+    "velocity": "flow matching error",
+}
+"""What a curve shows, by its name or the part before a slash."""
+_SKIPPED = ("lr/", "seconds", "samples_seen", "epoch", "memory", "throughput", "data_wait")
+
+
+def write_page(runs: Sequence[StoredRun], output: Path, command: str) -> list[Path]:
+    """Write the page and one CSV file per table.
+
+    Args:
+        runs: shown in this order.
+        output: HTML file; CSV files are written beside it, named after it.
+        command: as the user typed it, kept on the page.
+
+    Returns:
+        All files written, the page first.
+    """
+    if output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {output} must end in .html")
+    found = tables(runs)
+    body = [
+        section("Runs", _overview(runs)),
+        *(section(table.title, wide_table(table.columns, table.rows)) for table in found),
+        *(part for run in runs for part in _pictures(run)),
+        section("Environment", _environment(runs, command)),
+        section("What next", _next_steps(runs)),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = [output]
+    names = ", ".join(run.name for run in runs)
+    write_atomically(output, page("".join(body), f"Runs: {names}").encode())
+    for table in found:
+        name = table.title.lower().replace(": ", "-").replace(" ", "-")
+        path = output.with_name(f"{output.stem}-{name}.csv")
+        write_atomically(path, table.csv().encode())
+        written.append(path)
+    return written
+
+
+def _overview(runs: Sequence[StoredRun]) -> str:
+    rows = [(run.name, run.kind, str(run.path)) for run in runs]
+    return wide_table(("name", "kind", "place"), rows)
+
+
+def _pictures(run: StoredRun) -> list[str]:
+    """Sections with what can be looked at."""
+    if run.kind == "training":
+        parts = [section(f"Curves: {run.name}", _curve_charts(run))] if run.curves else []
+        return parts + _reconstructions(run)
+    if run.kind == "samples":
+        return [section(f"Samples: {run.name}", _samples(run.path))]
+    histograms = run.details.get("digit_histograms")
+    if histograms:
+        title = f"Use of quantizer levels: {run.name}"
+        return [section(title, level_charts(padded_histograms(histograms)))]
+    return []
+
+
+def _curve_charts(run: StoredRun) -> str:
+    names = [name for name in run.curves if not name.startswith(_SKIPPED) and run.curves[name]]
+    names.sort(key=lambda name: (name.split("/")[0] not in TERMS, name != "loss", name))
+    drawn = [
+        line_chart(name, run.curves[name], TERMS.get(name.split("/")[0], ""))
+        for name in names[:MAX_CURVES]
+    ]
+    return charts(drawn)
+
+
+def _reconstructions(run: StoredRun) -> list[str]:
+    """Images of the training data through a trained tokenizer, where both still are there."""
+    task = run.recipe.get("task", {})
+    if task.get("kind") != "tokenizer" or not (run.path / "checkpoints").is_dir():
+        return []
+    try:
+        originals, made = _reconstruct(run)
+    except (UserError, OSError) as error:
+        return [section(f"Reconstructions: {run.name}", f"<p>{escape(str(error))}</p>")]
+    note = "<p class=note>Images of the training data, reconstructed with the saved weights.</p>"
+    body = note + reconstruction_pairs(originals, made)
+    return [section(f"Reconstructions: {run.name}", body)]
+
+
+def _reconstruct(run: StoredRun) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    import torch
+
+    from ifsq_train.artifacts.trained import load_tokenizer, to_uint8
+    from ifsq_train.config.load import validate_recipe
+    from ifsq_train.distributed.context import InProcessContext
+    from ifsq_train.evaluation.image_sets import HeldOutImages
+
+    config: Any = validate_recipe(dict(run.recipe), source=str(run.path))
+    images = next(
+        HeldOutImages(config.data.urls[0], config.data.view, PAIRS).batches(InProcessContext())
+    )[:PAIRS].cpu()
+    with torch.inference_mode():
+        made, _ = load_tokenizer(run.path).network(images)
+    originals, shown = (to_uint8(part).permute(0, 2, 3, 1).numpy() for part in (images, made))
+    return originals, shown
+
+
+def _samples(folder: Path) -> str:
+    from ifsq_train.sampling.draw import read_samples
+
+    samples = read_samples(folder)
+    labels = sorted({int(label) for label in samples.labels})[:MAX_CLASSES]
+    rows = [samples.images[samples.labels == label][:SAMPLES_PER_CLASS] for label in labels]
+    return sample_grid(rows, [f"class {label}" for label in labels])
+
+
+def _environment(runs: Sequence[StoredRun], command: str) -> str:
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    values: dict[str, Any] = {"report made": made, "command": command}
+    for run in runs:
+        for key, value in run.environment.items():
+            shown = values.setdefault(key, value)
+            if shown != value and str(value) not in str(shown):
+                values[key] = f"{shown}; {value} ({run.name})"
+    return pairs_table(values)
+
+
+def _next_steps(runs: Sequence[StoredRun]) -> str:
+    """The command that usually follows what the page shows."""
+    kinds = {run.kind for run in runs}
+    tasks = {run.recipe.get("task", {}).get("kind") for run in runs}
+    steps = []
+    if "tokenizer" in tasks and "evaluation" not in kinds:
+        steps.append("Measure the tokenizer on held-out images: <code>ifsq evaluate RECIPE</code>")
+    if "tokenizer" in tasks and "tokens" not in kinds:
+        steps.append("Encode the images once: <code>ifsq precompute RECIPE</code>")
+    if tasks & {"autoregressive", "diffusion"} and "samples" not in kinds:
+        steps.append("Draw images: <code>ifsq sample RECIPE</code>")
+    if len(runs) > 1:
+        places = escape(" ".join(str(run.path) for run in runs))
+        steps.append(f"The same numbers in the terminal: <code>ifsq compare {places}</code>")
+    steps.append("Vary one thing at a time, over several seeds: docs, Studies")
+    return f"<ul>{''.join(f'<li>{step}</li>' for step in steps)}</ul>"
+
+
+def shown_tables(found: Sequence[Table]) -> list[str]:
+    """Tables for a terminal, a blank line between them."""
+    lines: list[str] = []
+    for table in found:
+        lines += [table.title, *table.lines(), ""]
+    return lines[:-1]
