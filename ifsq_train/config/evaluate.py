@@ -12,7 +12,7 @@ from ifsq_train.config.paths import RunPath
 
 Metric = Literal[
     "psnr", "ssim", "l1", "lpips", "code_use", "cknna", "rfid",
-    "frechet_distance", "fid", "sfid", "inception_score", "precision", "recall",
+    "frechet_distance", "fid", "sfid", "kid", "inception_score", "precision", "recall",
 ]  # fmt: skip
 
 NEEDS: dict[Metric, tuple[str, ...]] = {
@@ -26,6 +26,7 @@ NEEDS: dict[Metric, tuple[str, ...]] = {
     "frechet_distance": ("tokenizer", "samples"),
     "fid": ("samples", "inception"),
     "sfid": ("samples", "inception"),
+    "kid": ("samples", "inception"),
     "inception_score": ("samples", "inception"),
     "precision": ("samples", "inception"),
     "recall": ("samples", "inception"),

@@ -24,6 +24,7 @@ from ifsq_train.config.evaluate import NEEDS, Metric
 from ifsq_train.distributed.context import InProcessContext, RunContext, TorchrunContext
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
+from ifsq_train.evaluation.image_counts import enough_images, warn_of_few
 from ifsq_train.evaluation.image_sets import (
     VIEW_SEED,
     HeldOutImages,
@@ -39,6 +40,7 @@ from ifsq_train.evaluation.inception_statistics import (
     inception_score,
     read_adm_statistics,
 )
+from ifsq_train.evaluation.kernel_distance import kernel_distance
 from ifsq_train.evaluation.manifold import precision_recall
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter, round_to_8_bit
 from ifsq_train.evaluation.representation import PairedFeatures
@@ -56,7 +58,9 @@ from ifsq_train.models.repa import DinoTeacher, load_dino
 
 _TEACHER_GRID = (16, 16)
 TOKENIZER_ENCODER, INCEPTION = "tokenizer-encoder", "inception-fid"
-_SAMPLE_METRICS: tuple[Metric, ...] = ("fid", "sfid", "inception_score", "precision", "recall")
+_SAMPLE_METRICS: tuple[Metric, ...] = (
+    "fid", "sfid", "kid", "inception_score", "precision", "recall",
+)  # fmt: skip
 _INCEPTION_METRICS = ("rfid", "rfid_8bit", *_SAMPLE_METRICS)
 _RECONSTRUCTION_METRICS: tuple[Metric, ...] = ("psnr", "ssim", "l1", "lpips", "code_use", "rfid")
 # Names in the result that do not begin with the name of their metric.
@@ -266,7 +270,8 @@ def measure_samples(tools: Tools) -> dict[str, Any]:
     wanted = tools.config.wants("frechet_distance")
     if wanted and tools.tokenizer is not None and tools.images is not None:
         real, fake = (encoder_moments(tools, part) for part in (tools.images, tools.samples))
-        metrics["frechet_distance"] = frechet_distance(real, fake)
+        if enough_images("frechet_distance", min(real.count, fake.count), real.dim):
+            metrics["frechet_distance"] = frechet_distance(real, fake)
     if tools.inception is not None and tools.config.wants(*_SAMPLE_METRICS):
         metrics |= measure_samples_by_inception(tools, tools.inception)
     return metrics
@@ -289,12 +294,14 @@ def measure_samples_by_inception(tools: Tools, inception: FidInception) -> dict[
     assert samples is not None
     fake = inception_statistics(tools, inception, samples)
     real, rows = _real_statistics(tools, inception)
+    warn_of_few(min(samples.num_samples, real["pooled"].count or samples.num_samples))
     metrics = {"fid": distance(real["pooled"], GaussianStatistics.of(fake.pooled))}
     if "spatial" in real:
         metrics["sfid"] = distance(real["spatial"], GaussianStatistics.of(fake.spatial))
     if len(fake.shares):
         metrics["inception_score"] = inception_score(fake.shares)
     if rows is not None:
+        metrics["kid"] = kernel_distance(rows, fake.rows)
         both = precision_recall(rows, fake.rows, config.neighbors)
         metrics |= dict(zip(("precision", "recall"), both, strict=True))
     return metrics

@@ -168,11 +168,14 @@ def sample(
 def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Measure reconstructions, and samples if the recipe names some."""
     from ifsq_train.config import EvaluateConfig
+    from launchers.reports.measures import measure_lines
     from launchers.stages import evaluate_images
 
     config = _load(recipe, overrides, EvaluateConfig, "evaluate")
     result = evaluate_images(config)
-    typer.echo(json.dumps(result["metrics"], indent=1))
+    for line in measure_lines(result):
+        typer.echo(line)
+    typer.echo(f"all numbers: {config.output}")
 
 
 @app.command()

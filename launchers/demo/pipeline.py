@@ -204,7 +204,7 @@ class Demo:
         self.stages["tokenizer"] |= {
             key: metrics[key] for key in ("psnr_db", "ssim", "code_entropy_bits")
         }
-        self.stages["evaluate"] |= {"frechet_distance": metrics["frechet_distance"]}
+        self.stages["evaluate"] |= {"frechet_distance": metrics.get("frechet_distance")}
         self.stages["evaluate"] |= judge_samples(
             self.folder / "data" / "train",
             self.folder / "data" / "held-out",
