@@ -145,7 +145,7 @@ def _projectors(config: LlamaGenConfig | DiTConfig, repa: RepaConfig | None) -> 
             " the paper aligns a third of the way in"
         )
     return {
-        "projection_dims": (TEACHERS[repa.size]["dim"],),
+        "projection_dims": (repa.classifier_features or TEACHERS[repa.size]["dim"],),
         "projection_depth": repa.depth,
         "projector_width": repa.projector_width,
     }

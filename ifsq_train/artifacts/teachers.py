@@ -1,4 +1,4 @@
-"""Published teacher networks (DINOv2), opened from their weight files."""
+"""Teacher networks: DINOv2 from its published weight files, classifiers from their run folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipelines.errors import UserError
+from ifsq_train.artifacts.classifiers import load_classifier
+from ifsq_train.models.classifier import ClassifierTeacher
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.repa import DinoTeacher, load_dino
 
@@ -34,6 +36,21 @@ def open_teacher(
         return load_dino(Path(weights), size=size, grid=grid)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
+
+
+def open_classifier_teacher(path: str, features: int, grid: tuple[int, int]) -> ClassifierTeacher:
+    """The classifier of a run folder as a teacher, giving a feature per cell of `grid`.
+
+    Raises:
+        UserError: no classifier there, or one whose features have another width.
+    """
+    trained = load_classifier(path)
+    if trained.config.num_features != features:
+        raise UserError(
+            f"task.repa.classifier_features={features}, but the classifier {path} has"
+            f" {trained.config.num_features}; give that number"
+        )
+    return ClassifierTeacher(trained.network, grid)
 
 
 def teacher_fingerprint(teacher: DinoTeacher) -> str:

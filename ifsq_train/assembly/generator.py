@@ -9,7 +9,7 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.features import FEATURES
 from ifsq_train.artifacts.networks import build_dit, build_llamagen
-from ifsq_train.artifacts.teachers import open_teacher
+from ifsq_train.artifacts.teachers import open_classifier_teacher, open_teacher
 from ifsq_train.assembly.generator_source import open_source
 from ifsq_train.assembly.latent_scaling import latent_scaling
 from ifsq_train.config import (
@@ -70,7 +70,10 @@ def build_alignment(
     if repa is None:
         return None
     if repa.teacher is not None:
-        teacher = open_teacher(repa.teacher, repa.size, grid, "task.repa.teacher")
+        if repa.classifier_features is not None:
+            teacher = open_classifier_teacher(repa.teacher, repa.classifier_features, grid)
+        else:
+            teacher = open_teacher(repa.teacher, repa.size, grid, "task.repa.teacher")
         return Alignment(teacher, repa.weight, repa.precision, compiled=compiled)
     assert facts.tokens is not None
     stored = facts.tokens.extra_columns[FEATURES].shape

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_pipelines.errors import UserError
+from ifsq_train.artifacts.classifiers import build_classifier
 from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.config import (
     TokenizerTaskConfig,
     TrainConfig,
 )
+from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.randomness import derive_seed
 from ifsq_train.tasks.base import TrainTask
+from ifsq_train.tasks.classifier import ClassifierTask
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> Tra
     if isinstance(task, TokenizerTaskConfig):
         torch.manual_seed(seed)
         return _build_tokenizer_task(task)
+    if isinstance(task, ClassifierTaskConfig):
+        torch.manual_seed(seed)
+        return ClassifierTask(task, build_classifier(task.model))
     from ifsq_train.assembly.generator import build_generator_task
 
     return build_generator_task(config, data, context, seed)

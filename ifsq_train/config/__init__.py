@@ -22,6 +22,7 @@ from ifsq_train.config.networks import (
 from ifsq_train.config.precompute import PrecomputeConfig, TeacherFeaturesConfig
 from ifsq_train.config.recipes import RecipeConfig
 from ifsq_train.config.sample import FlowDrawConfig, SampleConfig
+from ifsq_train.config.study import StudyConfig
 from ifsq_train.config.tasks import (
     AdversarialConfig,
     AutoregressiveTaskConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "RepaConfig",
     "SampleConfig",
     "StrategyConfig",
+    "StudyConfig",
     "TaskConfig",
     "TeacherFeaturesConfig",
     "TokenDataConfig",

@@ -13,6 +13,7 @@ from ifsq_train.config.paths import RunPath
 Metric = Literal[
     "psnr", "ssim", "l1", "lpips", "code_use", "cknna", "rfid",
     "frechet_distance", "fid", "sfid", "kid", "inception_score", "precision", "recall",
+    "classifier_frechet_distance", "classifier_kid", "classifier_accuracy",
 ]  # fmt: skip
 
 NEEDS: dict[Metric, tuple[str, ...]] = {
@@ -30,6 +31,9 @@ NEEDS: dict[Metric, tuple[str, ...]] = {
     "inception_score": ("samples", "inception"),
     "precision": ("samples", "inception"),
     "recall": ("samples", "inception"),
+    "classifier_frechet_distance": ("samples", "classifier"),
+    "classifier_kid": ("samples", "classifier"),
+    "classifier_accuracy": ("samples", "classifier"),
 }
 """Entries of the recipe without which a measure cannot be taken."""
 
@@ -53,6 +57,10 @@ class EvaluateConfig(Config):
     """ADM's reference .npz (`mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0`) for the samples."""
     inception: RunPath | None = None
     """FID-Inception weight file in pytorch-fid's layout; adds rFID, FID, sFID and so on."""
+    classifier: RunPath | None = None
+    """Run folder or checkpoint of a classifier (task `classifier`); adds Frechet and kernel
+    distances of its features between samples and data, and how many samples it takes for the
+    class they were drawn for. No published numbers compare with these."""
     lpips: tuple[RunPath, ...] = ()
     """Weight files of LPIPS: backbone and linear heads."""
     lpips_backbone: Literal["alexnet", "vgg16"] = "alexnet"
@@ -80,8 +88,12 @@ class EvaluateConfig(Config):
             "a tokenizer needs data to reconstruct": bool(self.tokenizer) and not self.data,
             "samples need data or a reference to be compared with": bool(self.samples)
             and not (self.data or self.reference),
-            "samples need a tokenizer or inception as feature network": bool(self.samples)
-            and not (self.tokenizer or self.inception),
+            "samples need a tokenizer, inception or classifier as feature network": bool(
+                self.samples
+            )
+            and not (self.tokenizer or self.inception or self.classifier),
+            "classifier compares samples with data: give both": bool(self.classifier)
+            and not (self.samples and self.data),
             "reference is Inception's: it needs inception and samples": bool(self.reference)
             and not (self.inception and self.samples),
             "lpips needs a tokenizer": bool(self.lpips) and not self.tokenizer,

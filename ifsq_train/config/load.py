@@ -17,6 +17,7 @@ from ifsq_train.config import (
     PrecomputeConfig,
     RecipeConfig,
     SampleConfig,
+    StudyConfig,
     TrainConfig,
 )
 from ifsq_train.config.data import MACHINE_KEYS
@@ -24,7 +25,7 @@ from ifsq_train.config.data import MACHINE_KEYS
 logger = logging.getLogger(__name__)
 
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
-Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig
+Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig | StudyConfig
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
 
 
@@ -100,7 +101,28 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(resolved, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, found {type(resolved).__name__}")
-    return {str(key): value for key, value in resolved.items()}
+    values = {str(key): value for key, value in resolved.items()}
+    stages = values.get("stages")
+    if values.get("kind") == "study" and isinstance(stages, dict):
+        values["stages"] = {name: _stage(path, name, own) for name, own in stages.items()}
+    return values
+
+
+def _stage(path: Path, name: str, own: Any) -> Any:
+    """A study's stage, laid over the recipe that it extends."""
+    from omegaconf import OmegaConf
+
+    if not isinstance(own, dict) or "extends" not in own:
+        return own
+    own = dict(own)
+    parent = str(own.pop("extends"))
+    beside = path.parent / parent
+    base = resolve_recipe(beside if beside.is_file() else find_recipe(parent))
+    if base.get("kind") == "study":
+        raise UserError(f"{path}: stages.{name} extends '{parent}', a study; extend a recipe")
+    merged = OmegaConf.to_container(OmegaConf.merge(base, own))
+    assert isinstance(merged, dict)
+    return {key: value for key, value in merged.items() if key not in ("name", "output")}
 
 
 def _layers(path: Path) -> list[Any]:
@@ -148,8 +170,13 @@ def validate_recipe(values: dict[str, Any], source: str) -> Recipe:
     Raises:
         UserError: one line per fault with its path, what was found and what is allowed.
     """
+    return validate_model(_ADAPTER, values, source)
+
+
+def validate_model(adapter: TypeAdapter[Any], values: dict[str, Any], source: str) -> Any:
+    """Check values against a schema; see `validate_recipe`."""
     try:
-        return _ADAPTER.validate_python(values)
+        return adapter.validate_python(values)
     except ValidationError as error:
         lines = [f"{source}: {_explain(fault, values)}" for fault in error.errors()]
         raise UserError("\n".join(lines)) from error

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
+from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
 from ifsq_train.config.paths import RunPath
 
@@ -49,10 +50,13 @@ class RepaConfig(Config):
     """Align hidden states with a frozen teacher's patch features (REPA, paper section 5)."""
 
     teacher: RunPath | None = None
-    """Local weight file of a DINOv2 backbone, with or without registers. When not given, the
-    features stored in the token dataset are used (`ifsq precompute` with a teacher)."""
+    """Local weight file of a DINOv2 backbone, with or without registers, or, with
+    `classifier_features`, the run folder of a classifier. When not given, the features stored in
+    the token dataset are used (`ifsq precompute` with a teacher)."""
     size: Literal["S", "B", "L"] = "B"
     """Which DINOv2 the file or the stored features are of: 384, 768 or 1024 features."""
+    classifier_features: int | None = Field(default=None, ge=1)
+    """Width of the classifier's features where `teacher` is one (task `classifier`)."""
     weight: float = Field(gt=0)
     """Lambda: 2.0 for LlamaGen, 0.5 for DiT in the paper."""
     depth: int = Field(default=8, ge=0)
@@ -141,6 +145,6 @@ class DiffusionTaskConfig(_GeneratorTaskConfig):
 
 
 TaskConfig = Annotated[
-    TokenizerTaskConfig | AutoregressiveTaskConfig | DiffusionTaskConfig,
+    TokenizerTaskConfig | AutoregressiveTaskConfig | DiffusionTaskConfig | ClassifierTaskConfig,
     Field(discriminator="kind"),
 ]

@@ -118,7 +118,8 @@ class TrainConfig(Config):
     data: DataConfig
     task: TaskConfig
     optim: dict[str, OptimConfig]
-    """By network: `autoencoder` and `discriminator` for tokenizers, `generator` otherwise."""
+    """By network: `autoencoder` and `discriminator` for tokenizers, `classifier` for classifiers,
+    `generator` otherwise."""
     strategy: StrategyConfig = StrategyConfig()
     ema_decay: float | None = Field(default=0.9999, ge=0, lt=1)
     """Decay of the averaged weights; null turns averaging off."""
@@ -154,10 +155,10 @@ class TrainConfig(Config):
                 f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
                 " give exactly one entry for each"
             )
-        if self.task.kind == "tokenizer":
+        if self.task.kind == "tokenizer" or self.task.kind == "classifier":
             if self.data.kind != "images":
                 raise ValueError(
-                    f"task 'tokenizer' reads data of kind 'images', found '{self.data.kind}'"
+                    f"task '{self.task.kind}' reads data of kind 'images', found '{self.data.kind}'"
                 )
         elif self.data.kind == "images" and self.task.tokenizer is None:
             raise ValueError(
@@ -170,6 +171,7 @@ class TrainConfig(Config):
 
     def _teacher_sees_pixels(self) -> None:
         assert self.task.kind != "tokenizer"
+        assert self.task.kind != "classifier"
         if self.task.repa is None:
             return
         teacher = self.task.repa.teacher
@@ -186,6 +188,8 @@ class TrainConfig(Config):
 
     def _networks(self) -> set[str]:
         """Names of the networks the task trains."""
+        if self.task.kind == "classifier":
+            return {"classifier"}
         if self.task.kind != "tokenizer":
             return {"generator"}
         adversarial = self.task.adversarial is not None

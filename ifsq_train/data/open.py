@@ -55,7 +55,7 @@ def open_train_data(
 
 def extras_for(task: TaskConfig) -> Extras:
     """What a task reads besides tokens and labels."""
-    if task.kind == "tokenizer":
+    if task.kind in ("tokenizer", "classifier"):
         return Extras()
     latents = task.kind == "diffusion"
     if task.repa is None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.errors import UserError
+from ifsq_train.artifacts.classifiers import build_classifier
 from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
@@ -21,6 +22,7 @@ from ifsq_train.config import (
     TokenizerTaskConfig,
     TrainConfig,
 )
+from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.metrics.flops import FlopCounter
 from ifsq_train.models.discriminator import PatchDiscriminator
 
@@ -141,6 +143,11 @@ def build_networks(
                 task.adversarial.base_channels, task.adversarial.num_layers
             )
         return networks, dict.fromkeys(networks, (image,))
+    if isinstance(task, ClassifierTaskConfig):
+        assert config.data.kind == "images"
+        size = config.data.view.image_size
+        image = torch.zeros(1, 3, size, size)
+        return {"classifier": build_classifier(task.model)}, {"classifier": (image,)}
     if tokens is None:
         raise UserError(
             "a generator's size depends on its tokens: name the dataset in the recipe, or give"
@@ -217,7 +224,7 @@ def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
     step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
     """
     if not isinstance(config.task, TokenizerTaskConfig):
-        return 3.0 * forward["generator"]
+        return 3.0 * next(iter(forward.values()))
     autoencoder = 3.0 * forward["autoencoder"]
     adversarial = config.task.adversarial
     if adversarial is None or adversarial.start_step >= config.steps:

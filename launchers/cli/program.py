@@ -15,6 +15,7 @@ from ifsq_train.distributed.interruption import Interrupted
 from launchers.cli import checkpoint as cli_checkpoint
 from launchers.cli import data as cli_data
 from launchers.cli import plan as cli_plan
+from launchers.cli import study as cli_study
 from launchers.cli.codes import export_codes, import_codes
 from launchers.cli.first_steps import doctor, init
 from launchers.cli.jobs import register as register_job_commands
@@ -43,6 +44,7 @@ cli_data.app.command("import-codes")(import_codes)
 cli_data.app.command("export-codes")(export_codes)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_study.app, name="study")
 app.command("plan")(cli_plan.plan)
 register_job_commands(app)
 app.command()(monitor)

@@ -1,0 +1,99 @@
+"""What stages cost, from arithmetic on their recipes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from data_pipelines.errors import UserError
+from ifsq_train.artifacts.networks import build_quantizer
+from ifsq_train.config import (
+    ContinuousConfig,
+    FsqConfig,
+    PrecomputeConfig,
+    QuantizerConfig,
+    TokenizerTaskConfig,
+    TrainConfig,
+    VqConfig,
+)
+from ifsq_train.config.study import STAGE_PREFIX
+from ifsq_train.planning.estimate import Estimate, TokenFacts, estimate
+from ifsq_train.study.stage import Stage
+
+CONTINUOUS_BITS = 16.0
+"""Bits counted per channel of a latent that is not quantized, as the paper counts."""
+
+
+def stage_estimate(recipe: TrainConfig, tokens: TokenFacts | None, workers: int = 1) -> Estimate:
+    """FLOPs and bytes of a training."""
+    return estimate(recipe, workers=workers, peak_flops=None, tokens=tokens)
+
+
+def flops_per_step(recipe: TrainConfig, tokens: TokenFacts | None) -> float:
+    """Forward and backward, of the global batch."""
+    return stage_estimate(recipe, tokens).flops_per_step
+
+
+def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> TokenFacts | None:
+    """Grid and codebooks a generator of the study sees; None for a tokenizer.
+
+    Raises:
+        UserError: its tokens or its tokenizer are no stage of the study.
+    """
+    if isinstance(recipe.task, TokenizerTaskConfig) or recipe.task.kind == "classifier":
+        return None
+    if recipe.data.kind == "tokens":
+        tokens = _stage(recipe.data.url, stages)
+        assert isinstance(tokens, PrecomputeConfig)
+        place, size = tokens.tokenizer, tokens.view.image_size
+    else:
+        place, size = recipe.task.tokenizer or "", recipe.data.view.image_size
+    tokenizer = _stage(place, stages)
+    assert isinstance(tokenizer, TrainConfig)
+    assert isinstance(tokenizer.task, TokenizerTaskConfig)
+    model = tokenizer.task.model
+    side = size // model.downsample_ratio
+    with FakeTensorMode():
+        quantizer = build_quantizer(model.quantizer)
+    return TokenFacts((side, side), tuple(quantizer.codebook_sizes), quantizer.num_channels)
+
+
+def _stage(place: str, stages: Mapping[str, Stage]) -> object:
+    digest = place.removeprefix(STAGE_PREFIX).partition("@")[0]
+    if not place.startswith(STAGE_PREFIX) or digest not in stages:
+        raise UserError(
+            f"'{place}' is no stage of the study, so its tokens are not known before it runs;"
+            " make them with a stage of kind precompute"
+        )
+    return stages[digest].recipe
+
+
+def tokenizer_facts(digests: Mapping[str, str], stages: Mapping[str, Stage]) -> dict[str, float]:
+    """Compression and bits per channel of a variant's tokenizer, as the paper counts them.
+
+    An image's 24 bits per pixel over the latent's bits; K per channel for 2**K + 1 levels, the
+    logarithm of a learned codebook's size, 16 per channel where nothing is quantized.
+    """
+    for digest in digests.values():
+        recipe = stages[digest].recipe
+        if isinstance(recipe, TrainConfig) and isinstance(recipe.task, TokenizerTaskConfig):
+            model, bits = recipe.task.model, latent_bits(recipe.task.model.quantizer)
+            channels = float(model.quantizer.num_channels)
+            return {
+                "compression": 24.0 * model.downsample_ratio**2 / bits,
+                "bits_per_channel": bits / channels,
+                "channels": channels,
+            }
+    return {}
+
+
+def latent_bits(quantizer: QuantizerConfig) -> float:
+    """Bits of one position; see `tokenizer_facts`."""
+    if isinstance(quantizer, FsqConfig):
+        return sum(math.log2(level - 1) for level in quantizer.levels)
+    if isinstance(quantizer, VqConfig):
+        return math.log2(quantizer.codebook_size)
+    each = CONTINUOUS_BITS if isinstance(quantizer, ContinuousConfig) else 1.0
+    return each * quantizer.num_channels

@@ -1,0 +1,210 @@
+"""One stage of a study, by the launcher of its kind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import UserError
+from data_pipelines.tokens.reader import TokenDataset
+from ifsq_train.config import (
+    EvaluateConfig,
+    LaunchConfig,
+    PrecomputeConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from ifsq_train.config.study import DistributionStage, ImagesStage, StudyConfig, ToyStage
+from ifsq_train.metrics.jsonl import read_jsonl
+from ifsq_train.study.costs import stage_estimate, token_facts
+from ifsq_train.study.stage import Stage
+from ifsq_train.study.store import OUTPUT, Store
+
+SHARD_BYTES = 1 << 20
+_CALIBRATION_STEPS = 20
+_MAX_CURVE = 40
+"""Points of a loss curve that are kept."""
+
+
+def execute(
+    stage: Stage,
+    store: Store,
+    stages: Mapping[str, Stage],
+    study: StudyConfig,
+    launch: LaunchConfig,
+) -> None:
+    """Run a stage and record it; what is finished already is found so.
+
+    Args:
+        stage: what to do; its inputs are done.
+        store: where everything lies.
+        stages: all of the study, by digest.
+        study: for its budget.
+        launch: workers of trainings.
+
+    Raises:
+        Exception: whatever the stage's own launcher raises.
+    """
+    began, cpu = time.monotonic(), _cpu_seconds()
+    recipe = store.runnable(stage, stages)
+    if isinstance(recipe, TrainConfig):
+        numbers = _train(stage, recipe, stages, study, launch)
+    else:
+        run: Callable[[Any, Path], dict[str, Any]] = _RUNS[type(recipe)]
+        numbers = run(recipe, store.folder(stage).absolute() / OUTPUT)
+    store.finish(stage, numbers, time.monotonic() - began, _cpu_seconds() - cpu)
+
+
+def _train(
+    stage: Stage,
+    recipe: TrainConfig,
+    stages: Mapping[str, Stage],
+    study: StudyConfig,
+    launch: LaunchConfig,
+) -> dict[str, Any]:
+    from launchers.local import train_locally
+    from launchers.on_ray.preflight import finished_result
+
+    assert isinstance(stage.recipe, TrainConfig)
+    if study.budget.equal == "time" and study.budget.stage == stage.name:
+        assert study.budget.amount is not None
+        recipe = _within(recipe, study.budget.amount)
+    result = finished_result(recipe)
+    if result is None and launch.num_workers == 1 and not launch.gpus_per_worker:
+        result = train_locally(recipe)
+    elif result is None:
+        from launchers.on_ray.train import train_on_ray
+
+        result = train_on_ray(recipe, launch)
+    cost = stage_estimate(recipe, token_facts(stage.recipe, stages))
+    return {
+        "final": result["final"],
+        "steps": result["steps"],
+        "samples": result["samples_seen"],
+        "flops_per_step": cost.flops_per_step,
+        "flops": cost.flops_per_step * result["steps"],
+        "parameters": cost.parameters,
+        "curve": _curve(Path(recipe.output), cost.flops_per_step),
+    }
+
+
+def _curve(folder: Path, flops_per_step: float) -> list[dict[str, float]]:
+    """Step, samples, FLOPs, useful seconds and loss at logged steps, evenly thinned out."""
+    records = [r for r in read_jsonl(folder / "metrics.jsonl") if "step" in r and "loss" in r]
+    every = max(1, -(-len(records) // _MAX_CURVE))
+    kept = [r for place, r in enumerate(records) if (len(records) - 1 - place) % every == 0]
+    return [
+        {
+            "step": r["step"],
+            "samples": r["samples"],
+            "flops": r["step"] * flops_per_step,
+            "seconds": r["useful_seconds"],
+            "loss": r["loss"],
+        }
+        for r in kept
+    ]
+
+
+def _within(recipe: TrainConfig, seconds: float) -> TrainConfig:
+    """As many steps as fit into the time, measured once and remembered beside the run."""
+    from launchers.local import train_locally
+
+    folder = Path(recipe.output).with_name("calibration")
+    path = folder / "steps.json"
+    if not path.is_file():
+        few = {"steps": _CALIBRATION_STEPS, "output": str(folder / "run"), "ema_decay": None}
+        train_locally(recipe.model_copy(update=few))
+        records = read_jsonl(folder / "run" / "metrics.jsonl")
+        each = records[-1]["useful_seconds"] / _CALIBRATION_STEPS
+        path.write_text(json.dumps({"steps": max(1, int(seconds / each))}))
+    return recipe.model_copy(update={"steps": json.loads(path.read_text())["steps"]})
+
+
+def _precompute(recipe: PrecomputeConfig, output: Path) -> dict[str, Any]:
+    from ifsq_train.precompute.job import run_precompute_local
+
+    report = run_precompute_local(recipe)
+    spec = TokenDataset.open(str(output)).spec
+    return {
+        "rows": report.rows,
+        "grid": list(spec.grid),
+        "codebook_sizes": list(spec.codebook_sizes),
+        "digest": report.digest,
+    }
+
+
+def _sample(recipe: SampleConfig, output: Path) -> dict[str, Any]:
+    from ifsq_train.sampling.draw import draw_samples
+
+    del output
+    return {"images": draw_samples(recipe)}
+
+
+def _evaluate(recipe: EvaluateConfig, output: Path) -> dict[str, Any]:
+    from ifsq_train.evaluation.evaluate import evaluate
+
+    output.mkdir(parents=True, exist_ok=True)
+    result = evaluate(recipe)
+    metrics = {k: v for k, v in result["metrics"].items() if k != "digit_histograms"}
+    networks = {key: network["name"] for key, network in result["networks"].items()}
+    return {**metrics, "networks": networks}
+
+
+def _images(recipe: ImagesStage, output: Path) -> dict[str, Any]:
+    from launchers.demo.digits import held_out, write_digits
+    from launchers.stages import pack_images
+
+    source = Path(recipe.source).expanduser()
+    if recipe.source == "digits":
+        source = output.parent / "digits"
+        write_digits(source)
+    elif not source.is_dir():
+        raise UserError(f"source: no folder '{source}'; give a folder of class folders, or digits")
+    seen: dict[str, int] = {}
+
+    def keep(name: str) -> bool:
+        if held_out(name) != (recipe.part == "held_out"):
+            return False
+        label = name.partition("/")[0]
+        seen[label] = seen.get(label, 0) + 1
+        return recipe.per_class is None or seen[label] <= recipe.per_class
+
+    manifest = pack_images(source, str(output), shard_bytes=SHARD_BYTES, seed=0, keep=keep)
+    return {
+        "images": manifest.num_samples,
+        "classes": len(manifest.classes),
+        "digest": manifest.digest,
+    }
+
+
+def _distribution(recipe: DistributionStage, output: Path) -> dict[str, Any]:
+    from ifsq_train.study.distributions import measure_distribution
+
+    del output
+    return measure_distribution(recipe)
+
+
+def _toy(recipe: ToyStage, output: Path) -> dict[str, Any]:
+    from ifsq_train.study.distributions import measure_toy
+
+    del output
+    return measure_toy(recipe)
+
+
+_RUNS: dict[type, Callable[[Any, Path], dict[str, Any]]] = {
+    PrecomputeConfig: _precompute,
+    SampleConfig: _sample,
+    EvaluateConfig: _evaluate,
+    ImagesStage: _images,
+    DistributionStage: _distribution,
+    ToyStage: _toy,
+}
+
+
+def _cpu_seconds() -> float:
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usage)
