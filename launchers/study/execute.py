@@ -155,8 +155,8 @@ def _evaluate(recipe: EvaluateConfig, output: Path) -> dict[str, Any]:
 
 
 def _images(recipe: ImagesStage, output: Path) -> dict[str, Any]:
-    from launchers.demo.digits import held_out, write_digits
-    from launchers.stages import pack_images
+    from launchers.demo.digits import write_digits
+    from launchers.stages import held_out, pack_images
 
     source = Path(recipe.source).expanduser()
     if recipe.source == "digits":

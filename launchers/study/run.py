@@ -135,7 +135,7 @@ def _node(stage: Stage, chosen: set[str], options: RunOptions) -> Node:
         inputs,
         cpus=0,
         more_cpus=launch.num_workers * launch.cpus_per_worker,
-        more_gpus=launch.num_workers * launch.gpus_per_worker,
+        more_gpus=launch.num_workers * launch.gpus,
     )
 
 
