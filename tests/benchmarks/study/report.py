@@ -12,13 +12,13 @@ COLORS = {"ifsq": "#3b5bdb", "fsq": "#f08c00", "vq": "#868e96"}
 CODES = 9**4
 
 INTRODUCTION = """\
-# A small study: iFSQ, FSQ and VQ at equal bits
+# A pilot on CIFAR-10: iFSQ, FSQ and VQ at equal bits
 
 Does the bound `2 sigmoid(1.6 z) - 1` help, and how do both compare with a learned codebook of the
 same size? This page is written by a script that anybody can run again:
 
 ```bash
-python -m tests.benchmarks.study.run --report docs
+python -m tests.benchmarks.study.run --report docs/studies
 ```
 
 All three tokenizers share everything but the bottleneck: 8x8 positions of 4 channels, {codes:,}
@@ -37,13 +37,13 @@ DATA = {
 
 
 def write_report(runs: Path, folder: Path, data: str) -> None:
-    """Write study.md and study.svg from the finished runs."""
+    """Write pilot.md and pilot.svg from the finished runs."""
     records: dict[str, list[dict]] = {}
     for path in sorted(runs.glob("*/study.json")):
         record = json.loads(path.read_text())
         records.setdefault(record["method"], []).append(record)
     folder.mkdir(parents=True, exist_ok=True)
-    plot(records, folder / "study.svg")
+    plot(records, folder / "pilot.svg")
     every = [record for part in records.values() for record in part]
     head = INTRODUCTION.format(
         codes=CODES,
@@ -54,9 +54,9 @@ def write_report(runs: Path, folder: Path, data: str) -> None:
         seconds=mean(record["cpu_s"] for record in every),
         total=sum(record["cpu_s"] for record in every) / 60.0,
     )
-    parts = [head, table(records), "\n![Held-out PSNR and codes used](study.svg)\n"]
+    parts = [head, table(records), "\n![Held-out PSNR and codes used](pilot.svg)\n"]
     parts += [seeds_table(records), "## What it says\n", *findings(records), LIMITS]
-    (folder / "study.md").write_text("\n".join(parts))
+    (folder / "pilot.md").write_text("\n".join(parts))
 
 
 LIMITS = f"""
@@ -171,4 +171,4 @@ def plot(records: dict[str, list[dict]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_report(Path("runs/study"), Path("docs"), "CIFAR-10")
+    write_report(Path("runs/study"), Path("docs/studies"), "CIFAR-10")

@@ -1,4 +1,4 @@
-"""iFSQ against FSQ against VQ at equal bits on small real images; writes docs/study.md.
+"""iFSQ against FSQ against VQ at equal bits on small real images; writes docs/studies/pilot.md.
 
     python -m tests.benchmarks.study.run                      # everything, resumable
     python -m tests.benchmarks.study.run --only vq --seeds 1  # one run
@@ -52,7 +52,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--only", choices=METHODS)
     options.add_argument("--steps", type=int, default=0, help="0: the recipes' own number")
-    options.add_argument("--report", type=Path, help="folder for study.md and study.svg")
+    options.add_argument("--report", type=Path, help="folder for pilot.md and pilot.svg")
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     args = options.parse_args()
     source = prepare(args.output / "data", args.cifar)
