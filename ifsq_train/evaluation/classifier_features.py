@@ -21,6 +21,7 @@ from ifsq_train.config.evaluate import Metric
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.image_sets import HeldOutImages, StoredImages
+from ifsq_train.evaluation.kernel_distance import kernel_distance
 from ifsq_train.sampling.draw import read_samples
 
 CLASSIFIER = "classifier"
@@ -109,25 +110,6 @@ def compare(real: Judged, fake: Judged, labels: NDArray[np.int64] | None) -> dic
         hits = fake.classes == torch.from_numpy(labels)
         found["classifier_accuracy"] = float(hits.float().mean())
     return found
-
-
-def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Squared maximum mean discrepancy with the cubic kernel (x.y / D + 1)^3, unbiased (KID).
-
-    Args:
-        first, second: features [N, D] and [M, D], at least two rows each.
-    """
-    x, y = first.double(), second.double()
-    dim = x.shape[1]
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.t() / dim + 1.0) ** 3
-
-    def within(a: Tensor) -> Tensor:
-        values = kernel(a, a)
-        return (values.sum() - values.diagonal().sum()) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2.0 * kernel(x, y).mean())
 
 
 def sample_labels(place: str) -> NDArray[np.int64] | None:
