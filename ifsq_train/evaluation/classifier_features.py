@@ -6,7 +6,7 @@ number of images are the same, and with no published FID.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.errors import UserError
-from ifsq_train.artifacts.classifiers import TrainedClassifier
+from ifsq_train.artifacts.classifiers import TrainedClassifier, load_classifier
+from ifsq_train.config import EvaluateConfig
 from ifsq_train.config.evaluate import Metric
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.image_sets import HeldOutImages, StoredImages
 from ifsq_train.evaluation.kernel_distance import kernel_distance
+from ifsq_train.evaluation.result import FeatureNetwork
 from ifsq_train.sampling.draw import read_samples
 
 CLASSIFIER = "classifier"
@@ -45,37 +47,61 @@ class Judged:
     classes: Tensor
 
 
-def judge_samples(
-    classifier: TrainedClassifier,
-    sets: tuple[HeldOutImages | None, StoredImages | None],
-    place: str | None,
+@dataclass(frozen=True)
+class Judge:
+    """A classifier that samples are judged by, and what they were drawn as.
+
+    Attributes:
+        classifier: in eval mode.
+        labels: int64 [N] of the samples; None where they are not known.
+    """
+
+    classifier: TrainedClassifier
+    labels: NDArray[np.int64] | None
+
+    @classmethod
+    def open(cls, config: EvaluateConfig) -> Judge | None:
+        """The recipe's, if it has one and wants what it measures.
+
+        Raises:
+            UserError: no classifier there.
+        """
+        if config.classifier is None or config.samples is None or not config.wants(*MEASURES):
+            return None
+        return cls(load_classifier(config.classifier), sample_labels(config.samples))
+
+    def networks(self, metrics: Mapping[str, Any]) -> dict[str, FeatureNetwork]:
+        """The classifier, for each of its measures among `metrics`."""
+        network = FeatureNetwork(CLASSIFIER, self.classifier.fingerprint)
+        return {name: network for name in MEASURES if name in metrics}
+
+
+def measure_samples_by(
+    judge: Judge,
+    images: HeldOutImages | None,
+    samples: StoredImages | None,
     context: RunContext,
 ) -> dict[str, Any]:
     """Samples against data in a classifier's features.
 
-    Args:
-        classifier: judges.
-        sets: held-out images, samples.
-        place: where the samples lie.
-        context: this process.
-
     Raises:
         UserError: fewer than two images, or more than one rank.
     """
-    images, samples = sets
     assert images is not None
     assert samples is not None
-    assert place is not None
     if context.world_size > 1:
         raise UserError("a classifier judges on one rank; run the evaluation without torchrun")
     real, fake = (
-        judge(classifier, part.batches(context), context.device) for part in (images, samples)
+        look_at(judge.classifier, part.batches(context), context.device)
+        for part in (images, samples)
     )
-    return {**compare(real, fake, sample_labels(place)), "num_generated": samples.num_samples}
+    return {**compare(real, fake, judge.labels), "num_generated": samples.num_samples}
 
 
 @torch.no_grad()
-def judge(classifier: TrainedClassifier, batches: Iterable[Tensor], device: torch.device) -> Judged:
+def look_at(
+    classifier: TrainedClassifier, batches: Iterable[Tensor], device: torch.device
+) -> Judged:
     """Features and classes of images float [B, 3, H, W] in [-1, 1]."""
     network = classifier.network.to(device)
     features, classes = [], []

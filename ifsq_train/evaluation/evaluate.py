@@ -18,12 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.errors import UserError
-from ifsq_train.artifacts.classifiers import TrainedClassifier, load_classifier
 from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
 from ifsq_train.config import EvaluateConfig
 from ifsq_train.config.evaluate import NEEDS, Metric
 from ifsq_train.distributed.context import InProcessContext, RunContext, TorchrunContext
-from ifsq_train.evaluation.classifier_features import CLASSIFIER, MEASURES, judge_samples
+from ifsq_train.evaluation.classifier_features import Judge, measure_samples_by
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.image_counts import enough_images, warn_of_few
@@ -105,9 +104,8 @@ def evaluate(
         metrics |= measure_alignment(tools, tools.teacher)
     if tools.samples is not None and config.wants("frechet_distance", *_SAMPLE_METRICS):
         metrics |= measure_samples(tools)
-    if tools.classifier is not None:
-        sets = (tools.images, tools.samples)
-        metrics |= judge_samples(tools.classifier, sets, config.samples, tools.context)
+    if tools.judge is not None:
+        metrics |= measure_samples_by(tools.judge, tools.images, tools.samples, tools.context)
     metrics = {name: value for name, value in metrics.items() if _is_wanted(config, name)}
     result = EvaluationResult(
         kind=_kind(config),
@@ -135,7 +133,7 @@ class Tools:
     inception: FidInception | None
     lpips: Lpips | None
     teacher: DinoTeacher | None = None
-    classifier: TrainedClassifier | None = None
+    judge: Judge | None = None
     # What of the data a reconstruction pass has counted already.
     real: InceptionStatistics | None = None
     real_pooled: GaussianStatistics | None = None
@@ -174,12 +172,8 @@ class Tools:
                 lpips = optimize_for_inference(distance.to(device))
         except ValueError as error:
             raise UserError(str(error)) from error
-        classifier = None
-        if config.classifier is not None and config.wants(*MEASURES):
-            classifier = load_classifier(config.classifier)
-        return cls(
-            config, context, images, samples, tokenizer, inception, lpips, teacher, classifier
-        )
+        own = (tokenizer, inception, lpips, teacher, Judge.open(config))
+        return cls(config, context, images, samples, *own)
 
     def new_statistics(self) -> InceptionStatistics:
         """Empty, keeping as many features as precision and recall want."""
@@ -398,9 +392,8 @@ def _networks(tools: Tools, metrics: dict[str, Any]) -> dict[str, FeatureNetwork
     if tools.teacher is not None:
         name = f"dinov2-{tools.config.teacher_size}"
         found["cknna"] = FeatureNetwork(name, network_digest(tools.teacher, {"name": name}))
-    if tools.classifier is not None:
-        network = FeatureNetwork(CLASSIFIER, tools.classifier.fingerprint)
-        found |= {name: network for name in MEASURES if name in metrics}
+    if tools.judge is not None:
+        found |= tools.judge.networks(metrics)
     if tools.lpips is not None:
         name = f"lpips-{tools.config.lpips_backbone}"
         network = FeatureNetwork(name, network_digest(tools.lpips, {"name": name}))
