@@ -15,6 +15,7 @@ from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.base import StepInfo
 from ifsq_train.tasks.generator import GENERATOR
 from ifsq_train.training.ema import WeightAverage
+from ifsq_train.training.kernels import choose_kernels, compile_networks
 
 
 def engine_step(
@@ -23,14 +24,11 @@ def engine_step(
     optim: OptimConfig,
     settings: StrategyConfig,
     device: torch.device,
-    *,
-    compiled: bool = False,
 ) -> Callable[[], float]:
     """One update of the generator and its average; gives the loss."""
     strategy = build_strategy(settings, InProcessContext(device=device))
-    if compiled:
-        for module in task.modules().values():
-            module.compile()
+    choose_kernels(device, deterministic=settings.deterministic)
+    compile_networks(settings, task, device.type)
     strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
     average = WeightAverage(strategy, GENERATOR, 0.9999)
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Bench:
         tiny: shrink every size, to see on a CPU that it runs.
         peak: TFLOP/s of the device in bf16.
         failures: names of the checks that did not hold.
+        images: folder of JPEGs for the decoders; None makes some.
     """
 
     device: torch.device
@@ -27,6 +29,7 @@ class Bench:
     peak: float
     rounds: int
     failures: list[str]
+    images: Path | None = None
 
     def size(self, paper: int, tiny: int) -> int:
         """The paper's size, or a small one."""

@@ -33,12 +33,12 @@ from data_pipelines.views import AdmCenterView
 from tests.benchmarks.gpu.bench import Bench
 
 
-def measure_decode(bench: Bench, folder: Path | None) -> None:
+def measure_decode(bench: Bench) -> None:
     """Check and measure on the images of a folder, or on made ones."""
     if find_spec("nvidia.dali") is None:
         bench.emit("decode", skipped="DALI is not installed; pip install 'ifsq-train[dali]'")
         return
-    threads = min(8, os.cpu_count() or 1)
+    threads, folder = min(8, os.cpu_count() or 1), bench.images
     with tempfile.TemporaryDirectory() as scratch:
         if folder is None:
             folder = Path(scratch) / "made"

@@ -82,32 +82,36 @@ def dit_task(bench: Bench, size: str, count: int) -> tuple[Any, Batch, OptimConf
     return DiffusionTask(config, model, inputs), batch, optim
 
 
-def measure_generators(bench: Bench) -> None:
-    """Steps of LlamaGen-L and XL and of DiT-L/2 at the largest batch that fits, also compiled."""
-    settings = StrategyConfig(kind="torch", precision="bf16")
-    for build, size, sizes in (
-        (llamagen_task, "L", [256, 128, 64]),
-        (llamagen_task, "XL", [128, 64, 32]),
-        (dit_task, "L", [256, 128, 64]),
-    ):
-        for compiled in (False, True):
-            name = f"{build.__name__.removesuffix('_task')}-{size} step{', compiled' * compiled}"
+def measure_llamagen(bench: Bench) -> None:
+    """LlamaGen-L at the paper's batch of a GPU, eager and as recipes run it, and the largest."""
+    measure_steps(bench, llamagen_task, "L", [32], ways=("auto", False))
+    measure_steps(bench, llamagen_task, "L", [256, 128, 64], ways=("auto",))
 
-            def attempt(
-                count: int, build: Any = build, size: str = size, name: str = name,
-                compiled: bool = compiled,
-            ) -> None:  # fmt: skip
-                # What a compiled graph does the counter cannot see: the plain one is counted.
-                chosen = "small" if bench.tiny else size
-                task, batch, optim = build(bench, chosen, 2)
-                plain = engine_step(task, batch, optim, settings, bench.device)
-                flops = count_flops(plain) * count / 2
-                del plain, task, batch
-                task, batch, optim = build(bench, chosen, count)
-                step = engine_step(task, batch, optim, settings, bench.device, compiled=compiled)
-                bench.report(f"{name}, batch {count}", count, step, flops)
 
-            bench.largest(name, [2] if bench.tiny else sizes, attempt)
+def measure_dit(bench: Bench) -> None:
+    """DiT-L/2 in batches of 128."""
+    measure_steps(bench, dit_task, "L", [128, 64], ways=("auto", False))
+
+
+def measure_steps(
+    bench: Bench, build: Any, size: str, counts: list[int], *, ways: tuple[Any, ...]
+) -> None:
+    """Steps in the largest batch that fits, by `strategy.compile`."""
+    for way in ways:
+        settings = StrategyConfig(kind="torch", precision="bf16", compile=way)
+        name = f"{build.__name__.removesuffix('_task')}-{size} step, compile {way}"
+
+        def attempt(count: int, settings: StrategyConfig = settings, name: str = name) -> None:
+            # What a compiled graph does the counter cannot see: the plain one is counted.
+            chosen = "small" if bench.tiny else size
+            plain = StrategyConfig(kind="torch", precision="bf16", compile=False)
+            task, batch, optim = build(bench, chosen, 2)
+            flops = count_flops(engine_step(task, batch, optim, plain, bench.device))
+            task, batch, optim = build(bench, chosen, count)
+            step = engine_step(task, batch, optim, settings, bench.device)
+            bench.report(f"{name}, batch {count}", count, step, flops * count / 2)
+
+        bench.largest(name, [2] if bench.tiny else counts, attempt)
 
 
 def measure_tokenizer(bench: Bench) -> None:
