@@ -26,6 +26,17 @@ def doctor(
         raise typer.Exit(1)
 
 
+def digits(
+    folder: Annotated[Path, typer.Argument(help="New folder for the images.")],
+) -> None:
+    """Write example images: scikit-learn's handwritten digits, in train/ and held-out/."""
+    from launchers.first_steps.digits import write_split_digits
+
+    counts = write_split_digits(folder)
+    for part, count in counts.items():
+        typer.echo(f"{count} images of 10 classes in {folder / part}")
+
+
 def init(
     dataset: Annotated[
         str, typer.Argument(help="Packed dataset, or a folder of class folders with images.")

@@ -17,7 +17,7 @@ from launchers.cli import data as cli_data
 from launchers.cli import plan as cli_plan
 from launchers.cli import study as cli_study
 from launchers.cli.codes import export_codes, import_codes
-from launchers.cli.first_steps import doctor, init
+from launchers.cli.first_steps import digits, doctor, init
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
 from launchers.cli.options import (
@@ -42,6 +42,7 @@ config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_he
 app.add_typer(cli_data.app, name="data")
 cli_data.app.command("import-codes")(import_codes)
 cli_data.app.command("export-codes")(export_codes)
+cli_data.app.command("digits")(digits)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_study.app, name="study")

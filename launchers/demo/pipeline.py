@@ -27,8 +27,8 @@ from ifsq_train.config import (
 )
 from ifsq_train.config.load import load_recipe
 from ifsq_train.versions import library_versions
-from launchers.demo.digits import write_digits
 from launchers.demo.peak_memory import PeakMemory
+from launchers.first_steps.digits import write_digits
 from launchers.on_ray.cluster import ray_session
 from launchers.stages import (
     evaluate_images,

@@ -140,7 +140,8 @@ def _datasets(dataset: str, output: Path, measured: str | None) -> tuple[str, st
             shard_bytes=SHARD_BYTES,
             seed=0,
             max_bad_samples=100,
-            keep=lambda name, wanted=wanted: held_out(name, HELD_OUT_PERCENT) == wanted,
+            # A choice of its own: the folder may be what another split by names has left.
+            keep=lambda name, wanted=wanted: held_out(f"init/{name}", HELD_OUT_PERCENT) == wanted,
         )
     return places
 

@@ -17,7 +17,7 @@ import yaml
 
 from ifsq_train.config.load import Recipe, load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from launchers.demo.digits import write_digits
+from launchers.first_steps.digits import write_digits
 from launchers.jobs.request import JobRequest
 from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster

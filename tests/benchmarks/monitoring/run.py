@@ -36,7 +36,7 @@ import psutil
 from ifsq_train.config import LaunchConfig, PrecomputeConfig, TrainConfig
 from ifsq_train.config.load import load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
-from launchers.demo.digits import write_digits
+from launchers.first_steps.digits import write_digits
 from launchers.monitoring import prometheus_server as monitor
 from launchers.stages import held_out, pack_images
 from tests.support.repository import REPOSITORY
