@@ -62,6 +62,28 @@ def line_chart(title: str, curve: Curve, note: str = "") -> str:
     return _chart_frame(title, last, "".join(marks), note)
 
 
+EXPLANATIONS = {
+    "loss": "what is minimized",
+    "pixel": "reconstruction error of the pixels",
+    "perceptual": "LPIPS distance of reconstructions",
+    "adversarial": "generator's adversarial loss: minus the discriminator's verdict on"
+    " reconstructions; it starts at adversarial.start_step, and rising means that the"
+    " discriminator learns faster than the tokenizer",
+    "discriminator": "hinge loss of the discriminator: 1 at chance, 0 when it tells every"
+    " reconstruction from its original",
+    "code_entropy": "bits per token that the codes of a batch carry; more codes are used when it"
+    " is higher",
+    "alignment": "REPA term",
+    "cross_entropy": "of the next token, in nats, summed over token groups",
+}
+"""What a curve shows, by the part of its name before a slash."""
+
+
+def explanation(name: str) -> str:
+    """What the curve of this name shows; empty where nothing is known of it."""
+    return EXPLANATIONS.get(name.split()[-1].split("/")[0], "")
+
+
 def padded_histograms(histograms: Sequence[Sequence[float]]) -> np.ndarray:
     """float [channels, most levels] of one list of shares per channel; NaN where one is shorter."""
     table = np.full((len(histograms), max(map(len, histograms))), np.nan)

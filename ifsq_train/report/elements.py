@@ -201,7 +201,8 @@ border-radius:0 4px 4px 0}
 table{border-collapse:collapse;width:100%;max-width:480px;font-size:13px}
 th,td{text-align:left;font-weight:400;padding:4px 0;border-bottom:1px solid var(--rule);
 vertical-align:top}
-@media(max-width:600px){.images{--side:48px;gap:4px}.images.large{--side:96px}
+@media(max-width:600px){.wide td{white-space:normal;overflow-wrap:anywhere}
+.images{--side:48px;gap:4px}.images.large{--side:96px}
 .images.even{grid-template-columns:repeat(5,minmax(0,var(--side)))}
 .row{grid-template-columns:56px 1fr;font-size:13px}}
 th{color:var(--quiet);padding-right:16px}

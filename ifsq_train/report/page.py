@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.report.charts import Curve, charts, level_charts, line_chart
+from ifsq_train.report.charts import Curve, charts, explanation, level_charts, line_chart
 from ifsq_train.report.elements import (
     count,
     duration,
@@ -74,11 +74,12 @@ def write_report(
         section("Result", tiles(_headline(result))),
         section("Reconstructions", reconstruction_pairs(originals, reconstructions)),
         section("Samples by class", sample_grid(list(samples), class_names)),
-        section("Losses", charts([line_chart(n, c) for n, c in curves.items()])),
+        section("Losses", charts([line_chart(n, c, explanation(n)) for n, c in curves.items()])),
         section("Use of quantizer levels", level_charts(histograms)),
         section("Time per stage", _stage_bars(stages)),
         section("Stages in detail", _stage_table(stages)),
         section("Versions", pairs_table(result.get("versions", {}))),
+        section("What next", _NEXT),
     ]
     write_atomically(path, page("".join(parts)).encode())
 
@@ -128,8 +129,9 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Samples of the right class",
             percent(evaluation.get("class_accuracy")),
-            f"the same classifier on real images: {percent(evaluation.get('classifier_accuracy'))}"
-            f"; {count(evaluation.get('num_samples'))} samples",
+            f"on real images: {percent(evaluation.get('classifier_accuracy'))}; by chance:"
+            f" {percent(evaluation.get('chance_accuracy'))};"
+            f" {count(evaluation.get('num_samples'))} samples",
         ),
         (
             "Token rows",
@@ -139,9 +141,6 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Wall time", duration(result.get("wall_seconds")), "all stages together"),
         ("Peak memory", size(result.get("peak_memory_bytes")), "resident, as measured"),
     ]
-
-
-# ---------------------------------------------------------------- images
 
 
 # ---------------------------------------------------------------- tables
@@ -161,10 +160,21 @@ def _stage_bars(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
     tables = (
-        f"<div><h3>{escape(_STAGE_NAMES.get(name, name))}</h3>{pairs_table(stage)}</div>"
+        f"<div><h3>{escape(_STAGE_NAMES.get(name, name))}</h3>{pairs_table(_shown(stage))}</div>"
         for name, stage in stages.items()
     )
     return f"<div class=tables>{''.join(tables)}</div>"
 
 
-# ---------------------------------------------------------------- the page
+def _shown(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A training that was not resumed says so."""
+    fresh = {"resumed_from": "started fresh"} if stage.get("resumed_from", 0) is None else {}
+    return {**stage, **fresh}
+
+
+_NEXT = """<ul>
+<li>On your own images: <code>ifsq demo --data FOLDER</code>, one folder per class</li>
+<li>Recipes that fit your images, to be edited: <code>ifsq init FOLDER</code></li>
+<li>Other quantizers and settings side by side: <code>ifsq compare RUN RUN</code></li>
+<li>What every stage does: the quickstart in the documentation</li>
+</ul>"""

@@ -29,7 +29,8 @@ def judge_samples(
 
     Returns:
         ``classifier_accuracy`` on the real images of `test`, ``class_accuracy``: share of
-        samples classified as the class they were drawn for, ``num_samples``.
+        samples classified as the class they were drawn for, ``chance_accuracy`` of guessing,
+        ``num_samples``.
     """
     from sklearn.svm import SVC
 
@@ -42,6 +43,7 @@ def judge_samples(
     return {
         "class_accuracy": float(hits.mean()),
         "classifier_accuracy": float((classifier.predict(features) == labels).mean()),
+        "chance_accuracy": 1.0 / len(set(labels.tolist())),
         "num_samples": len(hits),
     }
 

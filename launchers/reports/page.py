@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.report.charts import charts, level_charts, line_chart, padded_histograms
+from ifsq_train.report.charts import (
+    charts,
+    explanation,
+    level_charts,
+    line_chart,
+    padded_histograms,
+)
 from ifsq_train.report.elements import (
     page,
     pairs_table,
@@ -27,20 +33,6 @@ from launchers.reports.runs import StoredRun
 
 SAMPLES_PER_CLASS, MAX_CLASSES, PAIRS = 10, 12, 24
 MAX_CURVES = 12
-TERMS = {
-    "loss": "what is minimized",
-    "pixel": "reconstruction error of the pixels",
-    "perceptual": "LPIPS distance of reconstructions",
-    "adversarial": "how well the discriminator tells reconstructions: lower fools it better;"
-    " starts at adversarial.start_step",
-    "discriminator": "the discriminator's own loss; near its value at chance it has lost, near 0"
-    " it has won",
-    "code_entropy": "bits per token that the codes carry in a batch; higher uses more codes",
-    "accuracy": "share of tokens predicted right",
-    "alignment": "REPA term",
-    "velocity": "flow matching error",
-}
-"""What a curve shows, by its name or the part before a slash."""
 _SKIPPED = ("lr/", "seconds", "samples_seen", "epoch", "memory", "throughput", "data_wait")
 
 
@@ -98,11 +90,8 @@ def _pictures(run: StoredRun) -> list[str]:
 
 def _curve_charts(run: StoredRun) -> str:
     names = [name for name in run.curves if not name.startswith(_SKIPPED) and run.curves[name]]
-    names.sort(key=lambda name: (name.split("/")[0] not in TERMS, name != "loss", name))
-    drawn = [
-        line_chart(name, run.curves[name], TERMS.get(name.split("/")[0], ""))
-        for name in names[:MAX_CURVES]
-    ]
+    names.sort(key=lambda name: (not explanation(name), name != "loss", name))
+    drawn = [line_chart(name, run.curves[name], explanation(name)) for name in names[:MAX_CURVES]]
     return charts(drawn)
 
 

@@ -155,7 +155,7 @@ def _evaluate(recipe: EvaluateConfig, output: Path) -> dict[str, Any]:
 
 
 def _images(recipe: ImagesStage, output: Path) -> dict[str, Any]:
-    from launchers.demo.digits import write_digits
+    from launchers.first_steps.digits import write_digits
     from launchers.stages import held_out, pack_images
 
     source = Path(recipe.source).expanduser()
