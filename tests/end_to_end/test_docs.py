@@ -49,11 +49,12 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        ["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=900
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a machine that is busy otherwise takes minutes per command
 def test_every_command_of_the_quickstart_works_in_an_empty_folder(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     for language, text in blocks(REPOSITORY / "docs" / "quickstart.md"):
