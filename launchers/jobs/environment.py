@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import yaml
 
@@ -12,13 +13,30 @@ from ifsq_train.config import (
     LaunchConfig,
 )
 from ifsq_train.config.load import Recipe, validate_recipe
+from launchers.jobs.demo import DemoConfig, parse_demo
 from launchers.jobs.request import LAUNCH_VARIABLE, RECIPE_VARIABLE
 
 
-def read_environment() -> tuple[Recipe, LaunchConfig]:
+def read_environment() -> tuple[Recipe | DemoConfig, LaunchConfig]:
+    """What to run and on which worker group.
+
+    Raises:
+        UserError: not inside a job, or the recipe is not valid.
+    """
     try:
         text, launch = os.environ[RECIPE_VARIABLE], os.environ[LAUNCH_VARIABLE]
     except KeyError as error:
         raise UserError(f"{error.args[0]} is not set; `ifsq submit` starts this command") from None
-    recipe = validate_recipe(yaml.safe_load(text), source=RECIPE_VARIABLE)
+    recipe = parse_recipe(yaml.safe_load(text), RECIPE_VARIABLE)
     return recipe, LaunchConfig.model_validate(json.loads(launch))
+
+
+def parse_recipe(values: Any, source: str) -> Recipe | DemoConfig:
+    """A recipe of any kind that a job can run, the demo included.
+
+    Raises:
+        UserError: not valid.
+    """
+    if isinstance(values, dict) and values.get("kind") == "demo":
+        return parse_demo(values)
+    return validate_recipe(values, source=source)

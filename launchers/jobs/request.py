@@ -13,6 +13,8 @@ from data_pipelines.errors import UserError
 from ifsq_train.config import EvaluateConfig, LaunchConfig, LoadingConfig, TrainConfig, to_dict
 from ifsq_train.config.load import Recipe
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
+from launchers.jobs.code import CodeBundle
+from launchers.jobs.demo import DemoConfig
 
 ENTRYPOINT = "ifsq run-job"
 """What a job runs. It has no arguments: everything travels in the environment, where no shell
@@ -22,6 +24,10 @@ LAUNCH_VARIABLE = "IFSQ_LAUNCH"
 WORKDIR_VARIABLE = "IFSQ_WORKDIR"
 STOP_ON_REFUSAL_VARIABLE = "IFSQ_STOP_ON_REFUSAL"
 """Set to 1 on clusters that retry every failure: a job stops itself at a user's mistake."""
+NETWORK_VARIABLE = "IFSQ_NETWORK"
+"""rdma or efa: what the nodes promise, checked by every training worker."""
+NETWORK_MISSING_VARIABLE = "IFSQ_NETWORK_MISSING"
+"""fail or warn."""
 METRICS_PORT = 9464
 DEFAULT_MOUNT = "/mnt/ifsq"
 
@@ -34,6 +40,8 @@ _RESERVED = {
     LAUNCH_VARIABLE,
     WORKDIR_VARIABLE,
     STOP_ON_REFUSAL_VARIABLE,
+    NETWORK_VARIABLE,
+    NETWORK_MISSING_VARIABLE,
     SUBMITTED_VARIABLE,
     "IFSQ_METRICS_HOST",
     "IFSQ_METRICS_PORT",
@@ -66,19 +74,23 @@ class JobRequest:
         queue: Kueue LocalQueue; None starts at once (Kubernetes).
         claim: PersistentVolumeClaim all nodes mount (Kubernetes).
         mount: where it is mounted; relative paths of the recipe are below it.
+        more_storage: further claims and where they are mounted (Kubernetes).
+        code: local changes of the packages that travel with the job (Kubernetes).
         env: environment of all processes.
         secrets: Secrets whose values become environment variables (Kubernetes).
         loading: how training workers load their batches.
     """
 
     name: str
-    recipe: Recipe
+    recipe: Recipe | DemoConfig
     nodes: int = 1
     gpus_per_node: int = 0
     image: str = ""
     queue: str | None = None
     claim: str | None = None
     mount: str = DEFAULT_MOUNT
+    more_storage: tuple[tuple[str, str], ...] = ()
+    code: CodeBundle | None = None
     env: dict[str, str] = field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
     loading: LoadingConfig = field(default_factory=LoadingConfig)
@@ -117,7 +129,7 @@ class JobRequest:
         }
 
 
-def recipe_text(recipe: Recipe) -> str:
+def recipe_text(recipe: Recipe | DemoConfig) -> str:
     """A recipe as YAML that survives as an environment variable of a container.
 
     Raises:
@@ -133,7 +145,7 @@ def recipe_text(recipe: Recipe) -> str:
     return text
 
 
-def default_name(recipe: Recipe) -> str:
+def default_name(recipe: Recipe | DemoConfig) -> str:
     """A job name from the recipe: its `name`, or its kind and output folder."""
     name = recipe.name if isinstance(recipe, TrainConfig) else f"{recipe.kind}-{recipe.output}"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -152,6 +164,20 @@ def parse_storage(text: str) -> tuple[str, str]:
     if not _CLAIM.fullmatch(claim) or not re.fullmatch(r"/[A-Za-z0-9._/-]+", mount):
         raise UserError(f"--storage '{text}' is not CLAIM or CLAIM:/mount/path")
     return claim, mount
+
+
+def parse_storages(items: list[str]) -> list[tuple[str, str]]:
+    """Several of `parse_storage`, each with a place of its own.
+
+    Raises:
+        UserError: malformed, or two claims at one place.
+    """
+    found = [parse_storage(item) for item in items]
+    mounts = [mount for _, mount in found]
+    for mount in mounts:
+        if mounts.count(mount) > 1:
+            raise UserError(f"--storage: two claims at {mount}; write CLAIM:/another/path for one")
+    return found
 
 
 def parse_env(items: list[str]) -> dict[str, str]:

@@ -60,3 +60,13 @@ class JobState:
         if self.attempts:
             rows.append(("failed", f"{self.attempts} attempts"))
         return rows
+
+    def row(self, extra: str = "") -> str:
+        """One line of `ifsq jobs`.
+
+        Args:
+            extra: further facts, such as progress.
+        """
+        nodes = str(self.nodes) if self.nodes else "-"
+        text = f"{self.line()}  {extra}" if extra else self.line()
+        return f"{self.name:48} {self.created:21} {nodes:>5}  {text}"

@@ -73,7 +73,10 @@ def _explain_others(verb: str, name: str, namespace: str, error: Any, message: s
             " (--suffix appends a number)"
         )
     if error.status in (400, 422):
-        return f"the API server refuses the job: {message}"
+        hint = ""
+        if "unknown field" in message and "spec.rayClusterSpec.authOptions" in message:
+            hint = "; its KubeRay CRDs are too old, upgrade them with the operator"
+        return f"the API server refuses the job: {message}{hint}"
     return f"the API server answered {error.status} {error.reason}: {message}"
 
 

@@ -74,10 +74,28 @@ class KubernetesCluster:
         Raises:
             UserError: a rule is broken, the name is taken, access is denied, quota is used up.
         """
+        return rayjob_state(self.create(job))
+
+    def create(self, job: RayJob) -> dict[str, Any]:
+        """As `submit`; returns the RayJob object."""
         self.dry_run(job)
         body = job.to_manifest()
-        created = self._call("create", job.metadata.name or "", lambda: self._create(body))
-        return rayjob_state(created)
+        return self._call("create", job.metadata.name or "", lambda: self._create(body))
+
+    def create_config_map(self, body: dict[str, Any]) -> None:
+        """Create a ConfigMap.
+
+        Raises:
+            UserError: access is denied, or the server refuses it.
+        """
+        name = body["metadata"]["name"]
+        self._call(
+            "create ConfigMaps and",
+            name,
+            lambda: self.core.create_namespaced_config_map(
+                self.namespace, body, _request_timeout=TIMEOUT
+            ),
+        )
 
     def dry_run(self, job: RayJob) -> None:
         """Let the server go through everything but keeping the job.
@@ -85,9 +103,14 @@ class KubernetesCluster:
         Raises:
             UserError: as `submit`.
         """
+        from launchers.on_kubernetes.versions import check_kept
+
         check_rayjob(job)
         body = job.to_manifest()
-        self._call("create", job.metadata.name or "", lambda: self._create(body, dry_run="All"))
+        kept = self._call(
+            "create", job.metadata.name or "", lambda: self._create(body, dry_run="All")
+        )
+        check_kept(body, kept)
 
     def _create(self, body: dict[str, Any], **options: Any) -> Any:
         return self.objects.create_namespaced_custom_object(

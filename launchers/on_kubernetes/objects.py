@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from pydantic.alias_generators import to_camel
+
+from launchers.on_kubernetes.pod_override import PodOverride, merge
 
 Labels = dict[str, str]
 Quantities = dict[str, str]
@@ -105,6 +107,7 @@ class Resources(K8sObject):
 
     requests: Quantities
     limits: Quantities
+    claims: tuple[SecretName, ...] | None = None
 
 
 class ContainerPort(K8sObject):
@@ -119,13 +122,32 @@ class VolumeMount(K8sObject):
 
     name: str
     mount_path: str
+    read_only: bool | None = None
 
 
 class EmptyDir(K8sObject):
     """A folder that lives as long as its pod."""
 
-    medium: Literal["Memory"] | None = None
-    size_limit: str
+    medium: str | None = None
+    size_limit: str | None = None
+
+
+class NamedSource(K8sObject):
+    """A ConfigMap, by name."""
+
+    name: str
+
+
+class SecretSource(K8sObject):
+    """A Secret as files, by name."""
+
+    secret_name: str
+
+
+class HostPath(K8sObject):
+    """A folder of the node."""
+
+    path: str
 
 
 class ClaimReference(K8sObject):
@@ -140,6 +162,9 @@ class Volume(K8sObject):
     name: str
     empty_dir: EmptyDir | None = None
     persistent_volume_claim: ClaimReference | None = None
+    config_map: NamedSource | None = None
+    secret: SecretSource | None = None
+    host_path: HostPath | None = None
 
 
 class Container(K8sObject):
@@ -201,9 +226,17 @@ class Affinity(K8sObject):
     node_affinity: NodeAffinity
 
 
+class PodClaim(K8sObject):
+    """Devices of dynamic resource allocation, made from a template."""
+
+    name: str
+    resource_claim_template_name: str
+
+
 class PodSpec(K8sObject):
     """A pod."""
 
+    init_containers: tuple[Container, ...] | None = None
     containers: tuple[Container, ...]
     restart_policy: Literal["Always", "OnFailure", "Never"]
     termination_grace_period_seconds: int | None = None
@@ -215,13 +248,26 @@ class PodSpec(K8sObject):
     affinity: Affinity | None = None
     security_context: PodSecurity
     volumes: tuple[Volume, ...] | None = None
+    runtime_class_name: str | None = None
+    scheduler_name: str | None = None
+    priority_class_name: str | None = None
+    resource_claims: tuple[PodClaim, ...] | None = None
 
 
 class PodTemplate(K8sObject):
-    """Template of the pods of a group."""
+    """Template of the pods of a group.
+
+    Attributes:
+        override: raw template laid over the others when it is written.
+    """
 
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec
+    override: PodOverride = Field(default_factory=dict, exclude=True)
+
+    @model_serializer(mode="wrap")
+    def _with_override(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return merge(handler(self), self.override)
 
 
 class HeadGroup(K8sObject):

@@ -25,6 +25,7 @@ from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.context import RESIZE_CHECK_SECONDS, RayTrainContext, worker_resources
 from launchers.on_ray.failure import explain
 from launchers.on_ray.gpus import settle_gpus
+from launchers.on_ray.network_check import check_network
 from launchers.on_ray.preflight import finished_result, preflight
 from launchers.on_ray.reservation import take_over_reservation
 
@@ -160,6 +161,7 @@ def _decoded_by_actors(
     data: TrainData, config: TrainConfig, launch: LaunchConfig, rank: int
 ) -> TrainData:
     """The same batches, decoded by actors of this worker's own where the launch asks for some."""
+    check_network()  # here, as a refusal is recorded for the driver from inside the run
     if config.data.kind != "images" or not launch.loading.decode_actors:
         return data
     import ray

@@ -21,6 +21,7 @@ from launchers.first_steps.digits import write_digits
 from launchers.jobs.request import JobRequest
 from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster
+from launchers.on_kubernetes.describe import describe_job
 from launchers.on_kubernetes.follow import follow_job
 from launchers.on_kubernetes.profile import ClusterProfile
 from launchers.on_kubernetes.rayjob import build_rayjob
@@ -262,4 +263,21 @@ def compared(expected: dict[int, float], found: dict[int, float]) -> dict[str, A
         "worst_at_step": worst[1],
         "last_loss": found[both[-1]],
         "last_loss_undisturbed": expected[both[-1]],
+    }
+
+
+def make_a_mistake(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    """Missing data is the user's to mend: one attempt, its message, no retry."""
+    began = time.monotonic()
+    recipe = load_recipe("demo/tokenizer", ["data.url=runs/nothing", "output=runs/mistake"])
+    stage.submit_recipe(cluster, "mistake", recipe)
+    outcome = stage.follow(cluster, "mistake")
+    job = cluster.get("mistake")
+    _, rows = describe_job(cluster, "mistake")
+    return {
+        "outcome": outcome,
+        "seconds": time.monotonic() - began,
+        "failed_attempts": int(job["status"].get("failed") or 0),
+        "job_status": job["status"].get("jobStatus"),
+        "message": [value for key, value in rows if key == "output"],
     }

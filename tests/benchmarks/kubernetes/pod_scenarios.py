@@ -12,6 +12,7 @@ and prints what it measured as one line of JSON:
 - suspend: Kueue's way of preempting: suspended half way, later resumed.
 - preempt: a worker pod gets SIGTERM; a checkpoint of that very step must be there.
 - pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
+- mistake: a recipe whose dataset is not there; it must end with its message after one attempt.
 - outage: the API server is stopped for 30 s half way; the job runs on, the watcher returns.
 
 Run `complete` first: the losses of the others are compared with its, step by step.
@@ -36,6 +37,7 @@ from tests.support.pod_stage import (
     Stage,
     delete_a_pod,
     in_parallel,
+    make_a_mistake,
     wait_until,
     worker_pods,
 )
@@ -147,6 +149,7 @@ def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
 
 
 SCENARIOS = {
+    "mistake": make_a_mistake,
     "complete": scenario_complete,
     "outage": scenario_outage,
     "pipeline": scenario_pipeline,

@@ -114,12 +114,6 @@ def test_no_container_is_privileged_or_root() -> None:
             assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
 
 
-def test_memory_may_be_pinned_only_where_rdma_needs_it() -> None:
-    for profile, added in (("gpu8", ["IPC_LOCK"]), ("gpu", None)):
-        worker = head_and_workers(manifest(profile, 2, 8))[1]["template"]["spec"]["containers"][0]
-        assert worker["securityContext"]["capabilities"].get("add") == added
-
-
 def test_workers_have_shared_memory_and_time_to_save() -> None:
     pod = head_and_workers(manifest("gpu8", 2, 8))[1]["template"]["spec"]
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
