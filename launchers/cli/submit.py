@@ -191,7 +191,8 @@ def _request(
     from launchers.jobs.request import DEFAULT_MOUNT, JobRequest, default_name, parse_storages
 
     loaded = _load(recipe, overrides or [])
-    (claim, mount), *more = parse_storages(given.storage) or [(None, DEFAULT_MOUNT)]
+    storages = parse_storages(given.storage)
+    claim, mount = storages[0] if storages else (None, DEFAULT_MOUNT)
     return JobRequest(
         name=name or default_name(loaded),
         recipe=loaded,
@@ -201,7 +202,7 @@ def _request(
         queue=given.queue,
         claim=claim,
         mount=mount,
-        more_storage=tuple(more),
+        more_storage=tuple(storages[1:]),
     )
 
 
@@ -277,7 +278,7 @@ def _run_locally(request: JobRequest, cpus_per_node: float) -> None:
 
     log_to_terminal()
     launch = request.launch(cpus_per_node).model_copy(update={"address": None})
-    typer.echo(run_any(request.recipe, launch))
+    typer.echo(run_any(request.recipe, launch, Path.cwd()))
 
 
 def _refuse_kubernetes_options(

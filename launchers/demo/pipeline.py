@@ -50,6 +50,7 @@ def run_demo(
     images: Path | None = None,
     workers: int = 2,
     changes: Mapping[str, Sequence[str]] | None = None,
+    launch: LaunchConfig | None = None,
 ) -> dict[str, Any]:
     """Run all stages and write ``result.json`` and ``report.html`` into `output`.
 
@@ -59,6 +60,7 @@ def run_demo(
         workers: Ray Train workers of both trainings, and precompute actors.
         changes: further ``key=value`` changes by recipe: tokenizer, tokens, generator, samples,
             evaluation.
+        launch: worker group on a cluster; None is `workers` on this machine.
 
     Returns:
         What ``result.json`` holds.
@@ -67,7 +69,8 @@ def run_demo(
         UserError: missing or unusable images, or a folder used for another demo.
         TrainingFailed: a training failed more often than it is restarted.
     """
-    demo = Demo(output.absolute(), images, workers, changes or {})
+    launch = launch or LaunchConfig(num_workers=workers)
+    demo = Demo(output.absolute(), images, launch.num_workers, changes or {}, launch)
     with demo.measured():
         with demo.stage("pack"):
             demo.pack()
@@ -97,6 +100,7 @@ class Demo:
         images: the user's folder, or None for the digits.
         workers: of both trainings.
         changes: see `run_demo`.
+        launch: worker group of the trainings.
         stages: what `result.json` says of each stage, in the order they ran.
         used: time by stage and of the whole, and peak memory, over all starts of this demo:
             an interrupted one that is run again says what it took altogether.
@@ -106,6 +110,7 @@ class Demo:
     images: Path | None
     workers: int
     changes: Mapping[str, Sequence[str]]
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
 
@@ -150,7 +155,7 @@ class Demo:
         if manifest.is_file() and finished_result(self._train_config("generator")) is not None:
             yield
             return
-        with ray_session(None, min_cpus=self.workers):
+        with ray_session(self.launch.address, min_cpus=self.workers):
             yield
 
     # ------------------------------------------------------------ stages
@@ -179,14 +184,19 @@ class Demo:
         from launchers.on_ray.train import train_on_ray
 
         config = self._train_config(name)
-        result = train_on_ray(config, LaunchConfig(num_workers=self.workers))
+        result = train_on_ray(config, self.launch)
         kept = ("strategy", "zero_stage", "world_size", "steps", "final_loss", "resumed_from")
         self.stages[name] |= {key: result[key] for key in kept}
 
     def precompute(self) -> None:
         """Tokens of the training images, on Ray actors."""
         config = self._recipe("tokens", PrecomputeConfig, **self._view())
-        report = precompute_tokens(config, num_actors=self.workers, gpus_per_actor=0, address=None)
+        report = precompute_tokens(
+            config,
+            num_actors=self.workers,
+            gpus_per_actor=float(self.launch.gpus),
+            address=self.launch.address,
+        )
         kept = ("rows", "expected_rows", "missing_rows", "duplicate_rows", "digest")
         self.stages["precompute"] |= {key: getattr(report, key) for key in kept}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ifsq_train.config import TrainConfig
+from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 
 
 @contextmanager
@@ -37,6 +41,16 @@ def _follow(path: Path, line: object, stop: threading.Event) -> None:
         if records:
             last = records[-1]
             shown = {key: last[key] for key in ("loss", "data_wait_ratio") if key in last}
+            if (goodput := _goodput(last)) is not None:
+                shown["goodput"] = goodput
             line.update(int(last["step"]), **shown)  # type: ignore[attr-defined]
         if ending:
             return
+
+
+def _goodput(record: dict[str, Any]) -> float | None:
+    """Useful part of the time since submission; None where that time is not known."""
+    submitted, useful = os.environ.get(SUBMITTED_VARIABLE), record.get("useful_seconds")
+    if not submitted or useful is None:
+        return None
+    return float(useful) / max(time.time() - float(submitted), 1.0)

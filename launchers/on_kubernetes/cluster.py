@@ -93,7 +93,9 @@ class KubernetesCluster:
             "create ConfigMaps and",
             name,
             lambda: self.core.create_namespaced_config_map(
-                self.namespace, body, _request_timeout=TIMEOUT
+                self.namespace,
+                body,  # pyright: ignore[reportArgumentType]
+                _request_timeout=TIMEOUT,
             ),
         )
 

@@ -8,11 +8,13 @@ from launchers.jobs.verdict import failure_lines
 from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.logs import PodLog, is_noise, submitter_pods
+from launchers.on_kubernetes.rayjob import CODE_ANNOTATION, IMAGE_ANNOTATION, RUN_ANNOTATION
 from launchers.on_kubernetes.reasons import waiting_reasons
 from launchers.on_kubernetes.state import rayjob_state
 
 _SHOWN_REASONS = 8
 _TAIL_LINES = 200
+_NOTES = (("image", IMAGE_ANNOTATION), ("code", CODE_ANNOTATION), ("output", RUN_ANNOTATION))
 
 
 def describe_job(cluster: KubernetesCluster, name: str) -> tuple[JobState, list[tuple[str, str]]]:
@@ -28,11 +30,13 @@ def describe_job(cluster: KubernetesCluster, name: str) -> tuple[JobState, list[
     job = cluster.get(name)
     state = rayjob_state(job)
     rows = state.rows()
+    notes = job["metadata"].get("annotations") or {}
+    rows += [(key, notes[note]) for key, note in _NOTES if notes.get(note)]
     if not state.finished:
         reasons = waiting_reasons(cluster, job)[:_SHOWN_REASONS]
         rows += [("reason", reason.line()) for reason in reasons]
     if state.phase == FAILED:
-        rows += [("output", line) for line in failure_lines(_last_lines(cluster, name))]
+        rows += [("said", line) for line in failure_lines(_last_lines(cluster, name))]
     return state, rows
 
 

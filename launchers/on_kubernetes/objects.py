@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from launchers.on_kubernetes.pod_override import PodOverride, merge
 
 Labels = dict[str, str]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 Quantities = dict[str, str]
 
 
@@ -172,7 +173,7 @@ class Container(K8sObject):
 
     name: str
     image: str
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_policy: PullPolicy | None = None
     command: tuple[str, ...] | None = None
     args: tuple[str, ...] | None = None
     working_dir: str | None = None

@@ -34,6 +34,7 @@ from launchers.on_kubernetes.objects import (
     PodSpec,
     PodTemplate,
     PreferredNodes,
+    PullPolicy,
     Resources,
     SecretKey,
     SecretName,
@@ -307,9 +308,9 @@ def _resources(cpus: str, memory: str, extended: dict[str, str]) -> Resources:
     return Resources(requests=quantities, limits=quantities)
 
 
-def _pull_policy(request: JobRequest, profile: ClusterProfile) -> str:
+def _pull_policy(request: JobRequest, profile: ClusterProfile) -> PullPolicy:
     """A tag may have been pushed again since a node pulled it; a digest cannot."""
-    default = "IfNotPresent" if "@sha256:" in request.image else "Always"
+    default: PullPolicy = "IfNotPresent" if "@sha256:" in request.image else "Always"
     return profile.image_pull_policy or default
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import Config
-from launchers.on_kubernetes.objects import Toleration
+from launchers.on_kubernetes.objects import PullPolicy, Toleration
 from launchers.on_kubernetes.pod_override import PodOverride, check_pod_override
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
@@ -110,7 +110,7 @@ class ClusterProfile(Config):
     priority_class: str | None = None
     """Kueue WorkloadPriorityClass."""
     service_account: str | None = None
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_policy: PullPolicy | None = None
     """Left out: IfNotPresent for an image by digest, else Always, as a tag may be pushed again."""
     image_by_digest: bool = False
     """Refuse images that are not named by digest (``NAME@sha256:...``)."""

@@ -138,6 +138,8 @@ def _volume_faults(where: str, template: PodTemplate) -> Iterator[str]:
     for volume in template.spec.volumes or ():
         if volume.empty_dir is None or volume.empty_dir.medium != "Memory" or memory is None:
             continue
+        if volume.empty_dir.size_limit is None:
+            continue
         if parse_quantity(volume.empty_dir.size_limit) >= parse_quantity(memory):
             yield (
                 f"{where}: {volume.name} of {volume.empty_dir.size_limit} fills the pod's memory"

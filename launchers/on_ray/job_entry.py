@@ -19,6 +19,7 @@ from ifsq_train.config import (
 )
 from ifsq_train.config.load import Recipe, validate_recipe
 from ifsq_train.config.paths import with_absolute_paths
+from launchers.jobs.demo import DemoConfig
 from launchers.jobs.environment import read_environment
 from launchers.jobs.request import WORKDIR_VARIABLE
 from launchers.on_ray.errors import plain_result
@@ -34,13 +35,25 @@ def run_job() -> str:
         TrainingFailed: the workers failed more often than allowed.
     """
     recipe, launch = read_environment()
+    folder = working_folder()
+    if isinstance(recipe, DemoConfig):
+        raise UserError("the demo is several recipes; `ifsq run-job` runs it")
+    return run_recipe(with_absolute_paths(recipe, folder), launch)
+
+
+def working_folder() -> Path:
+    """The folder that a job's relative paths are below.
+
+    Raises:
+        UserError: it is not there on this node.
+    """
     folder = Path(os.environ.get(WORKDIR_VARIABLE) or Path.cwd())
     if not folder.is_dir():
         raise UserError(
             f"{folder}, which the recipe's relative paths are below, is not a folder on this node;"
             " give a folder that all nodes share with --workdir, or absolute paths"
         )
-    return run_recipe(with_absolute_paths(recipe, folder), launch)
+    return folder
 
 
 def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:

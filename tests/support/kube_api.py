@@ -71,11 +71,14 @@ class Line:
         other = {client: server, server: client}
         with client, server:
             while not self._cut:
-                for ready in select.select([client, server], [], [], 0.05)[0]:
-                    data = ready.recv(65536)
-                    if not data:
-                        return
-                    other[ready].sendall(data)
+                try:
+                    for ready in select.select([client, server], [], [], 0.05)[0]:
+                        data = ready.recv(65536)
+                        if not data:
+                            return
+                        other[ready].sendall(data)
+                except OSError:
+                    return  # one of the two has gone away
 
 
 class Api:

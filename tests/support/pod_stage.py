@@ -279,5 +279,5 @@ def make_a_mistake(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
         "seconds": time.monotonic() - began,
         "failed_attempts": int(job["status"].get("failed") or 0),
         "job_status": job["status"].get("jobStatus"),
-        "message": [value for key, value in rows if key == "output"],
+        "message": [value for key, value in rows if key == "said"],
     }

@@ -33,7 +33,7 @@ def commands(page: str) -> list[list[str]]:
 def api_server(shared_dir: Path) -> Any:
     pytest.importorskip("kubernetes")
     fakekube = load_tool(shared_dir, "fakekube")
-    server = fakekube.serve(str(shared_dir / "crds" / "ray.io_rayjobs.json"), 0, token="right")
+    server = fakekube.serve(str(shared_dir / "crds" / "*.json"), 0, token="right")
     yield server
     server.shutdown()
 

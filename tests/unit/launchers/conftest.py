@@ -16,7 +16,7 @@ from tests.support.kube_api import Api, load_tool
 def api_server(shared_dir: Path) -> Iterator[Any]:
     pytest.importorskip("kubernetes")
     fakekube = load_tool(shared_dir, "fakekube")
-    server = fakekube.serve(str(shared_dir / "crds" / "ray.io_rayjobs.json"), 0, token="right")
+    server = fakekube.serve(str(shared_dir / "crds" / "*.json"), 0, token="right")
     yield server
     server.shutdown()
 
