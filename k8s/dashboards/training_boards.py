@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from k8s.dashboards.panels import Dashboard, R, curve, number
+from k8s.dashboards.panels import BLUE, GREEN, RED, YELLOW, Dashboard, R, curve, number
 
 TRAINING = Dashboard(
     "ifsq-training",
@@ -11,6 +11,30 @@ TRAINING = Dashboard(
     "ifsq_training_step",
     {
         "Overview": (
+            number(
+                "Firing alerts",
+                "none",
+                "count by (namespace, run)"
+                f' (ALERTS{{alertname=~"Ifsq.+", alertstate="firing", {R}}})'
+                f" or max by (namespace, run) (ifsq_training_step{{{R}}}) * 0",
+                "Alerts of the chosen runs. The dashboard Runbooks says what to do.",
+                ((None, GREEN), (1, RED)),
+            ),
+            number(
+                "State",
+                "none",
+                f"max by (namespace, run) (ifsq_training_step{{{R}}}"
+                f" >= bool ifsq_training_planned_steps{{{R}}})"
+                f" + 2 * (max by (namespace, run) (time()"
+                f" - ifsq_training_last_step_timestamp_seconds{{{R}}}) > bool 300)",
+                "Trains; has done its last step; or has not done a step for five minutes.",
+                words=(
+                    ("0", "trains", GREEN),
+                    ("1", "finished", BLUE),
+                    ("2", "no steps", RED),
+                    ("3", "finished", BLUE),
+                ),
+            ),
             number(
                 "Progress",
                 "percentunit",
@@ -28,7 +52,15 @@ TRAINING = Dashboard(
                 "Goodput",
                 "percentunit",
                 f"ifsq_training_goodput_ratio{{{R}}}",
-                "Time spent on steps that count, over time since submission.",
+                "Time spent on steps that count, over time since submission. Runbook: low-goodput.",
+                ((None, RED), (0.5, YELLOW), (0.8, GREEN)),
+            ),
+            number(
+                "Goodput of the last half hour",
+                "percentunit",
+                f"deriv(ifsq_training_useful_seconds{{{R}}}[30m])",
+                "Part of the last 30 minutes that went into steps that count.",
+                ((None, RED), (0.5, YELLOW), (0.8, GREEN)),
             ),
         ),
         "Learning": (
@@ -36,21 +68,21 @@ TRAINING = Dashboard(
                 "Loss",
                 "none",
                 f"ifsq_training_loss{{{R}}}",
-                "{{run}} {{term}}",
+                "{{namespace}} {{run}} {{term}}",
                 "Mean over the global batch, by term. Runbook: loss-nan-or-spike.",
             ),
             curve(
                 "Gradient norm",
                 "none",
                 f"ifsq_training_gradient_norm{{{R}}}",
-                "{{run}} {{network}}",
+                "{{namespace}} {{run}} {{network}}",
                 "Before clipping. It often rises before the loss does.",
             ),
             curve(
                 "Learning rate",
                 "none",
                 f"ifsq_training_learning_rate{{{R}}}",
-                "{{run}} {{network}}",
+                "{{namespace}} {{run}} {{network}}",
                 "Of the last step, by network.",
             ),
         ),
@@ -59,7 +91,7 @@ TRAINING = Dashboard(
                 "Images per second",
                 "reqps",
                 f"rate(ifsq_training_samples_total{{{R}}}[$__rate_interval])",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Of all workers together.",
                 minimum=0,
             ),
@@ -67,7 +99,7 @@ TRAINING = Dashboard(
                 "Tokens per second",
                 "reqps",
                 f"rate(ifsq_training_tokens_total{{{R}}}[$__rate_interval])",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Tokens, or latent positions of a tokenizer, of all workers together.",
                 minimum=0,
             ),
@@ -75,7 +107,7 @@ TRAINING = Dashboard(
                 "Model FLOPs utilisation",
                 "percentunit",
                 f"ifsq_training_model_flops_utilisation_ratio{{{R}}}",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Over the dense bf16 peak; only on GPUs whose peak is known.",
                 minimum=0,
                 maximum=1,
@@ -85,7 +117,7 @@ TRAINING = Dashboard(
                 "s",
                 f"rate(ifsq_training_step_seconds_sum{{{R}}}[$__rate_interval])"
                 f" / rate(ifsq_training_step_seconds_count{{{R}}}[$__rate_interval])",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Mean over logged steps, waiting for data included.",
                 minimum=0,
             ),
@@ -93,16 +125,16 @@ TRAINING = Dashboard(
                 "Where the time goes",
                 "percentunit",
                 f"rate(ifsq_training_phase_seconds_total{{{R}}}[$__rate_interval])",
-                "{{run}} {{phase}}",
+                "{{namespace}} {{run}} {{phase}}",
                 "Share of wall time on rank 0, by phase of the step.",
                 minimum=0,
             ),
             curve(
                 "Waiting for data",
                 "percentunit",
-                f"avg by (run) (rate(ifsq_training_data_wait_seconds_total{{{R}}}"
+                f"avg by (namespace, run) (rate(ifsq_training_data_wait_seconds_total{{{R}}}"
                 "[$__rate_interval]))",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Share of wall time, mean over ranks. Runbook: data-bound.",
                 minimum=0,
             ),
@@ -112,7 +144,7 @@ TRAINING = Dashboard(
                 "Age of the last checkpoint",
                 "s",
                 f"time() - ifsq_training_checkpoint_last_success_timestamp_seconds{{{R}}}",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "This much work would be lost now. Runbook: checkpoint-too-old.",
                 minimum=0,
             ),
@@ -121,7 +153,7 @@ TRAINING = Dashboard(
                 "s",
                 f"ifsq_training_checkpoint_seconds_sum{{{R}}}"
                 f" / ifsq_training_checkpoint_seconds_count{{{R}}}",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Mean since the workers started; writing goes on in the background.",
                 minimum=0,
             ),
@@ -129,8 +161,17 @@ TRAINING = Dashboard(
                 "Restarts",
                 "none",
                 f"ifsq_training_restarts_total{{{R}}}",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Since the first start. Runbook: restart-loop.",
+                minimum=0,
+            ),
+            curve(
+                "Data wait of the slowest ranks",
+                "percentunit",
+                "topk by (namespace, run) (5, rate("
+                f"ifsq_training_data_wait_seconds_total{{{R}}}[$__rate_interval]))",
+                "{{namespace}} {{run}} rank {{rank}}",
+                "Five ranks that wait most for data. Runbook: straggler-rank.",
                 minimum=0,
             ),
         ),
@@ -148,7 +189,7 @@ TOKENIZER = Dashboard(
                 "Entropy of the code",
                 "bits",
                 f"ifsq_tokenizer_code_entropy{{{R}}}",
-                "{{run}}",
+                "{{namespace}} {{run}}",
                 "Of the tokens of a batch, in bits; log2 of the codebook size is the most.",
                 minimum=0,
             ),
@@ -156,7 +197,7 @@ TOKENIZER = Dashboard(
                 "Entropy by channel",
                 "bits",
                 f"ifsq_tokenizer_digit_entropy{{{R}}}",
-                "{{run}} {{channel}}",
+                "{{namespace}} {{run}} {{channel}}",
                 "log2 of a channel's levels is the most; far below, the channel is hardly used.",
                 minimum=0,
             ),
@@ -164,7 +205,7 @@ TOKENIZER = Dashboard(
                 "Dead levels by channel",
                 "none",
                 f"ifsq_tokenizer_dead_levels{{{R}}}",
-                "{{run}} {{channel}}",
+                "{{namespace}} {{run}} {{channel}}",
                 "Levels that no position of the batch uses. Runbook: dead-levels.",
                 minimum=0,
             ),
@@ -174,14 +215,14 @@ TOKENIZER = Dashboard(
                 "Mean by channel",
                 "none",
                 f"ifsq_tokenizer_prebound_mean{{{R}}}",
-                "{{run}} {{channel}}",
+                "{{namespace}} {{run}} {{channel}}",
                 "Running mean; should stay near 0.",
             ),
             curve(
                 "Variance by channel",
                 "none",
                 f"ifsq_tokenizer_prebound_variance{{{R}}}",
-                "{{run}} {{channel}}",
+                "{{namespace}} {{run}} {{channel}}",
                 "Running variance; the bound's slope is meant for values near 1.",
                 minimum=0,
             ),
@@ -189,7 +230,7 @@ TOKENIZER = Dashboard(
                 "Terms of the loss",
                 "none",
                 f'ifsq_training_loss{{{R}, term!="loss"}}',
-                "{{run}} {{term}}",
+                "{{namespace}} {{run}} {{term}}",
                 "By term, where the run has it.",
             ),
         ),

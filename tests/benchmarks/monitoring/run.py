@@ -43,7 +43,7 @@ from tests.support.repository import REPOSITORY
 
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))
 
-from k8s.dashboards.contents import GPU_ONLY  # noqa: E402
+from k8s.dashboards.contents import GPU_ONLY, NEEDS_EXPORTERS  # noqa: E402
 
 PORT = 19090
 
@@ -138,7 +138,9 @@ def check_panels(live: Live, begin: float, end: float) -> dict[str, Any]:
                 facts["with_data"] += 1
             else:
                 facts["empty"].append(f"{path.stem}: {panel['title']}")
-    unexpected = [name for name in facts["empty"] if name.split(": ", 1)[1] not in GPU_ONLY]
+    unexpected = [
+        name for name in facts["empty"] if name.split(": ", 1)[1] not in GPU_ONLY | NEEDS_EXPORTERS
+    ]
     facts["unexpected_empty"] = unexpected
     return facts
 

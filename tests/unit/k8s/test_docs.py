@@ -113,7 +113,7 @@ def test_the_commands_of_monitoring(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             from k8s.dashboards.build import main
 
             main(tmp_path)
-            assert len(list(tmp_path.glob("*.json"))) == 5
+            assert len(list(tmp_path.glob("*.json"))) == 7
 
 
 def test_every_metric_is_in_the_documentation() -> None:

@@ -20,13 +20,18 @@ ALERTS = sorted((REPOSITORY / "k8s" / "alerts").glob("*.yaml"))
 ALERT_TESTS = sorted((REPOSITORY / "k8s" / "alerts" / "tests").glob("*.yaml"))
 
 
-def rules() -> list[dict[str, Any]]:
+def all_rules() -> list[dict[str, Any]]:
     files = [yaml.safe_load(path.read_text()) for path in ALERTS]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
+def rules() -> list[dict[str, Any]]:
+    """The alerts; the other rules record what they and the dashboards ask for."""
+    return [rule for rule in all_rules() if "alert" in rule]
+
+
 def expressions() -> list[str]:
-    found = [rule["expr"] for rule in rules()]
+    found = [rule["expr"] for rule in all_rules()]
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             found += [target["expr"] for target in panel.get("targets", [])]
@@ -44,9 +49,10 @@ def load_lint(shared_dir: Path) -> Callable[[Path], list[str]]:
 def test_dashboards_are_what_their_builder_makes() -> None:
     pytest.importorskip("grafana_foundation_sdk")
     from k8s.dashboards.build import DASHBOARDS as specs
-    from k8s.dashboards.build import build
+    from k8s.dashboards.build import build, build_runbooks
 
     names = {spec.uid.removeprefix("ifsq-"): build(spec) for spec in specs}
+    names["runbooks"] = build_runbooks()
     committed = {path.stem: path.read_text() for path in DASHBOARDS}
     assert committed == names, "run: python -m k8s.dashboards.build"
 
@@ -63,7 +69,10 @@ def test_every_query_names_metrics_that_exist() -> None:
         known.add(spec.name)
         if spec.kind == "histogram":
             known |= {f"{spec.name}_{suffix}" for suffix in ("bucket", "sum", "count")}
-    used = {name for text in expressions() for name in re.findall(r"\bifsq_\w+", text)}
+    recorded = {rule["record"] for rule in all_rules() if "record" in rule}
+    series = {name for text in expressions() for name in re.findall(r"[\w:]*\bifsq_[\w:]+", text)}
+    used = {name for name in series if ":" not in name}
+    assert series - used <= recorded
     assert used <= known
     assert len(used) > 20
 
