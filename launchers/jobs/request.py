@@ -96,6 +96,11 @@ class JobRequest:
     loading: LoadingConfig = field(default_factory=LoadingConfig)
 
     @property
+    def output(self) -> str:
+        """Where the job writes; empty for what is not a job of its own."""
+        return str(getattr(self.recipe, "output", ""))
+
+    @property
     def num_workers(self) -> int:
         """Training workers or encoders: one per GPU, or one per node without GPUs."""
         return self.nodes * max(1, self.gpus_per_node)
@@ -147,7 +152,8 @@ def recipe_text(recipe: Recipe | DemoConfig) -> str:
 
 def default_name(recipe: Recipe | DemoConfig) -> str:
     """A job name from the recipe: its `name`, or its kind and output folder."""
-    name = recipe.name if isinstance(recipe, TrainConfig) else f"{recipe.kind}-{recipe.output}"
+    output = getattr(recipe, "output", "")
+    name = recipe.name if isinstance(recipe, TrainConfig) else f"{recipe.kind}-{output}"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     slug = slug if slug[:1].isalpha() else f"ifsq-{slug}"
     return slug[:47].rstrip("-")
@@ -228,6 +234,11 @@ def check_request(request: JobRequest) -> None:
         UserError: batch does not split, more nodes than the job can use.
     """
     recipe = request.recipe
+    if not request.output:
+        raise UserError(
+            f"a recipe of kind '{recipe.kind}' is not one job; submit the runs it is made of, or"
+            f" run it where its jobs can be reached: `ifsq {recipe.kind}`"
+        )
     if isinstance(recipe, TrainConfig):
         from ifsq_train.config.shares import check_even_split
 

@@ -44,9 +44,9 @@ def build_rayjob(request: JobRequest, profile: ClusterProfile, namespace: str) -
             f"the profile wants images by digest, found --image {request.image}; give"
             " NAME@sha256:..., which your registry shows beside the tag"
         )
-    if request.claim is None and not request.recipe.output.startswith("s3://"):
+    if request.claim is None and not request.output.startswith("s3://"):
         raise UserError(
-            f"output '{request.recipe.output}' must be on storage all nodes share;"
+            f"output '{request.output}' must be on storage all nodes share;"
             " give --storage CLAIM (a ReadWriteMany PersistentVolumeClaim)"
         )
     return RayJob(
@@ -92,7 +92,7 @@ def _job_labels(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
 def _job_annotations(request: JobRequest, profile: ClusterProfile) -> dict[str, str]:
     """What `ifsq status`, `jobs` and `resume` show or use again."""
     notes = {
-        RUN_ANNOTATION: request.recipe.output,
+        RUN_ANNOTATION: request.output,
         IMAGE_ANNOTATION: request.image,
         REQUEST_ANNOTATION: request_annotation(request, profile),
     }
