@@ -392,8 +392,7 @@ def _networks(tools: Tools, metrics: dict[str, Any]) -> dict[str, FeatureNetwork
     if tools.teacher is not None:
         name = f"dinov2-{tools.config.teacher_size}"
         found["cknna"] = FeatureNetwork(name, network_digest(tools.teacher, {"name": name}))
-    if tools.judge is not None:
-        found |= tools.judge.networks(metrics)
+    found |= tools.judge.networks(metrics) if tools.judge is not None else {}
     if tools.lpips is not None:
         name = f"lpips-{tools.config.lpips_backbone}"
         network = FeatureNetwork(name, network_digest(tools.lpips, {"name": name}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,25 @@ def expand(config: StudyConfig, chosen: Mapping[str, float] | None = None) -> Ex
             known = {**tokenizer_facts(digests, stages), **{k: float(v) for k, v in facts.items()}}
             variants.append(Variant(labels, seed, known, digests, curve))
     return Expansion(config, tuple(variants), stages)
+
+
+def restricted(expansion: Expansion, labels: Sequence[str]) -> Expansion:
+    """The same study with only the variants that have one of these labels.
+
+    Raises:
+        UserError: a label that no variant has.
+    """
+    known = {str(label) for v in expansion.variants for label in v.labels.values()}
+    if missing := [label for label in labels if label not in known]:
+        raise UserError(
+            f"{expansion.config.name}: no variant has the label '{missing[0]}'; there are"
+            f" {', '.join(sorted(known)) or 'none'}"
+        )
+    kept = [v for v in expansion.variants if {*map(str, v.labels.values())} & {*labels}]
+    wanted = {digest for v in kept for digest in v.stages.values()}
+    wanted |= {digest for v in kept for point in v.points.values() for digest in point.values()}
+    stages = {digest: stage for digest, stage in expansion.stages.items() if digest in wanted}
+    return Expansion(expansion.config, tuple(kept), stages)
 
 
 def points(config: StudyConfig) -> Iterator[tuple[dict[str, Scalar], dict[str, Any]]]:

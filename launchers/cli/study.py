@@ -102,6 +102,9 @@ def run(
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
     cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
     address: Address = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only variants with this label; may be repeated.")
+    ] = None,
     launcher: Annotated[
         Literal["ray", "local"], typer.Option(help="local: one stage after another, no Ray.")
     ] = "ray",
@@ -116,6 +119,10 @@ def run(
     if launcher == "local" and (workers > 1 or gpus_per_worker):
         raise UserError("--launcher local runs one CPU worker; leave --workers out or use ray")
     expansion = _expansion(study, overrides)
+    if only:
+        from ifsq_train.study.expand import restricted
+
+        expansion = restricted(expansion, only)
     options = RunOptions(store, results, launcher, address, launch)
     summary = run_study(expansion, options)
     typer.echo(

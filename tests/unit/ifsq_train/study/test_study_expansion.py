@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.errors import UserError
 from ifsq_train.config import StudyConfig, TrainConfig
 from ifsq_train.config.load import list_recipes, load_recipe
-from ifsq_train.study.expand import Expansion, expand
+from ifsq_train.study.expand import Expansion, expand, restricted
 from ifsq_train.study.plan import plan_study
 
 SHIPPED = [name for name, _ in list_recipes() if name.startswith("studies/")]
@@ -43,6 +43,15 @@ def test_variants_share_the_stages_they_have_in_common() -> None:
     assert kinds.count("images") == 1
     assert kinds.count("tokenizer") == kinds.count("tokens") == 4
     assert kinds.count("generator") == kinds.count("evaluation") == 8
+
+
+def test_only_some_variants_and_what_they_need() -> None:
+    found = smoke()
+    part = restricted(found, ["fsq"])
+    assert {v.labels["bound"] for v in part.variants} == {"fsq"}
+    assert len(part.stages) == 2 + (len(found.stages) - 2) // 2
+    with pytest.raises(UserError, match="no variant has the label 'vq'"):
+        restricted(found, ["vq"])
 
 
 def test_inputs_come_before_the_stages_that_need_them() -> None:
