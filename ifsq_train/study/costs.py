@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -20,15 +21,21 @@ from ifsq_train.config import (
 )
 from ifsq_train.config.study import STAGE_PREFIX
 from ifsq_train.planning.estimate import Estimate, TokenFacts, estimate
-from ifsq_train.study.stage import Stage
+from ifsq_train.study.stage import Stage, references, replaced
 
+_ESTIMATES: dict[tuple[str, TokenFacts | None, int], Estimate] = {}
 CONTINUOUS_BITS = 16.0
 """Bits counted per channel of a latent that is not quantized, as the paper counts."""
 
 
 def stage_estimate(recipe: TrainConfig, tokens: TokenFacts | None, workers: int = 1) -> Estimate:
-    """FLOPs and bytes of a training."""
-    return estimate(recipe, workers=workers, peak_flops=None, tokens=tokens)
+    """FLOPs and bytes of a training; counted once for all that differ in seed and inputs only."""
+    values = recipe.model_dump(mode="json", exclude={"seed", "name", "output"})
+    plain = replaced(values, dict.fromkeys((ref for _, ref in references(values)), "stage"))
+    key = (json.dumps(plain, sort_keys=True), tokens, workers)
+    if key not in _ESTIMATES:
+        _ESTIMATES[key] = estimate(recipe, workers=workers, peak_flops=None, tokens=tokens)
+    return _ESTIMATES[key]
 
 
 def flops_per_step(recipe: TrainConfig, tokens: TokenFacts | None) -> float:

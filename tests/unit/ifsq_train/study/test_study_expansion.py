@@ -32,7 +32,17 @@ def test_every_shipped_study_expands_and_its_claims_name_what_it_has(name: str) 
     found = expand(config)
     verdicts = judge(config, collect_rows(found, {}))
     assert {one.verdict for one in verdicts} <= {"undecided"}
-    assert len(plan_study(found)) == len(found.stages)
+
+
+def test_a_plan_has_every_unique_stage_and_counts_its_uses() -> None:
+    found = smoke()
+    plans = plan_study(found)
+    assert len(plans) == len(found.stages)
+    uses = {one.stage.name: one.uses for one in plans}
+    assert uses["images"] == 8
+    assert uses["tokenizer"] == 2
+    trained = [one for one in plans if one.stage.kind == "train"]
+    assert all(one.flops and one.num_bytes for one in trained)
 
 
 def test_variants_share_the_stages_they_have_in_common() -> None:
