@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
+from ifsq_train.config.paths import RunPath
 
 STAGE_PREFIX = "stage:"
 """Text that begins so stands for what another stage of the study makes: ``stage:tokenizer``, or
@@ -39,9 +40,9 @@ class DistributionStage(Config):
     """Slope of the bound 2 sigmoid(alpha z) - 1."""
     levels: int = Field(default=17, ge=2)
     cells: Literal["paper", "equal_width"] = "paper"
-    tokenizer: str | None = None
+    tokenizer: RunPath | None = None
     """Tokenizer whose latents before the bound are taken; drawn from N(0, 1) when not given."""
-    data: str | None = None
+    data: RunPath | None = None
     """Image dataset the tokenizer sees."""
     view: AnyViewSpec | None = Field(default=None, discriminator="kind")
     standardize: bool = False

@@ -112,6 +112,8 @@ class TrainConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: RunPath
     """Folder of the run: checkpoints, metrics, log, result."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Labels for metrics, such as the study and variant a run belongs to; they change nothing."""
     seed: int = Field(default=0, ge=0)
     steps: int = Field(ge=1)
     """Optimizer steps; a resumed run ends at the same number."""

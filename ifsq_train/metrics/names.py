@@ -158,6 +158,12 @@ RUN_INFO = MetricSpec(
     "1; the labels say what is trained and how.",
     ("task", "strategy", "precision"),
 )
+TAG = MetricSpec(
+    "ifsq_training_tag",
+    "gauge",
+    "1 for each of the recipe's tags, such as `study` and `variant`.",
+    ("key", "value"),
+)
 RESTARTS = MetricSpec(
     "ifsq_training_restarts_total",
     "counter",

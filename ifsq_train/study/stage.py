@@ -34,7 +34,7 @@ _PLACEHOLDERS = {
     "evaluate": {"output": "stage"},
 }
 # What changes no number of the result.
-_IGNORED = ("name", "output", "log_every_steps", "watchdog_seconds", "dry_run", "profile")
+_IGNORED = ("name", "output", "tags", "log_every_steps", "watchdog_seconds", "dry_run", "profile")
 _IGNORED_OF_DATA = ("prefetch_batches", "reader_threads", "decode_threads", "decode_actors")
 
 

@@ -16,6 +16,7 @@ from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.format import step_folder
 from ifsq_train.config import EvaluateConfig, TrainConfig, to_dict
+from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.study.stage import FORMAT_VERSION, Stage, StageConfig, references, replaced, science
 from ifsq_train.versions import library_versions
 
@@ -29,6 +30,9 @@ class Store:
     """A folder with one folder per stage, shared by all studies that name it."""
 
     root: Path
+    base: Path = Path()
+    """What relative paths of recipes are below, for tasks that run in another folder."""
+    study: str = ""
 
     def folder(self, stage: Stage) -> Path:
         """Of one stage."""
@@ -77,7 +81,8 @@ class Store:
             values["output"] = str(output)
         if isinstance(stage.recipe, TrainConfig):
             values["name"] = f"{stage.name}-{stage.digest[:8]}"
-        return type(stage.recipe).model_validate(values)
+            values["tags"] = {"study": self.study, "variant": stage.variant, **values["tags"]}
+        return with_absolute_paths(type(stage.recipe).model_validate(values), self.base.absolute())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

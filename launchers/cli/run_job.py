@@ -32,31 +32,37 @@ def run_job() -> None:
 
 
 def _run_what_was_sent() -> str:
+    from ifsq_train.config import StudyConfig
     from launchers.jobs.demo import DemoConfig
     from launchers.jobs.environment import read_environment
     from launchers.on_ray.job_entry import run_job as run_one_recipe
     from launchers.on_ray.job_entry import working_folder
 
     recipe, launch = read_environment()
-    if isinstance(recipe, DemoConfig):
+    if isinstance(recipe, DemoConfig | StudyConfig):
         return run_any(recipe, launch, working_folder())
     return run_one_recipe()
 
 
 def run_any(recipe: Recipe | DemoConfig, launch: LaunchConfig, folder: Path) -> str:
-    """Run a recipe of any kind, or the demo, on Ray; returns a line about the result.
+    """Run a recipe of any kind, a study or the demo, on Ray; returns a line about the result.
 
     Args:
         recipe: what to run.
         launch: shape of the worker group.
-        folder: that the demo's relative paths are below.
+        folder: that relative paths of the demo and of studies are below.
 
     Raises:
         UserError: something in the recipe or its data.
         TrainingFailed: the workers failed more often than allowed.
     """
+    from ifsq_train.config import StudyConfig
     from launchers.jobs.demo import DemoConfig
 
+    if isinstance(recipe, StudyConfig):
+        from launchers.study.job import run_study_job
+
+        return run_study_job(recipe, launch, folder)
     if isinstance(recipe, DemoConfig):
         from launchers.demo.job import run_demo_job
 

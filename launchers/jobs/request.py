@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 import yaml
 
 from data_pipelines.errors import UserError
-from ifsq_train.config import EvaluateConfig, LaunchConfig, LoadingConfig, TrainConfig, to_dict
+from ifsq_train.config import (
+    EvaluateConfig,
+    LaunchConfig,
+    LoadingConfig,
+    StudyConfig,
+    TrainConfig,
+    to_dict,
+)
 from ifsq_train.config.load import Recipe
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 from launchers.jobs.code import CodeBundle
@@ -153,7 +160,8 @@ def recipe_text(recipe: Recipe | DemoConfig) -> str:
 def default_name(recipe: Recipe | DemoConfig) -> str:
     """A job name from the recipe: its `name`, or its kind and output folder."""
     output = getattr(recipe, "output", "")
-    name = recipe.name if isinstance(recipe, TrainConfig) else f"{recipe.kind}-{output}"
+    named = isinstance(recipe, TrainConfig | StudyConfig)
+    name = recipe.name if named else f"{recipe.kind}-{output}"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     slug = slug if slug[:1].isalpha() else f"ifsq-{slug}"
     return slug[:47].rstrip("-")

@@ -87,7 +87,9 @@ def run_recipe(recipe: Recipe, launch: LaunchConfig) -> str:
             address=launch.address,
         )
         return f"{count} images in {recipe.output}"
-    return _on_a_worker(recipe, launch)
+    if isinstance(recipe, EvaluateConfig):
+        return _on_a_worker(recipe, launch)
+    raise UserError(f"kind '{recipe.kind}' is not for run_recipe; use `ifsq study run`")
 
 
 def _train(recipe: TrainConfig, launch: LaunchConfig) -> str:

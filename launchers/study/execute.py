@@ -54,8 +54,8 @@ def execute(
     if isinstance(recipe, TrainConfig):
         numbers = _train(stage, recipe, stages, study, launch)
     else:
-        run: Callable[[Any, Path], dict[str, Any]] = _RUNS[type(recipe)]
-        numbers = run(recipe, store.folder(stage).absolute() / OUTPUT)
+        run: Callable[[Any, Path, LaunchConfig], dict[str, Any]] = _RUNS[type(recipe)]
+        numbers = run(recipe, store.folder(stage).absolute() / OUTPUT, launch)
     store.finish(stage, numbers, time.monotonic() - began, _cpu_seconds() - cpu)
 
 
@@ -74,7 +74,7 @@ def _train(
         assert study.budget.amount is not None
         recipe = _within(recipe, study.budget.amount)
     result = finished_result(recipe)
-    if result is None and launch.num_workers == 1 and not launch.gpus_per_worker:
+    if result is None and _is_single(launch):
         result = train_locally(recipe)
     elif result is None:
         from launchers.on_ray.train import train_on_ray
@@ -124,10 +124,23 @@ def _within(recipe: TrainConfig, seconds: float) -> TrainConfig:
     return recipe.model_copy(update={"steps": json.loads(path.read_text())["steps"]})
 
 
-def _precompute(recipe: PrecomputeConfig, output: Path) -> dict[str, Any]:
-    from ifsq_train.precompute.job import run_precompute_local
+def _is_single(launch: LaunchConfig) -> bool:
+    return launch.num_workers == 1 and not launch.gpus
 
-    report = run_precompute_local(recipe)
+
+def _precompute(recipe: PrecomputeConfig, output: Path, launch: LaunchConfig) -> dict[str, Any]:
+    from ifsq_train.precompute.job import run_precompute_local
+    from launchers.on_ray.precompute import precompute_on_ray
+
+    if _is_single(launch):
+        report = run_precompute_local(recipe)
+    else:
+        report = precompute_on_ray(
+            recipe,
+            num_actors=launch.num_workers,
+            cpus_per_actor=launch.cpus_per_worker,
+            gpus_per_actor=launch.gpus,
+        )
     spec = TokenDataset.open(str(output)).spec
     return {
         "rows": report.rows,
@@ -137,16 +150,26 @@ def _precompute(recipe: PrecomputeConfig, output: Path) -> dict[str, Any]:
     }
 
 
-def _sample(recipe: SampleConfig, output: Path) -> dict[str, Any]:
+def _sample(recipe: SampleConfig, output: Path, launch: LaunchConfig) -> dict[str, Any]:
     from ifsq_train.sampling.draw import draw_samples
+    from launchers.on_ray.sample import sample_on_ray
 
     del output
-    return {"images": draw_samples(recipe)}
+    if _is_single(launch):
+        return {"images": draw_samples(recipe)}
+    count = sample_on_ray(
+        recipe,
+        num_actors=launch.num_workers,
+        cpus_per_actor=launch.cpus_per_worker,
+        gpus_per_actor=launch.gpus,
+    )
+    return {"images": count}
 
 
-def _evaluate(recipe: EvaluateConfig, output: Path) -> dict[str, Any]:
+def _evaluate(recipe: EvaluateConfig, output: Path, launch: LaunchConfig) -> dict[str, Any]:
     from ifsq_train.evaluation.evaluate import evaluate
 
+    del launch
     output.mkdir(parents=True, exist_ok=True)
     result = evaluate(recipe)
     metrics = {k: v for k, v in result["metrics"].items() if k != "digit_histograms"}
@@ -154,10 +177,11 @@ def _evaluate(recipe: EvaluateConfig, output: Path) -> dict[str, Any]:
     return {**metrics, "networks": networks}
 
 
-def _images(recipe: ImagesStage, output: Path) -> dict[str, Any]:
+def _images(recipe: ImagesStage, output: Path, launch: LaunchConfig) -> dict[str, Any]:
     from launchers.first_steps.digits import write_digits
     from launchers.stages import held_out, pack_images
 
+    del launch
     source = Path(recipe.source).expanduser()
     if recipe.source == "digits":
         source = output.parent / "digits"
@@ -181,21 +205,21 @@ def _images(recipe: ImagesStage, output: Path) -> dict[str, Any]:
     }
 
 
-def _distribution(recipe: DistributionStage, output: Path) -> dict[str, Any]:
+def _distribution(recipe: DistributionStage, output: Path, launch: LaunchConfig) -> dict[str, Any]:
     from ifsq_train.study.distributions import measure_distribution
 
-    del output
+    del output, launch
     return measure_distribution(recipe)
 
 
-def _toy(recipe: ToyStage, output: Path) -> dict[str, Any]:
+def _toy(recipe: ToyStage, output: Path, launch: LaunchConfig) -> dict[str, Any]:
     from ifsq_train.study.distributions import measure_toy
 
-    del output
+    del output, launch
     return measure_toy(recipe)
 
 
-_RUNS: dict[type, Callable[[Any, Path], dict[str, Any]]] = {
+_RUNS: dict[type, Callable[[Any, Path, LaunchConfig], dict[str, Any]]] = {
     PrecomputeConfig: _precompute,
     SampleConfig: _sample,
     EvaluateConfig: _evaluate,

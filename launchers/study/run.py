@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.config import LaunchConfig, StudyConfig, TrainConfig
+from ifsq_train.config import (
+    EvaluateConfig,
+    LaunchConfig,
+    PrecomputeConfig,
+    SampleConfig,
+    StudyConfig,
+    TrainConfig,
+)
 from ifsq_train.distributed.interruption import Interrupted
 from ifsq_train.study.expand import Expansion
 from ifsq_train.study.stage import Stage
@@ -31,6 +38,7 @@ class RunOptions:
         address: Ray cluster to join.
         launch: workers of each training.
         cpus: CPU slots of every other stage.
+        base: folder that relative paths of recipes are below; this process's if not given.
     """
 
     store: Path
@@ -39,6 +47,7 @@ class RunOptions:
     address: str | None = None
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     cpus: float = 1
+    base: Path | None = None
 
 
 @dataclass
@@ -67,7 +76,8 @@ def run_study(expansion: Expansion, options: RunOptions) -> Summary:
         UserError: another driver works in the store, or no cluster answers.
         Interrupted: SIGTERM.
     """
-    store, began = Store(options.store), time.monotonic()
+    store = Store(options.store.absolute(), options.base or Path.cwd(), expansion.config.name)
+    began = time.monotonic()
     with store.locked():
         left = stages_left(expansion, store, options.results)
         summary = Summary(reused=len(expansion.stages) - len(left))
@@ -112,12 +122,11 @@ def _outcomes(
     from launchers.on_ray.graph import run_graph
 
     chosen = {stage.digest for stage in left}
-    absolute = Store(options.store.absolute())
     yield from run_graph(
         [_node(stage, chosen, options) for stage in left],
         run_stage,
         {stage.digest: (stage.digest,) for stage in left},
-        (absolute, expansion.stages, expansion.config, options.launch),
+        (store, expansion.stages, expansion.config, options.launch),
         address=options.address,
     )
 
@@ -125,11 +134,14 @@ def _outcomes(
 def _node(stage: Stage, chosen: set[str], options: RunOptions) -> Node:
     inputs = tuple(digest for digest in stage.inputs if digest in chosen)
     launch = options.launch
-    if not isinstance(stage.recipe, TrainConfig):
-        return Node(stage.digest, inputs, cpus=options.cpus)
-    if launch.num_workers == 1 and not launch.gpus_per_worker:
+    single = launch.num_workers == 1 and not launch.gpus
+    if single and isinstance(stage.recipe, TrainConfig):
         return Node(stage.digest, inputs, cpus=launch.cpus_per_worker)
-    # The task only waits for a worker group, which takes the slots.
+    if isinstance(stage.recipe, EvaluateConfig):
+        return Node(stage.digest, inputs, cpus=options.cpus, gpus=min(1, launch.gpus))
+    if single or not isinstance(stage.recipe, TrainConfig | PrecomputeConfig | SampleConfig):
+        return Node(stage.digest, inputs, cpus=options.cpus)
+    # The task only waits for workers or actors, which take the slots.
     return Node(
         stage.digest,
         inputs,
