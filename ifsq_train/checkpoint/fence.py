@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -13,6 +14,8 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def shared_attempt_id() -> str:
@@ -53,11 +56,16 @@ class Fence:
         """
         try:
             owner = json.loads(self._path.read_bytes())
+            attempt, process, host = owner["attempt"], owner["pid"], owner["host"]
         except FileNotFoundError:
             return
-        if owner["attempt"] != self._attempt:
+        except (ValueError, KeyError, TypeError, RecursionError):
+            # Nobody can be told from it; a run is not ended for that.
+            logger.warning("%s is damaged; whether this start owns the run is unknown", self._path)
+            return
+        if attempt != self._attempt:
             raise FencedOff(
-                f"{self._path.parent.parent}: another start of this run (process {owner['pid']} on"
-                f" {owner['host']}) has taken over the folder; this one ends here. Use one output"
+                f"{self._path.parent.parent}: another start of this run (process {process} on"
+                f" {host}) has taken over the folder; this one ends here. Use one output"
                 " folder per run"
             )

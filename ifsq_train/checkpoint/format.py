@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from data_pipelines.errors import UserError
+from data_pipelines.documents import checked, parse_json
+from data_pipelines.errors import DataError, UserError
+from ifsq_train.checkpoint import schema
 
 FORMAT_VERSION = 1
 
@@ -37,17 +39,29 @@ def seal(marker: dict[str, Any]) -> bytes:
 
 
 def unseal(text: bytes, path: Path) -> dict[str, Any]:
+    """What `seal` was given.
+
+    Raises:
+        CheckpointError: damaged, or not a marker of a format this program reads.
+    """
     try:
-        sealed = json.loads(text)
-        marker = sealed["checkpoint"]
-        intact = (
-            sealed["sha256"]
-            == hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint marker, or cut short") from error
-    if not intact:
+        sealed = parse_json(text, str(path), allow_nan=True)
+    except DataError as error:
+        raise CheckpointError(f"{error}: not a checkpoint marker, or cut short") from None
+    if not isinstance(sealed, dict) or not {"sha256", "checkpoint"} <= set(sealed):
+        raise CheckpointError(f"{path}: not a checkpoint marker, or cut short")
+    marker = sealed["checkpoint"]
+    body = json.dumps(marker, sort_keys=True)
+    if sealed["sha256"] != hashlib.sha256(body.encode()).hexdigest():
         raise CheckpointError(f"{path}: contents do not match their checksum")
+    if isinstance(marker, dict) and marker.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format {str(marker.get('format'))[:40]}, this program reads {FORMAT_VERSION}"
+        )
+    try:
+        checked(schema.MARKER, marker, str(path))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     return marker
 
 

@@ -14,16 +14,20 @@ owns (``checkpoint_writer``). Nothing is pickled. This module reads.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_pipelines.documents import checked, parse_json
+from data_pipelines.errors import DataError
+from ifsq_train.checkpoint import schema
 from ifsq_train.checkpoint.format import (
-    FORMAT_VERSION,
     MARKER,
     STEP_FOLDER,
     CheckpointError,
@@ -56,14 +60,16 @@ class Checkpoint:
                 f"{folder}: half-written checkpoint ({MARKER} is missing);"
                 " use an older one or let the run write it again"
             )
-        self.header = unseal(marker.read_bytes(), marker)
-        if self.header.get("format") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder}: format {self.header.get('format')}, this program reads {FORMAT_VERSION}"
-            )
-        if verify:
-            self._verify()
-        self._index = self._read_index()
+        try:
+            self.header = unseal(marker.read_bytes(), marker)
+            _check_files(folder, self.header)
+            if verify:
+                verify_files(folder, self.header["files"])
+            self._index = self._read_index()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or folder}: {error.strerror}") from None
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder}: not readable ({error})") from None
 
     @property
     def step(self) -> int:
@@ -82,29 +88,22 @@ class Checkpoint:
         """Whether averaged weights of the network were kept."""
         return any(key[0] == network and key[2] == "ema" for key in self._index)
 
-    def _verify(self) -> None:
-        for name, expected in self.header["files"].items():
-            path = self.folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{path}: missing from the checkpoint")
-            if path.stat().st_size != expected["bytes"]:
-                raise CheckpointError(
-                    f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
-                )
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    raise CheckpointError(f"{path}: contents do not match their checksum")
-
     def _read_index(self) -> dict[tuple[str, str, str], list[tuple[int, int, str]]]:
         index: dict[tuple[str, str, str], list[tuple[int, int, str]]] = {}
         self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
         for rank in range(self.header["world_size"]):
-            sidecar = json.loads((self.folder / f"rank-{rank:05d}.json").read_bytes())
-            for piece in sidecar["pieces"]:
+            name = f"rank-{rank:05d}"
+            path = self.folder / f"{name}.json"
+            for piece in _read_pieces(path):
                 key = (piece["network"], piece["parameter"], piece["state"])
-                entry = (piece["start"], piece["length"], f"rank-{rank:05d}.safetensors")
+                entry = (piece["start"], piece["length"], f"{name}.safetensors")
                 index.setdefault(key, []).append(entry)
-                self._shapes[key[:2]] = tuple(piece["shape"])
+                shape = tuple(piece["shape"])
+                if self._shapes.setdefault(key[:2], shape) != shape:
+                    raise CheckpointError(f"{path}: {key[0]}.{key[1]} has two shapes")
+        for key, entries in index.items():
+            entries.sort()
+            _check_pieces(self.folder, key, entries, math.prod(self._shapes[key[:2]]))
         return index
 
     def read(self, network: str, parameter: str, state: str, start: int, length: int) -> Tensor:
@@ -119,9 +118,8 @@ class Checkpoint:
             low, high = max(start, first), min(start + length, first + count)
             if low >= high:
                 continue
-            with safe_open(self.folder / file, "pt") as handle:
-                piece = handle.get_slice(f"{network}/{parameter}/{state}@{first}")
-                result[low - start : high - start] = piece[low - first : high - first]
+            part = self._part(file, f"{network}/{parameter}/{state}@{first}", count)
+            result[low - start : high - start] = part[low - first : high - first]
             covered += high - low
         if covered != length:
             raise CheckpointError(
@@ -129,6 +127,18 @@ class Checkpoint:
                 " elements asked for; the model differs from the one that was saved"
             )
         return result
+
+    def _part(self, file: str, key: str, count: int) -> Any:
+        """A slice of a piece's tensor, fp32 [count], read when it is indexed."""
+        path = self.folder / file
+        try:
+            with safe_open(path, "pt") as handle:
+                found = handle.get_slice(key)
+                if list(found.get_shape()) != [count] or found.get_dtype() != "F32":
+                    raise CheckpointError(f"{path}: {key} is not {count} fp32 values")
+                return found
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {key} cannot be read ({error})") from None
 
     def weights(self, network: str, state: str = "master") -> dict[str, Tensor]:
         """Whole fp32 parameters of a network by name; ``state="ema"`` for the averaged ones.
@@ -151,12 +161,74 @@ class Checkpoint:
 
     def buffers(self, prefix: str) -> dict[str, Tensor]:
         """Un-sharded tensors whose name starts with ``prefix/``, without the prefix."""
-        with safe_open(self.folder / "shared.safetensors", "pt") as handle:
-            return {
-                key.removeprefix(f"{prefix}/"): handle.get_tensor(key)
-                for key in handle.keys()  # noqa: SIM118 - not a mapping
-                if key.startswith(f"{prefix}/")
-            }
+        path = self.folder / "shared.safetensors"
+        try:
+            with safe_open(path, "pt") as handle:
+                return {
+                    key.removeprefix(f"{prefix}/"): handle.get_tensor(key)
+                    for key in handle.keys()  # noqa: SIM118 - not a mapping
+                    if key.startswith(f"{prefix}/")
+                }
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Read files against their checksums.
+
+    Args:
+        folder: of the checkpoint.
+        files: "bytes" and "sha256" by name, as the marker has them.
+
+    Raises:
+        CheckpointError: one is missing or is not what was written.
+        OSError: one cannot be read.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing from the checkpoint")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
+            )
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                raise CheckpointError(f"{path}: contents do not match their checksum")
+
+
+def _check_files(folder: Path, header: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where the marker does not name every rank's files."""
+    ranks = [f"rank-{rank:05d}" for rank in range(header["world_size"])]
+    wanted = {f"{rank}.{kind}" for rank in ranks for kind in ("json", "safetensors")}
+    if missing := (wanted | {"shared.safetensors"}) - set(header["files"]):
+        raise CheckpointError(f"{folder / MARKER}: does not name {min(missing)}")
+    if folder.name != step_folder(folder.parent, header["step"]).name and STEP_FOLDER.fullmatch(
+        folder.name
+    ):
+        raise CheckpointError(f"{folder}: holds step {header['step']}; it was renamed or copied")
+
+
+def _read_pieces(path: Path) -> list[Any]:
+    try:
+        sidecar = parse_json(path.read_bytes(), str(path))
+        return checked(schema.SIDECAR, sidecar, str(path))["pieces"]
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _check_pieces(
+    folder: Path, key: tuple[str, ...], entries: list[tuple[int, int, str]], size: int
+) -> None:
+    """Raises CheckpointError where sorted pieces overlap or go beyond their parameter."""
+    end = 0
+    for start, length, file in entries:
+        if start < end or start + length > size:
+            raise CheckpointError(
+                f"{folder / file}: {'.'.join(key)}: elements {start} to {start + length} overlap"
+                f" others or go beyond the {size} of the parameter"
+            )
+        end = start + length
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -164,7 +236,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for step in reversed(list_steps(folder)):
         try:
             return Checkpoint(step_folder(folder, step))
-        except (CheckpointError, SafetensorError, OSError) as error:
+        except CheckpointError as error:
             logger.warning("skipping damaged checkpoint: %s", error)
     return None
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.checkpoint.format import MARKER, list_steps, step_folder
+from ifsq_train.checkpoint.format import MARKER, STEP_FOLDER, list_steps, step_folder
+from ifsq_train.checkpoint.intact import IntactCheckpoints
 from ifsq_train.config import CheckpointConfig
 
 SCORES = "scores.json"
@@ -46,17 +47,33 @@ class Retention:
             config.keep_last, config.keep_every_steps, best.metric, best.mode == "min", best.count
         )
 
-    def apply(self, folder: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the new checkpoint's value, then delete what nothing keeps."""
+    def apply(
+        self, folder: Path, step: int, metrics: Mapping[str, float], intact: IntactCheckpoints
+    ) -> None:
+        """Note the new checkpoint's value, then delete what nothing keeps.
+
+        Only checkpoints that are intact count: a damaged one keeps no good one from staying. It is
+        deleted itself once `keep_last` intact ones are newer.
+
+        Args:
+            folder: of the checkpoints.
+            step: the checkpoint just published.
+            metrics: latest logged values.
+            intact: knows which are.
+        """
         steps = list_steps(folder)
-        scores = self._note(folder, steps, step, metrics)
-        kept = self.kept(steps, scores)
+        good = intact.among(folder, steps)
+        kept = self.kept(good, self._note(folder, steps, step, metrics))
+        newest = good[-self.keep_last :]
         for old in steps:
-            if old not in kept:
+            damaged = old not in good
+            superseded = len(newest) == self.keep_last and old < newest[0]
+            if old not in kept and (superseded if damaged else True):
                 target = step_folder(folder, old)
                 # Marker first: a kill in between leaves a folder no reader looks at.
                 (target / MARKER).unlink(missing_ok=True)
                 shutil.rmtree(target, ignore_errors=True)
+        _delete_leftovers(folder, step)
 
     def kept(self, steps: list[int], scores: Mapping[int, float]) -> set[int]:
         """Those of `steps` (ascending) that stay."""
@@ -83,12 +100,20 @@ class Retention:
         return scores
 
 
+def _delete_leftovers(folder: Path, step: int) -> None:
+    """Folders of saves that were never finished, older than the checkpoint of `step`."""
+    for path in folder.iterdir():
+        match = STEP_FOLDER.fullmatch(path.name)
+        if match and int(match[1]) < step and not (path / MARKER).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _read_scores(path: Path) -> dict[int, float]:
     try:
         return {int(key): float(value) for key, value in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         # Only costs the memory of which old checkpoint was best.
         logger.warning("%s is damaged; starting a new one", path)
         return {}

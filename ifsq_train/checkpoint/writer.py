@@ -25,6 +25,7 @@ from torch import Tensor
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.fence import Fence
 from ifsq_train.checkpoint.format import FORMAT_VERSION, MARKER, Piece, seal, step_folder
+from ifsq_train.checkpoint.intact import IntactCheckpoints, read_back
 from ifsq_train.checkpoint.retention import Retention
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class CheckpointWriter:
     ) -> None:
         self._folder, self._rank, self._world_size = folder, rank, world_size
         self._attempt = attempt
-        self._retention = retention
+        self._retention, self._intact = retention, IntactCheckpoints()
         self._max_failed_saves, self._failed_saves = max_failed_saves, 0
         self._agree = agree or (lambda flag: flag)
         self._fence = fence
@@ -183,7 +184,10 @@ class CheckpointWriter:
         name = f"rank-{self._rank:05d}"
         data = to_safetensors(staged)
         write_atomically(target / f"{name}.safetensors", data)
-        sidecar = {"attempt": self._attempt, "pieces": records, **_digest(data)}
+        digest = _digest(data)
+        del data
+        read_back(target / f"{name}.safetensors", digest)
+        sidecar = {"attempt": self._attempt, "pieces": records, **digest}
         write_atomically(target / f"{name}.json", json.dumps(sidecar).encode())
 
     def _publish(
@@ -215,10 +219,17 @@ class CheckpointWriter:
         }
         if self._fence is not None:
             self._fence.check()
+        for name, digest in files.items():
+            if not name.startswith("rank-") or name.endswith(".json"):
+                read_back(target / name, digest)
+        for path in target.iterdir():
+            # What a killed save left here: temporary files, files of a larger group.
+            if path.name not in files:
+                path.unlink(missing_ok=True)
         write_atomically(target / MARKER, seal(marker))
-        self._retention.apply(
-            self._folder, step, header.get("train_state", {}).get("last_record", {})
-        )
+        self._intact.note(target)
+        record = header.get("train_state", {}).get("last_record", {})
+        self._retention.apply(self._folder, step, record, self._intact)
 
     def _await_sidecar(
         self, path: Path, abandoned: threading.Event

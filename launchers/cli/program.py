@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -248,7 +247,6 @@ def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> An
 
 def main() -> None:
     """Entry point: user errors are one clear line and exit code 2, never a traceback."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         app(standalone_mode=True)
     except UserError as error:

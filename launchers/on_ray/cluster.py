@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from data_pipelines.errors import UserError
+from launchers.on_ray.private import private_ray
 
-# A stray token file in the home folder silently turns Ray's authentication on.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -42,7 +41,8 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
 
     Args:
         address: cluster to join; None is the one RAY_ADDRESS names, or else a new one on this
-            machine, on loopback, whatever else runs here.
+            machine, which listens on loopback and asks for a token (`private_ray`). A cluster
+            that is joined is met as the environment says (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH).
         min_cpus: CPU slots a local one has at least, so that small machines can hold a group.
 
     Raises:
@@ -54,17 +54,19 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        address, cpus = "local", max(min_cpus, os.cpu_count() or 1)
-        options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at '{address}'; check the address or leave"
-            " --address out to start a local one"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        if address is None:
+            address = "local"
+            options |= stack.enter_context(private_ray())
+            cpus = max(min_cpus, os.cpu_count() or 1)
+            options |= {"num_cpus": cpus, "include_dashboard": False}
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            raise UserError(
+                f"no Ray cluster lets this program in at '{address}': check the address, and the"
+                " token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH); or leave --address out to start a"
+                " local one"
+            ) from error
+        stack.callback(ray.shutdown)
         yield ray
-    finally:
-        ray.shutdown()

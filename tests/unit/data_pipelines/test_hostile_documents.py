@@ -235,14 +235,14 @@ def test_resealed_image_documents_are_refused_or_read(tmp_path: Path, image_fold
 
 @pytest.fixture
 def token_folder(tmp_path: Path) -> Path:
-    from hostile_datasets import write_tokens
+    from tests.support.hostile_datasets import write_tokens
 
     return write_tokens(tmp_path / "tokens")
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    from hostile_datasets import write_images
+    from tests.support.hostile_datasets import write_images
 
     return write_images(tmp_path / "images")
 

@@ -148,3 +148,44 @@ def test_no_checkpoint_anywhere_is_one_clear_line(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         open_checkpoint(tmp_path)
+
+
+def flip_a_bit(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    """Two flipped bits in the newest two: step 10, done again from the start, stays."""
+    for step in (20, 30):
+        write(tmp_path, step, world_size=1)
+        flip_a_bit(step_folder(tmp_path, step) / "rank-00000.safetensors", -3)
+    write(tmp_path, 10, world_size=1, keep_last=2)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+    assert list_steps(tmp_path) == [10, 20, 30]
+
+
+def test_damaged_checkpoints_go_once_enough_good_ones_are_newer(tmp_path: Path) -> None:
+    write(tmp_path, 10, world_size=1)
+    flip_a_bit(step_folder(tmp_path, 10) / "rank-00000.json", 5)
+    for step in (20, 30, 40):
+        write(tmp_path, step, world_size=1, keep_last=2)
+    assert list_steps(tmp_path) == [30, 40]
+
+
+def test_what_killed_saves_left_is_cleared_away(tmp_path: Path) -> None:
+    half = step_folder(tmp_path, 3)
+    half.mkdir(parents=True)
+    (half / ".rank-00000.safetensors.123.tmp").write_bytes(b"half")
+    ours = step_folder(tmp_path, 5)
+    ours.mkdir()
+    (ours / ".rank-00000.safetensors.123.tmp").write_bytes(b"half")
+    (ours / "rank-00007.json").write_bytes(b"{}")
+    write(tmp_path, 5, world_size=1)
+    assert not half.exists()
+    assert {path.name for path in ours.iterdir()} == {
+        "rank-00000.safetensors", "rank-00000.json", "shared.safetensors", "checkpoint.json",
+    }  # fmt: skip

@@ -21,6 +21,7 @@ from ifsq_train.checkpoint.fence import Fence, FencedOff
 from ifsq_train.checkpoint.format import Piece, list_steps, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint
 from ifsq_train.checkpoint.retention import Retention
+from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.strategy.base import StepStats
 from ifsq_train.training.failure import FailureLog
@@ -138,7 +139,7 @@ def test_the_best_is_still_there_after_a_restart(tmp_path: Path) -> None:
     retention = Retention(1, metric="loss", keep_best=1)
     for step, loss in ((1, 5.0), (2, 1.0), (3, 4.0), (4, float("nan")), (5, 3.0)):
         saver = writer(tmp_path, retention=retention)
-        state = {"last_record": {"loss": loss}}
+        state = TrainState("plan", step, step, {"loss": loss}).to_dict()
         saver.save(step, pieces(), {}, {"train_state": state})
         saver.close()
     assert list_steps(tmp_path) == [2, 5]
