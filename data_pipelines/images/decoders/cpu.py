@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipelines.images.decoders.base import DecodedBatch, Encoded
+from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
 from data_pipelines.images.decoders.pixels import (
-    MAX_PIXELS,
-    BadImage,
     decode_jpeg_scaled,
     decode_rgb,
+    decode_window,
+    is_large,
+    read_facts,
     sniff_format,
 )
 from data_pipelines.memory import RecycledTensors, Scratch
@@ -28,6 +30,10 @@ from data_pipelines.threads import default_threads
 from data_pipelines.views import ViewGeometry
 
 _KEPT_RESOLUTION = 2
+_FILTER_REACH = 3
+"""More source pixels, at the scale of the resize, than the widest filter looks at."""
+MAX_RESIZED_PIXELS = 1 << 22
+"""A larger whole is never made to cut the crop out of; see `_resize_box`."""
 _PILLOW_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -92,15 +98,28 @@ class CpuDecoder:
         denominator = _denominator(geometry, at)
         crop = None
         if denominator > 1 and sniff_format(data) == "jpeg":
-            scaled = decode_jpeg_scaled(data, denominator, self._scratch)
+            scaled = decode_jpeg_scaled(data, denominator, self._scratch, self._max_pixels)
             if scaled is not None:
                 _check_size(scaled, geometry, at, denominator)
                 crop = _resize_box(scaled, geometry, at, denominator)
+        if crop is None and is_large(data, *_indexed_size(geometry, at)):
+            crop = self._decode_part(data, geometry, at, denominator)
         if crop is None:
             pixels = decode_rgb(data, self._max_pixels, self._scratch)
             _check_size(pixels, geometry, at, 1)
             crop = _resize_and_crop(pixels, geometry, at)
         return crop.flip(-1) if geometry.flips[at] else crop
+
+    def _decode_part(
+        self, data: Encoded, geometry: ViewGeometry, at: int, denominator: int
+    ) -> torch.Tensor:
+        """Only what the crop shows, from an image whose RGB pixels would take much memory."""
+        facts = read_facts(data, self._max_pixels)
+        if (facts.height, facts.width) != _indexed_size(geometry, at):
+            raise _wrong_size((facts.height, facts.width), _indexed_size(geometry, at))
+        window = _window(geometry, at, denominator)
+        pixels = decode_window(data, window, denominator, self._max_pixels)
+        return _resize_box(pixels, geometry, at, denominator, window[:2])
 
 
 def _denominator(geometry: ViewGeometry, at: int) -> int:
@@ -112,23 +131,46 @@ def _denominator(geometry: ViewGeometry, at: int) -> int:
     return max(d for d in (1, 2, 4, 8) if d == 1 or ratio >= _KEPT_RESOLUTION * d)
 
 
+def _indexed_size(geometry: ViewGeometry, at: int) -> tuple[int, int]:
+    return int(geometry.source_heights[at]), int(geometry.source_widths[at])
+
+
 def _check_size(
     pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int, denominator: int
 ) -> None:
-    indexed = int(geometry.source_heights[at]), int(geometry.source_widths[at])
+    indexed = _indexed_size(geometry, at)
     expected = (-(-indexed[0] // denominator), -(-indexed[1] // denominator))
     if pixels.shape[:2] != expected:
-        raise BadImage(
-            f"decoded to {pixels.shape[1]}x{pixels.shape[0]} pixels where the index implies "
-            f"{expected[1]}x{expected[0]}"
-        )
+        raise _wrong_size(pixels.shape[:2], expected)
+
+
+def _wrong_size(found: Sequence[int], expected: Sequence[int]) -> BadImage:
+    return BadImage(
+        f"decoded to {found[1]}x{found[0]} pixels where the index implies "
+        f"{expected[1]}x{expected[0]}"
+    )
+
+
+def _window(geometry: ViewGeometry, at: int, denominator: int) -> tuple[int, int, int, int]:
+    """What the crop and the resize filter around it reach of the source, from whole multiples."""
+    height, width = _indexed_size(geometry, at)
+    x0, y0, x1, y1 = geometry.boxes[at].tolist()
+    scale = max((x1 - x0) / geometry.image_size, (y1 - y0) / geometry.image_size, denominator)
+    margin = _FILTER_REACH * scale + denominator
+    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
+    return (
+        left - left % denominator, top - top % denominator,
+        min(width, int(x1 + margin) + 1), min(height, int(y1 + margin) + 1),
+    )  # fmt: skip
 
 
 def _resize_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int) -> torch.Tensor:
     """uint8 [H, W, 3] to the crop, uint8 [3, S, S]."""
+    resized_size = (int(geometry.resized_heights[at]), int(geometry.resized_widths[at]))
+    if resized_size[0] * resized_size[1] > MAX_RESIZED_PIXELS:
+        return _resize_box(pixels, geometry, at, 1)
     # A view of the interleaved bytes: torch resizes channels-last uint8 without a copy.
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized_size = (int(geometry.resized_heights[at]), int(geometry.resized_widths[at]))
     if tuple(image.shape[-2:]) != resized_size:
         image = torch.nn.functional.interpolate(
             image, resized_size, mode=geometry.interpolation, antialias=True
@@ -138,11 +180,18 @@ def _resize_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int)
 
 
 def _resize_box(
-    pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int, denominator: int
+    pixels: NDArray[np.uint8],
+    geometry: ViewGeometry,
+    at: int,
+    denominator: int,
+    origin: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:
-    """The crop from an image decoded at 1/denominator, uint8 [3, S, S]."""
+    """The crop from a part of the image at 1/denominator, uint8 [3, S, S].
+
+    `origin`: x and y of the part's first pixel in the source.
+    """
     height, width = pixels.shape[:2]
-    x0, y0, x1, y1 = (geometry.boxes[at] / denominator).tolist()
+    x0, y0, x1, y1 = ((geometry.boxes[at] - np.tile(origin, 2)) / denominator).tolist()
     box = (x0, y0, min(x1, width), min(y1, height))
     size = (geometry.image_size, geometry.image_size)
     resample = _PILLOW_FILTERS[geometry.interpolation]

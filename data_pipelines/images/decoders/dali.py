@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.base import DecodedBatch, Encoded
 from data_pipelines.images.decoders.cpu import CpuDecoder
-from data_pipelines.images.decoders.pixels import MAX_PIXELS, BadImage, read_facts, sniff_format
+from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
+from data_pipelines.images.decoders.pixels import read_facts, sniff_format
 from data_pipelines.storage.mapped import settled
 from data_pipelines.threads import default_threads
 from data_pipelines.views import ViewGeometry
 
 _BAD_SAMPLE = re.compile(r"sample #(\d+)")
+MAX_DALI_PIXELS = 1 << 24
+"""DALI decodes windows at full size; a larger image goes to the CPU backend, which reduces it."""
 _FILTER_RADIUS = {"bicubic": 2.0, "bilinear": 1.0}
 
 
@@ -99,12 +102,14 @@ class DaliDecoder:
         self._fallback.close()
 
     def _suits(self, data: Encoded, geometry: ViewGeometry, at: int) -> bool:
-        """Whether DALI gets it: a JPEG of the recorded size. Other formats decode on the CPU."""
+        """Whether DALI gets it: a JPEG of the recorded size, not too large. Others decode here."""
         try:
             if sniff_format(data) != "jpeg":
                 return False
             facts = read_facts(data, self._max_pixels)
         except BadImage:
+            return False
+        if facts.height * facts.width > MAX_DALI_PIXELS:
             return False
         return (facts.height, facts.width) == (
             geometry.source_heights[at],

@@ -4,7 +4,7 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.base import DecoderKind, ImageDecoder
-from data_pipelines.images.decoders.pixels import MAX_PIXELS
+from data_pipelines.images.decoders.limits import MAX_PIXELS
 
 
 def open_decoder(

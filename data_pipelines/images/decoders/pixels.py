@@ -6,6 +6,7 @@ Decisions, the same when a dataset is packed and when it is read:
 input                  what happens
 =====================  ==========================================================================
 colour, grey JPEG      decoded to RGB by libjpeg-turbo; progressive ones too
+unusual sampling       through Pillow, which decodes all that libjpeg can
 CMYK, YCCK JPEG        through Pillow, naive conversion to RGB, as the released code does
 PNG, WebP              through Pillow, `convert("RGB")`: alpha is dropped, palettes are applied,
                        grey and 1-bit are repeated over the channels
@@ -14,8 +15,8 @@ EXIF orientation       ignored, as the released code does: boxes are in stored p
 animated WebP          first frame
 format                 by content, never by name (ImageNet has PNGs named .JPEG)
 truncated image        refused, however little is missing
-empty, junk, others    refused (GIF, BMP, TIFF, AVIF: convert them first)
-more than `max_pixels` refused before any memory is taken for pixels
+empty, junk, others    refused; packing converts what Pillow reads (see packing/convert.py)
+too large or too long  refused before any memory is taken for pixels, see decoders/limits.py
 damaged pixels         a flipped bit inside the entropy-coded data usually decodes to wrong pixels
                        without an error in every decoder; only the stored crc32 and sha256 see it
 =====================  ==========================================================================
@@ -31,26 +32,40 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipelines.images.decoders.jpeg_header import JpegHeader, read_jpeg_header
+from data_pipelines.images.decoders.limits import (
+    LARGE_PIXELS,
+    MAX_PIXELS,
+    BadImage,
+    check_jpeg,
+    check_other,
+    check_scans,
+    check_size,
+)
+from data_pipelines.images.decoders.strips import Window, rgb_of_window
+from data_pipelines.images.impostors import name_impostor
 from data_pipelines.memory import Scratch
 
-MAX_PIXELS = 1 << 26
-"""Default limit of height times width, 67 million: 201 MB of RGB."""
+ALLOWED_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "jif")
+"""Of images that are stored and read as they are."""
 
-ALLOWED_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,  # Pillow's PNG reader raises it for broken chunks
     EOFError,
     struct.error,
     zlib.error,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
     Image.DecompressionBombError,
 )
-
-
-class BadImage(ValueError):
-    """These bytes are not a usable image; the message is the reason, without a name."""
+"""What its readers raise for damaged bytes."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +88,16 @@ def sniff_format(data: bytes | memoryview) -> str:
         return "webp"
     if not head:
         raise BadImage("empty file")
-    raise BadImage("not a JPEG, PNG or WebP image")
+    raise BadImage(f"not a JPEG, PNG or WebP image{name_impostor(bytes(data[:512]))}")
 
 
 def read_facts(data: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Size and format from the header alone. Raises BadImage."""
     image_format = sniff_format(data)
     if image_format == "jpeg":
-        height, width, _ = _jpeg_header(data)
-    else:
-        height, width = _open_pillow(data, max_pixels).size[::-1]
-    _check_pixels(height, width, max_pixels)
+        header = _jpeg_header(data, max_pixels)
+        return ImageFacts(header.height, header.width, image_format)
+    width, height = _open_pillow(data, max_pixels).size
     return ImageFacts(height, width, image_format)
 
 
@@ -96,11 +110,11 @@ def decode_rgb(
         BadImage: see the table above.
     """
     if sniff_format(data) == "jpeg":
-        height, width, colorspace = _jpeg_header(data)
-        _check_pixels(height, width, max_pixels)
-        if colorspace not in ("CMYK", "YCCK"):
+        header = _jpeg_header(data, max_pixels)
+        if header.is_common:
             try:
-                memory = scratch.take(height * width * 3) if scratch else None
+                num_bytes = header.height * header.width * 3
+                memory = scratch.take(num_bytes) if scratch else None
                 return simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
             except ValueError:
                 # Raised for harmless warnings too (stray bytes before a marker); Pillow tells
@@ -110,17 +124,20 @@ def decode_rgb(
 
 
 def decode_jpeg_scaled(
-    data: bytes | memoryview, denominator: int, scratch: Scratch | None = None
+    data: bytes | memoryview,
+    denominator: int,
+    scratch: Scratch | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8] | None:
     """A colour JPEG at 1/denominator (2, 4, 8) of its size, rounded up; None if it is another kind.
 
     One pixel stands for denominator x denominator source pixels exactly, also where the last row
     or column covers less. The pixels are of `scratch`, if it is given, or new.
     """
-    height, width, colorspace = _jpeg_header(data)
-    if colorspace in ("CMYK", "YCCK"):
+    header = _jpeg_header(data, max_pixels)
+    if not header.is_common:
         return None
-    wanted = (-(-height // denominator), -(-width // denominator))
+    wanted = (-(-header.height // denominator), -(-header.width // denominator))
     memory = scratch.take(wanted[0] * wanted[1] * 3) if scratch else None
     try:
         pixels = simplejpeg.decode_jpeg(
@@ -132,48 +149,95 @@ def decode_jpeg_scaled(
     return pixels if pixels.shape[:2] == wanted else None
 
 
+def decode_window(
+    data: bytes | memoryview, window: Window, factor: int, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """A window at 1/factor of its size (averages of squares, rounded up), uint8 [h, w, 3].
+
+    Beside the result, the memory taken is that of Pillow's own form of the image.
+    """
+    image = _open_pillow(data, max_pixels)
+    try:
+        return rgb_of_window(image, window, factor)
+    except PILLOW_ERRORS as error:
+        raise BadImage(reason_of(error)) from None
+
+
+def is_large(data: bytes | memoryview, height: int, width: int) -> bool:
+    """Whether decoding all of it would take more memory than a part of it needs."""
+    if height * width <= LARGE_PIXELS:
+        return False
+    if sniff_format(data) != "jpeg":
+        return True
+    header = read_jpeg_header(data)
+    return header is None or not header.is_common
+
+
 def validate_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Decode everything; facts of the image if that works. Raises BadImage."""
+    facts = read_facts(data, max_pixels)
+    if facts.height * facts.width > LARGE_PIXELS:
+        # All of the bytes are decoded, most of the pixels are never made.
+        if facts.format != "jpeg":
+            decode_window(data, (0, 0, facts.width, facts.height), 8, max_pixels)
+            return facts
+        if decode_jpeg_scaled(data, 8, max_pixels=max_pixels) is not None:
+            return facts
     height, width, _ = decode_rgb(data, max_pixels).shape
-    return ImageFacts(height, width, sniff_format(data))
+    return ImageFacts(height, width, facts.format)
 
 
-def _jpeg_header(data: bytes | memoryview) -> tuple[int, int, str]:
+def _jpeg_header(data: bytes | memoryview, max_pixels: int) -> JpegHeader:
+    header = read_jpeg_header(data)
+    if header is None:
+        header = _forgiving_header(data)
+    check_size(header.height, header.width, max_pixels)
+    check_jpeg(header)
+    if header.several_scans:
+        check_scans(data, header.height * header.width)
+    return header
+
+
+def _forgiving_header(data: bytes | memoryview) -> JpegHeader:
+    """As libjpeg reads it where segments are not one behind the other; never a common one."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError) as error:
-        # KeyError: simplejpeg looks up a colour space or subsampling that does not exist.
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        return JpegHeader(int(height), int(width), ((1, 1),) * 4, several_scans=True)
+    except KeyError:
+        pass  # simplejpeg looks up a colour space or subsampling that it does not know
+    except ValueError as error:
         raise BadImage(f"damaged JPEG header ({error})") from None
-    return int(height), int(width), str(colorspace)
+    try:
+        image = _identify(data)
+    except BadImage as error:
+        raise BadImage(f"damaged JPEG header ({error})") from None
+    return JpegHeader(image.height, image.width, ((1, 1),) * 4, several_scans=True)
 
 
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise BadImage(f"{width}x{height} pixels exceed the limit of {max_pixels} pixels")
+def _identify(data: bytes | memoryview) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+    except PILLOW_ERRORS as error:
+        raise BadImage(reason_of(error)) from None
 
 
 def _open_pillow(data: bytes | memoryview, max_pixels: int) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    except _PILLOW_ERRORS as error:
-        raise BadImage(_reason(error)) from None
-    _check_pixels(image.height, image.width, max_pixels)
+    image = _identify(data)
+    check_size(image.height, image.width, max_pixels)
+    check_other(image.format or "", image.mode, image.height * image.width)
     return image
 
 
 def _decode_pillow(data: bytes | memoryview, max_pixels: int) -> NDArray[np.uint8]:
     image = _open_pillow(data, max_pixels)
     try:
-        image.load()
-        if image.mode.startswith("I"):
-            grey = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-            return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-        return np.array(image.convert("RGB"))
-    except _PILLOW_ERRORS as error:
-        raise BadImage(_reason(error)) from None
+        return rgb_of_window(image, (0, 0, image.width, image.height), 1)
+    except PILLOW_ERRORS as error:
+        raise BadImage(reason_of(error)) from None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """One line that is the same whenever the same bytes are tried."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     # Pillow puts the address of a buffer into some messages; a reason must be reproducible.
     return "cannot identify image" if text.startswith("cannot identify") else text

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.images.decoders.limits import BadImage
 from data_pipelines.images.decoders.pixels import (
-    BadImage,
     ImageFacts,
     decode_jpeg_scaled,
     decode_rgb,
