@@ -10,12 +10,16 @@ from data_pipelines.errors import DataError
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that cannot be used. `sample_id` is -1 while a dataset is being made."""
+    """A sample that cannot be used. `sample_id` is -1 while a dataset is being made.
+
+    `images`: how many images are lost with it; a sample of a tar may have several, or none.
+    """
 
     shard: str
     key: str
     sample_id: int
     reason: str
+    images: int = 1
 
 
 class ErrorBudget:
@@ -33,7 +37,7 @@ class ErrorBudget:
         self.max_bad_samples = max_bad_samples
         self.bad_samples: list[BadSample] = []
         self._path = quarantine_path
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
         if quarantine_path is not None and quarantine_path.is_file():
             for line in quarantine_path.read_text(errors="replace").splitlines():
@@ -41,7 +45,8 @@ class ErrorBudget:
 
     @property
     def num_bad(self) -> int:
-        return len(self._seen)
+        """Images lost."""
+        return sum(self._seen.values())
 
     def record(self, bad: BadSample) -> None:
         """Count a bad sample (nothing happens if it is known).
@@ -52,14 +57,14 @@ class ErrorBudget:
         with self._lock:
             if (bad.shard, bad.key) in self._seen:
                 return
-            self._seen.add((bad.shard, bad.key))
+            self._seen[bad.shard, bad.key] = bad.images
             self.bad_samples.append(bad)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 # One short append: lines of several processes do not mix.
                 with self._path.open("a") as file:
                     file.write(json.dumps(asdict(bad)) + "\n")
-            exhausted = self.num_bad > self.max_bad_samples
+            exhausted = bad.images > 0 and self.num_bad > self.max_bad_samples
         if exhausted:
             where = f"all are listed in {self._path}; " if self._path else ""
             raise DataError(
@@ -71,7 +76,7 @@ class ErrorBudget:
     def _remember(self, line: str) -> None:
         try:
             fields = json.loads(line)
-            self._seen.add((fields["shard"], fields["key"]))
+            self._seen[fields["shard"], fields["key"]] = int(fields.get("images", 1))
         except (ValueError, KeyError, TypeError):
             # The last line of a killed run may be half written; its sample will be met again.
             return

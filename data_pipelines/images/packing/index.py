@@ -1,61 +1,55 @@
 """Manifest and indices for WebDataset tars that exist already; the tars are never touched.
 
 Every image is decoded once, so that training meets no surprise; `validate=False` reads headers
-only. A sample's image is its one member that ends in `.jpg`, `.jpeg`, `.png` or `.webp`, such as
-`key.jpg` or `key.input.jpg`. Labels come from a `.cls` member (an integer, -1 for none), from the
-field `label` or `cls` of a `.json` member, or from a `.txt` member, in this order; names instead of
-integers become classes.
+only. Which member of a sample is its image, and which its label, is in `samples` and `tar_index`;
+what labels may say, and how they become numbers, in `labels`.
 
-An interrupted run continues: an index that was finished and whose tar still has the recorded hash
-is kept.
+An interrupted run continues: what was found in a tar that still has the recorded hash is kept.
 """
 
 import functools
-import hashlib
 import json
 import logging
-import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from data_pipelines.bad_samples import BadSample, ErrorBudget
-from data_pipelines.errors import DataError, UserError
-from data_pipelines.images.decoders.pixels import (
-    ALLOWED_EXTENSIONS,
-    MAX_PIXELS,
-    BadImage,
-    read_facts,
-    validate_image,
-)
+from data_pipelines.errors import UserError
+from data_pipelines.images.decoders.limits import MAX_PIXELS
+from data_pipelines.images.packing.account import Account, plural_kind
 from data_pipelines.images.packing.classes import ClassMap, class_map_of
+from data_pipelines.images.packing.labels import (
+    Label,
+    Numbering,
+    are_captions,
+    number_labels,
+)
+from data_pipelines.images.packing.places import name_format
+from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.images.packing.shards import MapShards
-from data_pipelines.images.packing.tar import TarSample, file_sha256, group_samples, scan_tar
+from data_pipelines.images.packing.tar import file_sha256
+from data_pipelines.images.packing.tar_index import (
+    IndexOptions,
+    TarContents,
+    TarIndexed,
+    label_tar,
+    read_tar,
+)
 from data_pipelines.manifest import (
     MANIFEST_JSON,
-    IndexRow,
-    ShardEntry,
     ShardManifest,
-    content_digest,
-    decode_index,
-    encode_index,
     publish_manifest,
     read_manifest_json,
 )
-from data_pipelines.prefetch import ordered_map
-from data_pipelines.storage.open import LocalStorage, Storage, as_local_file, open_storage
+from data_pipelines.storage.open import Storage, as_local_file, open_storage
 from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2
-MAX_CLASS_NAMES = 100_000
-MAX_CLASSES = 1_000_000
-_MAX_DIGITS = 20
-_LABEL_EXTENSIONS = ("cls", "json", "txt")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4", ".tzst", ".txz")
+_OWN_FILES = ("manifest.json", "manifest.arrow", "quarantine.jsonl")
 
 
 def index_tars(
@@ -64,6 +58,9 @@ def index_tars(
     *,
     classes: Sequence[str] = (),
     class_map: ClassMap | None = None,
+    num_classes: int | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
     max_bad_samples: int = 0,
     max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
@@ -76,189 +73,177 @@ def index_tars(
         target_url: where manifest and indices go; None puts them beside the tars.
         classes: class names in label order; found from the data where left out.
         class_map: numbers of the labels' names, instead of `classes`.
-        max_bad_samples: samples without a usable image that are left out and listed.
+        num_classes: integer labels are smaller than this; found from the data where left out.
+        image_key: extension of the image among several, such as `left.png`.
+        label_key: extension of the member, or field of `.json`, that is the label.
+        max_bad_samples: images that may be lost, or be without a label where others have one.
         validate: decode every image completely; False trusts everything behind its header.
         map_shards: where tars are indexed; None does one after the other in this process.
 
     Raises:
-        UserError: no tars, or another dataset at the target.
-        DataError: a cut or damaged tar, or too many bad samples; names them.
+        UserError: no tars, labels of two kinds or out of range, or another dataset at the target.
+        DataError: a cut or damaged tar, or too many images lost; names them.
     """
     source = open_storage(source_url)
     target = source if target_url is None else open_storage(target_url)
-    names = _tar_names(source)
+    names, account = _tar_names(source)
     if target.exists(MANIFEST_JSON):
         return _existing(source, target, names)
-    if class_map is None:
-        class_map = class_map_of(list(classes) or _find_classes(source, names))
     threads = threads or (1 if map_shards else default_threads())
-    index = functools.partial(
-        index_tar, source_url=source.url, target_url=target.url,
-        options=IndexOptions(class_map, validate, max_pixels, threads),
-    )  # fmt: skip
-    budget, results = ErrorBudget(max_bad_samples), list[TarIndexed]()
+    options = IndexOptions(validate, max_pixels, threads, image_key, label_key)
+    budget = ErrorBudget(max_bad_samples)
+    contents: list[TarContents] = []
+    apply = map_shards or map
+    read = functools.partial(
+        read_tar, source_url=source.url, target_url=target.url, options=options
+    )
     try:
-        for result in (map_shards or map)(index, names):
-            results.append(result)
-            for bad in result.bad:
+        for found in apply(read, names):
+            contents.append(found)
+            for bad in found.bad:
                 budget.record(bad)
     finally:
-        _write_quarantine(target, results)
-    results.sort(key=lambda result: result.entry.name)
-    if not any(result.entry.num_samples for result in results):
-        reason = next((f": {bad.key}: {bad.reason}" for r in results for bad in r.bad), "")
-        raise UserError(f"the tars of {source.url} hold no usable image{reason}")
-    recorded = list(class_map.names)
-    if not recorded:
-        top = max(result.largest_label for result in results)
-        recorded = [str(label) for label in range(top + 1)]
-    shards_url = None if source.url == target.url else source.url
-    extra = {"num_bad_samples": budget.num_bad, "fingerprint": None}
-    shards = [result.entry for result in results]
-    publish_manifest(target, shards, classes=recorded, shards_url=shards_url, extra=extra)
+        _write_quarantine(target, [bad for found in contents for bad in found.bad])
+    contents.sort(key=lambda found: found.name)
+    _refuse_nothing(source, contents)
+    if class_map is None and classes:
+        class_map = class_map_of(classes)
+    numbering, use_texts = _numbering(source, contents, class_map, num_classes, account)
+    indexed = _label_all(target, contents, numbering, use_texts, apply)
+    _write_quarantine(target, [bad for result in indexed for bad in result.bad])
+    _finish_account(account, contents, indexed, numbering)
+    account.check(max_bad_samples, source.url)
+    extra = {"num_bad_samples": account.num_lost, "fingerprint": None, "account": account.to_dict()}
+    publish_manifest(
+        target, [result.entry for result in indexed], classes=numbering.names,
+        shards_url=None if source.url == target.url else source.url, extra=extra,
+    )  # fmt: skip
     return ShardManifest.open(target)
 
 
-def _tar_names(source: Storage) -> list[str]:
+def _tar_names(source: Storage) -> tuple[list[str], Account]:
+    """The tars, and an account that knows what lies beside them."""
     folder = source.local_path("")
     if folder is not None and not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{source.url} {what}; give the folder the .tar files are in")
-    names = [path for path in source.list() if path.endswith(".tar")]
+    account = Account("members")
+    paths = source.list()
+    names = [path for path in paths if path.endswith(".tar") and not is_hidden(path)]
+    packed = [path for path in paths if path.endswith(_COMPRESSED) and not is_hidden(path)]
+    if packed:
+        raise UserError(
+            f"{source.url} holds {len(packed)} compressed tars (such as {packed[0]}), whose samples"
+            " cannot be read in place; decompress them (gunzip, unzstd, unxz), or move them away"
+        )
     if not names:
-        raise UserError(f"{source.url} holds no .tar files; give the folder the shards are in")
-    return names
+        hint = name_format(paths) or "give the folder the shards are in"
+        raise UserError(f"{source.url} holds no .tar files; {hint}")
+    others = Counter(
+        "hidden" if is_hidden(path) else plural_kind(path)
+        for path in set(paths) - set(names)
+        if path not in _OWN_FILES and not path.startswith("index/")
+    )
+    if others:
+        listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        account.notes.append(f"files beside the tars were not read: {listed}")
+    return names, account
 
 
-@dataclass(frozen=True)
-class IndexOptions:
-    """How tars are indexed; `classes` is empty where labels are integers already."""
-
-    classes: ClassMap
-    validate: bool
-    max_pixels: int
-    threads: int
-
-    def identity(self) -> list[Any]:
-        """What decides an index, besides the tar."""
-        numbers = hashlib.sha256(json.dumps(dict(self.classes.numbers)).encode()).hexdigest()
-        return [INDEX_VERSION, self.validate, self.max_pixels, numbers]
+def _refuse_nothing(source: Storage, contents: Sequence[TarContents]) -> None:
+    if not any(found.num_images for found in contents):
+        lost = [bad for found in contents for bad in found.bad]
+        lost.sort(key=lambda bad: not bad.images)
+        reason = f": {lost[0].key}: {lost[0].reason}" if lost else ""
+        raise UserError(f"the tars of {source.url} hold no usable image{reason}")
 
 
-@dataclass(frozen=True)
-class TarIndexed:
-    """An indexed tar; `largest_label` is -1 where it has none."""
-
-    entry: ShardEntry
-    bad: list[BadSample]
-    largest_label: int
-
-
-def index_tar(name: str, source_url: str, target_url: str, options: IndexOptions) -> TarIndexed:
-    """Publish the index of one tar, unless it is there already; needs no other tar.
-
-    Raises:
-        DataError: the tar is cut or damaged.
-    """
-    source, target = open_storage(source_url), open_storage(target_url)
-    index_name = f"index/{name.removesuffix('.tar')}.arrow"
-    with as_local_file(source, name) as path:
-        num_bytes, sha256 = path.stat().st_size, file_sha256(path)
-        made_from = {"options": options.identity(), "tar": {"name": name, "sha256": sha256}}
-        kept = _finished(target, index_name, made_from)
-        if kept is None:
-            rows, bad = _read_rows(path, name, options)
-            index = encode_index(rows, {**made_from, "bad": [asdict(b) for b in bad]})
-            target.write(index_name, index)
-        else:
-            rows, bad, index = kept
-    logger.info("%s: %d samples", name, len(rows))
-    entry = ShardEntry(
-        name, len(rows), num_bytes, sha256, index_name,
-        hashlib.sha256(index).hexdigest(), content_digest(rows),
-    )  # fmt: skip
-    return TarIndexed(entry, bad, max([-1, *(row.label for row in rows)]))
+def _numbering(
+    source: Storage,
+    contents: Sequence[TarContents],
+    class_map: ClassMap | None,
+    num_classes: int | None,
+    account: Account,
+) -> tuple[Numbering, bool]:
+    """Numbers of all labels, and whether `.txt` members are labels."""
+    labels: Counter[Label] = Counter()
+    texts: Counter[Label] = Counter()
+    for found in contents:
+        for label, count in found.labels.items():
+            labels[label] += count
+        for label in found.orphans.values():
+            labels[label] += 0
+        texts.update(found.texts)
+    use_texts = not (are_captions(texts) and class_map is None)
+    if not use_texts:
+        account.notes.append(
+            f".txt members hold {len(texts)} different texts for {sum(texts.values())} images, so"
+            " they are captions, not labels; --label-key txt takes them as labels"
+        )
+    else:
+        labels.update(texts)
+    return number_labels(labels, source.url, class_map, num_classes), use_texts
 
 
-def _finished(
-    target: Storage, index_name: str, made_from: dict[str, Any]
-) -> tuple[list[IndexRow], list[BadSample], bytes] | None:
-    if not target.exists(index_name):
-        return None
-    data = target.read(index_name)
-    try:
-        rows = decode_index(data)
-    except (pa.ArrowInvalid, KeyError, ValueError):
-        return None
-    if any(rows.metadata.get(name) != value for name, value in made_from.items()):
-        return None
-    try:
-        bad = [BadSample(**sample) for sample in rows.metadata["bad"]]
-    except (KeyError, TypeError):
-        return None
-    return [IndexRow(**row) for row in rows.table.to_pylist()], bad, data
+def _label_all(
+    target: Storage,
+    contents: Sequence[TarContents],
+    numbering: Numbering,
+    use_texts: bool,
+    apply: MapShards,
+) -> list[TarIndexed]:
+    """Indices with class numbers; a label cut off by the end of a tar is looked for next door."""
+    neighbours: dict[str, Mapping[str, Label]] = {}
+    for at, found in enumerate(contents):
+        near = [*contents[max(at - 1, 0) : at], *contents[at : at + 2]]
+        neighbours[found.name] = {
+            key: label for other in near for key, label in other.orphans.items()
+        }
+    label = functools.partial(
+        _label_one, target_url=target.url, numbering=numbering, use_texts=use_texts
+    )
+    works = [(found.name, neighbours[found.name]) for found in contents]
+    return sorted(apply(label, works), key=lambda result: result.entry.name)
 
 
-def _read_rows(
-    path: Path, name: str, options: IndexOptions
-) -> tuple[list[IndexRow], list[BadSample]]:
-    samples = list(group_samples(scan_tar(path, name)))
-    rows: list[IndexRow] = []
-    bad: list[BadSample] = []
-    found = ordered_map(lambda s: _read_row(path, s, options), samples, options.threads)
-    for sample, row in zip(samples, found, strict=True):
-        if isinstance(row, IndexRow):
-            rows.append(row)
-        else:
-            bad.append(BadSample(name, sample.key, -1, row))
-    return rows, bad
+def _label_one(
+    work: tuple[str, Mapping[str, Label]], target_url: str, numbering: Numbering, use_texts: bool
+) -> TarIndexed:
+    name, neighbours = work
+    return label_tar(name, target_url, numbering, use_texts, neighbours)
 
 
-def _read_row(path: Path, sample: TarSample, options: IndexOptions) -> IndexRow | str:
-    """The sample's row, or why it has none."""
-    images = [m for extension in ALLOWED_EXTENSIONS for m in sample.ending_in(extension)]
-    if len(images) != 1:
-        found = ", ".join(sorted(sample.members)) or "nothing"
-        allowed = ", ".join(ALLOWED_EXTENSIONS)
-        return f"{len(images)} image members in {found}, expected one of {allowed}"
-    if sample.repeated:
-        return f"member .{sample.repeated[0]} comes more than once"
-    storage, (image,) = LocalStorage(path.parent), images
-    data = storage.read_range(path.name, image.offset, image.size)
-    check = validate_image if options.validate else read_facts
-    try:
-        facts = check(data, options.max_pixels)
-        label = _label_number(options.classes, _label_text(path, sample))
-    except BadImage as error:
-        return str(error)
-    return IndexRow(
-        sample.key, image.offset, image.size, label, facts.height, facts.width,
-        zlib.crc32(data), facts.format,
-    )  # fmt: skip
+def _finish_account(
+    account: Account,
+    contents: Sequence[TarContents],
+    indexed: Sequence[TarIndexed],
+    numbering: Numbering,
+) -> None:
+    counts: Counter[int] = Counter()
+    for found, result in zip(contents, indexed, strict=True):
+        account.seen += found.num_members
+        account.taken += result.entry.num_samples
+        account.passed_over.update(found.passed_over)
+        account.lose(result.bad)
+        counts.update(result.counts)
+        account.labels_without_image += len(found.orphans)
+    joined = sum(result.joined for result in indexed)
+    account.labels_without_image = max(0, account.labels_without_image - joined)
+    account.count_classes(counts, len(numbering.names))
+    account.numbering = numbering.how
+    unused = {kind: count for kind, count in account.passed_over.items() if "not a label" in kind}
+    if account.unlabelled and unused:
+        kinds = ", ".join(kind.split(" ")[0] for kind in unused)
+        account.notes.append(
+            f"images without a label have members {kinds}: if they hold labels, give --label-key"
+            " with the extension or the field of .json"
+        )
 
 
-def _label_number(classes: ClassMap, text: str | None) -> int:
-    if text is None:
-        return -1
-    if text in classes.numbers:
-        return classes.numbers[text]
-    if not _is_integer(text):
-        raise BadImage(f"label {text[:40]!r} is neither a class name nor an integer")
-    number = int(text)
-    if not -1 <= number < MAX_CLASSES:
-        raise BadImage(f"label {number} is outside -1 (none) to {MAX_CLASSES - 1}")
-    return number
-
-
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and text.isascii() and len(text) < _MAX_DIGITS
-
-
-def _write_quarantine(target: Storage, results: Sequence[TarIndexed]) -> None:
-    ordered = sorted(results, key=lambda result: result.entry.name)
-    bad = [sample for result in ordered for sample in result.bad]
+def _write_quarantine(target: Storage, bad: Sequence[BadSample]) -> None:
     if bad:
-        lines = (json.dumps(asdict(sample)) + "\n" for sample in bad)
+        ordered = sorted(bad, key=lambda sample: sample.shard)
+        lines = (json.dumps(asdict(sample)) + "\n" for sample in ordered)
         target.write("quarantine.jsonl", "".join(lines).encode())
 
 
@@ -279,45 +264,3 @@ def _existing(source: Storage, target: Storage, names: Sequence[str]) -> ShardMa
         f"{target.url} already holds another dataset ({found['num_samples']} samples, digest "
         f"{found['digest'][:12]}); choose another target, or delete its {MANIFEST_JSON} and index/"
     )
-
-
-def _find_classes(source: Storage, names: Sequence[str]) -> list[str]:
-    """Sorted class names where labels are names; empty where they are integers or absent."""
-    found: set[str] = set()
-    for name in names:
-        with as_local_file(source, name) as path:
-            for sample in group_samples(scan_tar(path, name)):
-                try:
-                    text = _label_text(path, sample)
-                except BadImage:
-                    continue  # met again, and counted, when the sample is indexed
-                if text is not None and not _is_integer(text):
-                    found.add(text)
-                elif not found:
-                    # One look at the first sample decides; mixed labels surface as bad samples.
-                    return []
-                if len(found) > MAX_CLASS_NAMES:
-                    raise DataError(
-                        f"{name} has more than {MAX_CLASS_NAMES} different text labels, as "
-                        "captions would be; add .cls members with integers"
-                    )
-    return sorted(found)
-
-
-def _label_text(path: Path, sample: TarSample) -> str | None:
-    for extension in _LABEL_EXTENSIONS:
-        members = sample.ending_in(extension)
-        if len(members) != 1:
-            continue
-        (member,) = members
-        data = LocalStorage(path.parent).read_range(path.name, member.offset, member.size)
-        try:
-            text = data.decode().strip()
-            if extension != "json":
-                return text
-            fields = json.loads(text)
-        except ValueError:
-            raise BadImage(f"unreadable .{extension} label") from None
-        label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-        return None if label is None else str(label)
-    return None

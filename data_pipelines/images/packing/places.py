@@ -1,0 +1,65 @@
+"""What a folder holds: which command takes it, and formats of others, called by their name."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from data_pipelines.images.impostors import name_impostor
+from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
+from data_pipelines.images.packing.samples import is_hidden
+
+_HEAD_BYTES = 512
+
+
+def name_format(paths: Iterable[str]) -> str:
+    """What other kind of dataset these files are, with the way to convert it; empty if unknown."""
+    names = [path for path in paths if not is_hidden(path)]
+    bases = {path.rpartition("/")[2] for path in names}
+    ends = {base.rpartition(".")[2].lower() for base in bases}
+    if ends & {"mds"} or any(".mds." in base for base in bases):
+        return (
+            "these are shards of MosaicML Streaming (.mds), which are not read: write their"
+            " samples as tars (streaming.StreamingDataset to webdataset.ShardWriter), then"
+            " `ifsq data index`"
+        )
+    if any(base.startswith("chunk-") and base.endswith(".bin") for base in bases):
+        return (
+            "these are chunks of litdata (.bin), which are not read: write their samples as tars"
+            " (litdata.StreamingDataset to webdataset.ShardWriter), then `ifsq data index`"
+        )
+    if any(base.endswith((".tfrecord", ".tfrecords")) or ".tfrecord-" in base for base in bases):
+        return "these are TFRecord files, which are not read: write their images as files or tars"
+    if ends & {"lmdb", "mdb"}:
+        return "this is an LMDB database, which is not read: write its images as files or tars"
+    if ends & {"beton"}:
+        return "this is an FFCV file, which is not read: write its images as files or tars"
+    if ends & {"h5", "hdf5", "npz", "npy"}:
+        return "arrays (.h5, .npy, .npz) are not read: write their images as files or tars"
+    if ends & {"arrow"}:
+        return (
+            "Arrow files of the datasets library are not read: save them with"
+            " Dataset.to_parquet, then `ifsq data pack`"
+        )
+    if ends & {"zip", "rar", "7z", "gz", "tgz", "zst", "xz", "bz2"}:
+        return "it holds compressed archives: unpack them first"
+    if ends & {"parquet"}:
+        return "it holds Parquet files: use `ifsq data pack`"
+    if ends & {"tar"}:
+        return "it holds .tar files: use `ifsq data index`"
+    if ends & IMAGE_EXTENSIONS:
+        return "it holds image files: use `ifsq data pack`"
+    return ""
+
+
+def refuse_file(path: Path, wanted: str) -> None:
+    """Raises UserError unless `path` is a folder; says what to give instead."""
+    if path.is_dir():
+        return
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give {wanted}")
+    with path.open("rb") as file:
+        found = name_impostor(file.read(_HEAD_BYTES))
+    hint = f"give the folder it is in, {path.parent}, or" if not found else "give"
+    if path.suffix == ".tar":
+        hint = "use `ifsq data index` with its folder, or give"
+    raise UserError(f"{path} is not a folder{found}; {hint} {wanted}")
