@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from data_pipelines.images.packing.classes import ClassMap
     from data_pipelines.images.packing.pack import PackArguments
-    from data_pipelines.images.packing.parquet import ParquetColumns
+    from data_pipelines.images.packing.parquet_files import ParquetColumns
     from data_pipelines.images.packing.shards import MapShards
     from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig
     from ifsq_train.precompute.progress import PrecomputeReport
@@ -48,6 +48,7 @@ def pack_parquet_files(
     columns: ParquetColumns,
     pattern: str = "*",
     class_map: ClassMap | None = None,
+    num_classes: int | None = None,
     **options: Unpack[PackArguments],
 ) -> ShardManifest:
     """Parquet files to tar shards; see `data_pipelines.images.pack.pack_parquet`."""
@@ -56,8 +57,9 @@ def pack_parquet_files(
     with _progress("images", "pack") as show:
         options["on_progress"] = lambda done, total: show(done, total or done)
         return pack_parquet(
-            source, dataset, columns=columns, pattern=pattern, class_map=class_map, **options
-        )
+            source, dataset, columns=columns, pattern=pattern, class_map=class_map,
+            num_classes=num_classes, **options,
+        )  # fmt: skip
 
 
 def index_images(
@@ -66,14 +68,18 @@ def index_images(
     *,
     max_bad_samples: int,
     class_map: ClassMap | None = None,
+    num_classes: int | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
     map_shards: MapShards | None = None,
 ) -> ShardManifest:
     """Existing tars to a manifest; see `data_pipelines.images.index.index_tars`."""
     from data_pipelines.images.packing.index import index_tars
 
     return index_tars(
-        tars, dataset, class_map=class_map, max_bad_samples=max_bad_samples, map_shards=map_shards
-    )
+        tars, dataset, class_map=class_map, num_classes=num_classes, image_key=image_key,
+        label_key=label_key, max_bad_samples=max_bad_samples, map_shards=map_shards,
+    )  # fmt: skip
 
 
 def held_out(name: str, percent: int = 20) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -24,10 +24,10 @@ class LocalStorage:
         self.url = str(self.root)
 
     def local_path(self, path: str) -> Path:
-        target = self.root / path
-        if not target.resolve().is_relative_to(self.root.resolve()):
+        # Links may lead to other disks, and do; names may not climb out of the folder.
+        if Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"path {path!r} leaves the folder {self.url}; use a path inside it")
-        return target
+        return self.root / path
 
     def read(self, path: str) -> bytes:
         try:
@@ -56,7 +56,7 @@ class LocalStorage:
     def list(self, prefix: str = "") -> list[str]:
         folder = self.root / prefix.rpartition("/")[0]
         found: list[str] = []
-        for parent, _, names in os.walk(folder, onerror=raise_unless_missing):
+        for parent, _, names in walk_following_links(folder):
             relative = Path(parent).relative_to(self.root)
             found.extend(
                 (relative / name).as_posix()
@@ -110,6 +110,47 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < newest:
                     path.unlink()
+
+
+def walk_following_links(
+    folder: Path, on_loop: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, into folders that are links too, except where one leads back to a folder above.
+
+    Args:
+        on_loop: called with the path of every link that is not followed.
+
+    Raises:
+        OSError: a folder that may not be read: what it holds would be lost.
+    """
+    above = [folder.resolve(), *folder.resolve().parents]
+    ancestors: dict[str, frozenset[tuple[int, int]]] = {
+        str(folder): frozenset(_identity(str(path)) for path in above if path.exists())
+    }
+    for parent, folders, names in os.walk(folder, onerror=raise_unless_missing, followlinks=True):
+        known = ancestors.pop(parent)
+        kept = []
+        for name in sorted(folders):
+            path = f"{parent.rstrip('/')}/{name}"  # as os.walk will call it
+            try:
+                identity = _identity(path)
+            except OSError:
+                continue  # gone meanwhile
+            if identity in known:
+                if on_loop is not None:
+                    on_loop(path)
+                continue
+            kept.append(name)
+            ancestors[path] = known | {identity}
+        folders[:] = kept
+        yield parent, folders, names
+        for name in set(kept) - set(folders):
+            del ancestors[f"{parent.rstrip('/')}/{name}"]
+
+
+def _identity(path: str) -> tuple[int, int]:
+    facts = Path(path).stat()
+    return facts.st_dev, facts.st_ino
 
 
 def raise_unless_missing(error: OSError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,19 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.open import open_storage
 from launchers.cli.options import Address
 
 if TYPE_CHECKING:
     from data_pipelines.images.packing.classes import ClassMap
     from data_pipelines.images.packing.pack import PackArguments
+    from data_pipelines.images.packing.parquet_files import ParquetColumns
     from data_pipelines.images.packing.shards import MapShards
 
 app = typer.Typer(help="Pack, index, look at and verify datasets.", no_args_is_help=True)
 
-MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable images allowed before giving up.")]
+MaxBad = Annotated[
+    int,
+    typer.Option(min=0, help="Images that may be lost, or lack a label where others have one."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Make this many shards at a time on Ray; without it, one here."),
+]
+NumClasses = Annotated[
+    int | None, typer.Option(min=1, help="Integer labels are below this; found if left out.")
 ]
 Classes = Annotated[
     Path | None,
@@ -49,11 +58,12 @@ def pack(
     files: Annotated[str, typer.Option(help="Parquet: which files, such as 'train-*'.")] = "*",
     image_column: Annotated[str, typer.Option(help="Parquet column of images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Of labels; '' for none.")] = "label",
+    num_classes: NumClasses = None,
     workers: Workers = None,
     address: Address = None,
 ) -> None:
     """Write images as WebDataset tar shards with a manifest; run again to finish it."""
-    from data_pipelines.images.packing.parquet import ParquetColumns
+    from data_pipelines.images.packing.parquet_files import ParquetColumns
     from data_pipelines.images.packing.resize import ResizeSpec
     from launchers.stages import pack_images, pack_parquet_files
 
@@ -66,11 +76,12 @@ def pack(
             "map_shards": map_shards,
         }
         numbers = _class_map(class_map)
-        if holds_parquet(source):
-            columns = ParquetColumns(image_column, label_column or None)
+        columns = ParquetColumns(image_column, label_column or None)
+        if holds_parquet(source, files, columns):
             manifest = pack_parquet_files(
-                source, dataset, columns=columns, pattern=files, class_map=numbers, **options
-            )
+                source, dataset, columns=columns, pattern=files, class_map=numbers,
+                num_classes=num_classes, **options,
+            )  # fmt: skip
         else:
             manifest = pack_images(Path(source), dataset, class_map=numbers, **options)
     _print_info(manifest)
@@ -84,6 +95,13 @@ def index(
     ] = None,
     max_bad_samples: MaxBad = 100,
     class_map: Classes = None,
+    num_classes: NumClasses = None,
+    image_key: Annotated[
+        str | None, typer.Option(help="Extension of the image among several: jpg, left.png.")
+    ] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Extension of the label's member, or its field in .json.")
+    ] = None,
     workers: Workers = None,
     address: Address = None,
 ) -> None:
@@ -96,6 +114,9 @@ def index(
             dataset,
             max_bad_samples=max_bad_samples,
             class_map=_class_map(class_map),
+            num_classes=num_classes,
+            image_key=image_key.lower().lstrip(".") if image_key else None,
+            label_key=label_key.lstrip(".") if label_key else None,
             map_shards=map_shards,
         )
     _print_info(manifest)
@@ -148,12 +169,22 @@ def preview(
     typer.echo(f"{shown} images of batch {step} in {output}")
 
 
-def holds_parquet(source: str) -> bool:
-    """Whether a folder has Parquet files, directly or in its folders; object storage must."""
-    folder = Path(source)
+def holds_parquet(source: str, files: str, columns: ParquetColumns) -> bool:
+    """Whether a folder has Parquet files, anywhere in it; object storage must.
+
+    Files without a column of images beside folders of images are what img2dataset knows of them.
+    """
+    from data_pipelines.images.packing.parquet_files import choose_files, has_image_column
+    from data_pipelines.images.packing.places import holds_images
+    from data_pipelines.images.packing.samples import is_hidden
+
     if "://" in source:
         return True
-    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+    storage = open_storage(source)
+    if not any(path.endswith(".parquet") and not is_hidden(path) for path in storage.list()):
+        return False
+    chosen = choose_files(storage, files)
+    return has_image_column(storage, chosen, columns) or not holds_images(storage.list())
 
 
 @contextlib.contextmanager
@@ -186,4 +217,15 @@ def _class_map(path: Path | None) -> ClassMap | None:
 
 def _print_info(dataset: Any) -> None:
     for key, value in dataset.summary().items():
-        typer.echo(f"{key:20} {value}")
+        _echo(f"{key:20} {value}")
+    if account := getattr(dataset, "facts", {}).get("account"):
+        from data_pipelines.images.packing.account import account_of
+
+        for line in account_of(account).lines(dataset.classes):
+            _echo(line)
+
+
+def _echo(line: str) -> None:
+    """Names may hold characters that this terminal cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    typer.echo(line.encode(encoding, "backslashreplace").decode(encoding))

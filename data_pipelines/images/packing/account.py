@@ -101,6 +101,14 @@ class Account:
         return text + [f"note: {note}" for note in self.notes]
 
 
+def account_of(stored: Mapping[str, Any]) -> Account:
+    """The account a manifest keeps."""
+    known = {name: value for name, value in stored.items() if name in Account.__annotations__}
+    account = Account(**known)
+    account.passed_over, account.lost = Counter(account.passed_over), Counter(account.lost)
+    return account
+
+
 def plural_kind(name: str) -> str:
     """How files passed over by their extension are called."""
     dot = name.rpartition("/")[2].rpartition(".")

@@ -1,12 +1,16 @@
 """Which number a class has: from a file the user gives, instead of from the sorted names."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
+
+_IDENTIFIER = re.compile(r"\d")
+"""In the first word of a line: `n01440764 tench`, but not `golden retriever`."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,28 @@ def class_map_of(names: Sequence[str]) -> ClassMap:
 def read_class_map(path: Path) -> ClassMap:
     """A class map from a file.
 
-    `*.json` holds a list of names in order, or an object of numbers by name. Any other file has
-    one class a line, in order: the source name, then, after a space or tab, optionally the name
-    to record (the layout of ImageNet's `LOC_synset_mapping.txt`).
+    `*.json` holds a list of names in order, an object of numbers by name (numbers may be text), or
+    of names by number (also as `{"0": ["n01440764", "tench"]}`, and inside `id2label`, `label2id`,
+    `names` or `class_to_idx`). Any other file has one class a line, in order: the source name,
+    then, after a tab, optionally the name to record. Without tabs, the source name ends at the
+    first space if that makes every name different and looks like an identifier (the layout of
+    ImageNet's `LOC_synset_mapping.txt`); else the whole line is the name. Lines that begin with
+    their own number have it taken off (`0 cat`, `1: dog`).
 
     Raises:
         UserError: no such file, not of this form, a name twice, or numbers with gaps.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"class map {path} cannot be read ({error}); give a text file") from None
-    pairs = _from_json(path, text) if path.suffix == ".json" else _from_lines(text)
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    pairs = _from_json(path, text) if is_json else _from_lines(text)
     numbers = {source: number for source, number, _ in pairs}
     if not pairs or len(numbers) < len(pairs):
-        what = "names a class twice" if pairs else "is empty"
+        found = [source for source, _, _ in pairs]
+        twice = next((name for name in found if found.count(name) > 1), "")
+        what = f"names the class {twice!r} twice" if pairs else "is empty"
         raise UserError(f"class map {path} {what}; give every class once, one a line")
     names: dict[int, str] = {}
     for _, number, name in pairs:
@@ -75,22 +86,64 @@ def read_class_map(path: Path) -> ClassMap:
 
 def _from_lines(text: str) -> list[tuple[str, int, str]]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = []
-    for number, line in enumerate(lines):
-        source, *rest = line.split(maxsplit=1)
-        found.append((source, number, rest[0] if rest else source))
-    return found
+    parts = [_split_line(line) for line in lines]
+    if all(
+        first.rstrip(":,") == str(number) and rest for number, (first, rest) in enumerate(parts)
+    ):
+        lines = [rest for _, rest in parts]
+        parts = [_split_line(line) for line in lines]
+    if not any("\t" in line for line in lines):
+        sources = {first for first, _ in parts}
+        if len(sources) < len(lines) or not all(_IDENTIFIER.search(name) for name in sources):
+            parts = [(line, "") for line in lines]
+    return [(first, number, rest or first) for number, (first, rest) in enumerate(parts)]
+
+
+def _split_line(line: str) -> tuple[str, str]:
+    """At the first tab, or else the first space."""
+    first, _, rest = line.partition("\t") if "\t" in line else line.partition(" ")
+    return first.strip(), rest.strip()
 
 
 def _from_json(path: Path, text: str) -> list[tuple[str, int, str]]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"class map {path} is not JSON ({error}); mend it") from None
+    for key in ("id2label", "label2id", "class_to_idx", "names", "classes"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict | list):
+            content = content[key]
+            break
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return [(name, number, name) for number, name in enumerate(content)]
-    if isinstance(content, dict) and all(type(number) is int for number in content.values()):
-        return [(name, number, name) for name, number in content.items()]
+    if isinstance(content, dict):
+        by_name = {name: _number(value) for name, value in content.items()}
+        by_number = {_number(key): _names(value) for key, value in content.items()}
+        if content and None not in by_name.values():
+            return [(name, number or 0, name) for name, number in by_name.items()]
+        if content and None not in by_number and None not in by_number.values():
+            return [
+                (names[0], number or 0, names[-1])
+                for number, names in by_number.items()
+                if names is not None
+            ]
     raise UserError(
-        f"class map {path} is neither a list of names nor an object of numbers by name; use one"
+        f"class map {path} is neither a list of names nor an object of numbers by name, or of"
+        " names by number; use one"
     )
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal() and value.isascii():
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _names(value: Any) -> list[str] | None:
+    """One name, or the name of the source and the one to record."""
+    found = [value] if isinstance(value, str) else value
+    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+        return found[:2]
+    return None

@@ -1,18 +1,30 @@
 """Images of a folder on this machine, in a fixed order, with labels from class folders."""
 
+import functools
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.decoders.pixels import ALLOWED_EXTENSIONS
+from data_pipelines.images.packing.account import Account, plural_kind
 from data_pipelines.images.packing.classes import ClassMap, class_map_of
+from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
+from data_pipelines.images.packing.labels import Numbering, number_names
+from data_pipelines.images.packing.places import name_format, refuse_file
+from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.images.packing.shards import PackItem
-from data_pipelines.storage.local import raise_unless_missing
+from data_pipelines.storage.local import walk_following_links
+
+SPLIT_NAMES = frozenset(
+    ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
+)
+_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
+_DOWNLOAD_FOLDER = re.compile(r"\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -48,42 +60,106 @@ class FolderItems:
             yield PackItem(file.key, file.label, extension, file.relative, file.path.read_bytes)
 
 
-def list_images(
-    source: Path, class_map: ClassMap | None = None
-) -> tuple[list[SourceFile], list[str]]:
-    """All images below `source`, sorted by path, and the class names.
+@dataclass(frozen=True)
+class FolderListing:
+    """All images of a folder, sorted by path, the class names, and what else is there."""
 
-    The folders directly in `source` that hold images are the classes, numbered in sorted order or
-    by `class_map`. Images directly in `source` have no labels. Hidden files and folders and files
-    with other extensions are passed over.
+    files: list[SourceFile]
+    classes: list[str]
+    account: Account
+
+
+@dataclass
+class _Found:
+    """Relative path to (path, size) of images; folders directly in the source with images, with
+    other files only, and without any; what was passed over."""
+
+    images: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    folders: dict[str, bool | None] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def list_images(source: Path, class_map: ClassMap | None = None) -> FolderListing:
+    """All images below `source`, links followed.
+
+    The folders directly in `source` are the classes, also one without a usable image, so that no
+    other class gets its number; one that holds only other files is none. They are numbered by
+    `class_map`, as they are where they are called 0 to n-1, or in sorted order. Images directly in
+    `source`, and those in the numbered folders of img2dataset, have no labels.
 
     Raises:
-        UserError: no such folder, no images, images both directly in it and in class folders, a
-            class folder that the map does not have, or a name that is not UTF-8.
+        UserError: no such folder, no images, several splits, images both directly in it and in
+            class folders, a class folder that the map does not have, or a name that is not UTF-8.
     """
-    if not source.is_dir():
-        what = "is not a folder" if source.exists() else "does not exist"
-        raise UserError(f"{source} {what}; give a folder of class folders with images")
-    sizes = dict(sorted(_walk(source)))
-    if not sizes:
-        allowed = ", ".join("." + extension for extension in ALLOWED_EXTENSIONS)
+    refuse_file(source, "a folder of class folders with images")
+    found = _look(source)
+    if not found.images:
+        hint = name_format(found.others)
         raise UserError(
-            f"{source} holds no images; allowed are {allowed}, in class folders or directly in it"
-        )
-    flat = [path for path in sizes if "/" not in path]
-    if flat and len(flat) < len(sizes):
+            f"{source} holds no images"
+            + (f"; {hint}" if hint else "; allowed are .jpg, .png, .webp and others that Pillow"
+               " reads, in class folders or directly in it")
+        )  # fmt: skip
+    account = Account("files", passed_over=found.passed_over)
+    account.seen = len(found.images) + sum(found.passed_over.values())
+    folders = sorted(name for name, holds in found.folders.items() if holds is not False)
+    _refuse_splits(source, found)
+    flat = [path for path in found.images if "/" not in path]
+    if flat and len(flat) < len(found.images):
         raise UserError(
             f"{source} holds images both directly ({flat[0]}) and in folders; "
             "move them all into class folders, or all out of them"
         )
-    folders = sorted({path.partition("/")[0] for path in sizes if "/" in path})
-    classes = class_map or class_map_of(folders)
-    labels = {folder: classes.number(folder) for folder in folders}
+    if not flat and class_map is None and _is_download(folders, found):
+        account.notes.append("folders made by img2dataset are no classes: images have no labels")
+        folders = []
+    labels: dict[str, int] = {}
+    names: list[str] = []
+    if folders and not flat:
+        numbering = _number_folders(folders, source, class_map)
+        labels = {folder: numbering.numbers[folder] for folder in folders}
+        names, account.numbering = list(numbering.names), numbering.how
+    images = sorted(found.images.items())
     files = [
-        SourceFile(source / path, path, key, labels.get(path.partition("/")[0], -1), num_bytes)
-        for (path, num_bytes), key in zip(sizes.items(), _keys(list(sizes)), strict=True)
+        SourceFile(path, relative, key, labels.get(relative.partition("/")[0], -1), num_bytes)
+        for (relative, (path, num_bytes)), key in zip(
+            images, _keys([relative for relative, _ in images]), strict=True
+        )
     ]
-    return files, list(classes.names) if folders else []
+    return FolderListing(files, names, account)
+
+
+def _number_folders(folders: Sequence[str], source: Path, class_map: ClassMap | None) -> Numbering:
+    if class_map is not None:
+        numbers = {folder: class_map.number(folder) for folder in folders}
+        return Numbering(numbers, tuple(class_map.names), "by the class map")
+    if {str(number) for number in range(len(folders))} == set(folders):
+        classes = class_map_of([str(number) for number in range(len(folders))])
+        return Numbering(classes.numbers, tuple(classes.names), "numbers as they are")
+    return number_names(folders, str(source))
+
+
+def _refuse_splits(source: Path, found: _Found) -> None:
+    with_images = {path.partition("/")[0] for path in found.images if "/" in path}
+    if with_images and {name.lower() for name in with_images} <= SPLIT_NAMES:
+        splits = ", ".join(sorted(with_images))
+        first = sorted(with_images, key=lambda name: "train" not in name.lower())[0]
+        raise UserError(
+            f"{source} holds the splits {splits}, which are no classes; pack one of them:"
+            f" {source / first}"
+        )
+
+
+def _is_download(folders: Sequence[str], found: _Found) -> bool:
+    """Whether img2dataset made the folders: names of digits, with .json beside the images."""
+    if not all(_DOWNLOAD_FOLDER.fullmatch(folder) for folder in folders):
+        return False
+    others = set(found.others)
+    stems = [path.rpartition(".")[0] for path in found.images]
+    return any(f"{stem}.json" in others for stem in stems) or any(
+        name.endswith("_stats.json") for name in others
+    )
 
 
 def _keys(relatives: Sequence[str]) -> list[str]:
@@ -99,17 +175,46 @@ def _keys(relatives: Sequence[str]) -> list[str]:
     ]
 
 
-def _walk(source: Path) -> Iterator[tuple[str, int]]:
-    """Relative path and size of every image."""
-    for parent, folders, names in os.walk(source, onerror=raise_unless_missing):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _look(source: Path) -> _Found:
+    found = _Found()
+    on_loop = functools.partial(_count_loop, found)
+    for parent, folders, names in walk_following_links(source, on_loop):
+        base = _text(Path(parent).relative_to(source))
+        if base and is_hidden(base):
+            folders[:] = []
+            continue
+        if not base:
+            found.folders.update({_text(Path(name)): None for name in folders})
+            for name in [name for name in found.folders if is_hidden(name)]:
+                del found.folders[name]
         for name in names:
-            extension = name.rpartition(".")[2].lower()
-            if not name.startswith(".") and extension in ALLOWED_EXTENSIONS and "." in name:
-                path = Path(parent) / name
-                size = _size(path)
-                if size is not None:
-                    yield _checked_name(path.relative_to(source).as_posix()), size
+            _add_file(found, Path(parent) / name, f"{base}/{_text(Path(name))}".lstrip("/"))
+    return found
+
+
+def _count_loop(found: _Found, path: str) -> None:  # noqa: ARG001
+    found.passed_over["links that lead back to a folder above them"] += 1
+
+
+def _add_file(found: _Found, path: Path, relative: str) -> None:
+    top, slash, _ = relative.partition("/")
+    base = relative.rpartition("/")[2]
+    if is_hidden(relative) or base.lower() in _SYSTEM_FILES:
+        found.passed_over["hidden or of the system (.x, Thumbs.db)"] += 1
+        return
+    size = _size(path)
+    is_image = "." in base and base.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    if size is None:
+        found.passed_over["pipes, sockets and devices"] += 1
+    elif is_image:
+        found.images[relative] = (path, size)
+        if slash:
+            found.folders[top] = True
+    else:
+        found.others.append(relative)
+        found.passed_over["without an extension" if "." not in base else plural_kind(base)] += 1
+        if slash and found.folders.get(top) is None:
+            found.folders[top] = False
 
 
 def _size(path: Path) -> int | None:
@@ -122,10 +227,11 @@ def _size(path: Path) -> int | None:
     return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
-def _checked_name(relative: str) -> str:
-    """Names are recorded as text; a file system may hold any bytes."""
+def _text(path: Path) -> str:
+    """Names are recorded as text; a file system may hold any bytes, read in whatever locale."""
+    if str(path) == ".":
+        return ""
     try:
-        relative.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the file name {relative!r} is not UTF-8; rename it") from None
-    return relative
+        return os.fsencode(path.as_posix()).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"the file name {path.as_posix()!r} is not UTF-8; rename it") from None

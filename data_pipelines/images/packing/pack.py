@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,15 +26,14 @@ import numpy as np
 from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import UserError
 from data_pipelines.hashing import hash_u64
-from data_pipelines.images.decoders.pixels import MAX_PIXELS, BadImage, decode_rgb
+from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
+from data_pipelines.images.decoders.pixels import decode_rgb
+from data_pipelines.images.packing.account import Account
 from data_pipelines.images.packing.classes import ClassMap
 from data_pipelines.images.packing.folder import FolderItems, list_images
-from data_pipelines.images.packing.parquet import (
-    ParquetColumns,
-    ParquetItems,
-    RowRange,
-    open_parquet,
-)
+from data_pipelines.images.packing.formats import storable
+from data_pipelines.images.packing.parquet import ParquetItems, RowRange, open_parquet
+from data_pipelines.images.packing.parquet_files import ParquetColumns
 from data_pipelines.images.packing.resize import ResizeSpec, shrink
 from data_pipelines.images.packing.shards import (
     MapShards,
@@ -58,7 +58,7 @@ from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 DEFAULT_SHARD_BYTES = 256 << 20
 DEFAULT_MAX_BAD_SAMPLES = 10
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -138,19 +138,24 @@ def pack_folder(
         DataError: more bad images than allowed.
     """
     chosen = PackOptions(**options)
-    files, classes = list_images(source.absolute(), class_map)
+    listing = list_images(source.absolute(), class_map)
+    files, account = listing.files, listing.account
     if keep is not None:
         files = [file for file in files if keep(file.relative)]
+        account.seen -= len(listing.files) - len(files)
     if chosen.seed is not None:
         order = np.argsort(hash_u64(chosen.seed, np.arange(len(files))), kind="stable")
         files = [files[i] for i in order]
-    listing = ((file.relative, file.label, file.num_bytes) for file in files)
-    fingerprint = _digest([PACK_VERSION, chosen.identity(), *listing])
+    facts = ((file.relative, file.label, file.num_bytes) for file in files)
+    fingerprint = _digest([PACK_VERSION, chosen.identity(), *facts])
     scale = _shrinking(FolderItems(files[:_PROBED_IMAGES]), chosen)
     sizes = (int(file.num_bytes * scale) for file in files)
     spans = cut_shards(sizes, chosen.shard_bytes)
     works = _numbered(FolderItems(files[span.start : span.stop]) for span in spans)
-    return _Packing(open_storage(target_url), classes, chosen, fingerprint, len(files)).run(works)
+    packing = _Packing(
+        open_storage(target_url), listing.classes, chosen, fingerprint, len(files), account
+    )
+    return packing.run(works)
 
 
 def pack_parquet(
@@ -160,6 +165,7 @@ def pack_parquet(
     columns: ParquetColumns | None = None,
     pattern: str = "*",
     class_map: ClassMap | None = None,
+    num_classes: int | None = None,
     **options: Unpack[PackArguments],
 ) -> ShardManifest:
     """Pack images stored in Parquet files; see `data_pipelines.images.packing.parquet`.
@@ -170,6 +176,7 @@ def pack_parquet(
         pattern: which files, by their path below `source_url`.
         class_map: numbers of the labels' names; the stored numbers if left out, and the sorted
             order where labels are names.
+        num_classes: integer labels are smaller than this; found from the data where left out.
         options: see PackOptions. `seed` shuffles row groups, and the rows of a shard.
 
     Raises:
@@ -180,26 +187,37 @@ def pack_parquet(
     chosen, columns = PackOptions(**options), columns or ParquetColumns()
     source = open_parquet(
         str(source_url), columns, pattern=pattern, shard_bytes=chosen.shard_bytes,
-        class_map=class_map,
+        class_map=class_map, num_classes=num_classes,
     )  # fmt: skip
+    columns = source.columns
     ranges = list(source.ranges)
     if chosen.seed is not None:
         order = np.argsort(hash_u64(chosen.seed, np.arange(len(ranges))), kind="stable")
         ranges = [ranges[i] for i in order]
-    facts = [asdict(columns), asdict(source.classes), [asdict(part) for part in ranges]]
+    numbering = source.classes.numbering
+    facts = [
+        asdict(columns), sorted(numbering.numbers.items()), list(numbering.names),
+        [asdict(part) for part in ranges],
+    ]  # fmt: skip
     # Ranges carry sizes, not contents; the files' own sizes make a changed file unlikely to pass.
     file_sizes = {path: source.storage.size(path) for path in source.files}
     fingerprint = _digest([PACK_VERSION, chosen.identity(), chosen.seed, facts, file_sizes])
 
     def items(parts: Sequence[RowRange]) -> ParquetItems:
-        return ParquetItems(source.storage.url, columns, source.classes, tuple(parts), chosen.seed)
+        return ParquetItems(
+            source.storage.url, columns, source.classes, tuple(parts), chosen.seed,
+            source.is_download,
+        )  # fmt: skip
 
     scale = _shrinking(itertools.islice(items(ranges[:1]), _PROBED_IMAGES), chosen)
     spans = cut_shards((int(part.num_bytes * scale) for part in ranges), chosen.shard_bytes)
     works = _numbered(items(ranges[span.start : span.stop]) for span in spans)
     num_rows = sum(part.num_rows for part in ranges)
-    storage = open_storage(target_url)
-    return _Packing(storage, source.class_names, chosen, fingerprint, num_rows).run(works)
+    account = Account("rows", num_rows, numbering=numbering.how)
+    packing = _Packing(
+        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account
+    )
+    return packing.run(works)
 
 
 def pack_samples(
@@ -227,7 +245,9 @@ def pack_samples(
     if fingerprint is not None:
         fingerprint = _digest([PACK_VERSION, fingerprint, chosen.identity()])
     works = _numbered(_cut_samples(samples, chosen.shard_bytes))
-    return _Packing(open_storage(target_url), classes, chosen, fingerprint, None).run(works)
+    account = Account("samples", numbering="as given")
+    packing = _Packing(open_storage(target_url), classes, chosen, fingerprint, None, account)
+    return packing.run(works)
 
 
 class _Packing:
@@ -240,9 +260,11 @@ class _Packing:
         options: PackOptions,
         fingerprint: str | None,
         num_items: int | None,
+        account: Account,
     ) -> None:
         self.storage, self.classes, self.options = storage, classes, options
         self.fingerprint, self.num_items = fingerprint, num_items
+        self.account = account
         self._budget = ErrorBudget(options.max_bad_samples)
         self._results: list[ShardResult] = []
         self._num_done = 0
@@ -289,14 +311,35 @@ class _Packing:
         results = sorted(self._results, key=lambda result: result.number)
         shards = [result.entry for result in results if result.entry is not None]
         if not shards:
+            reason = next((f" ({b.key}: {b.reason})" for r in results for b in r.bad), "")
             raise UserError(
-                f"nothing was packed into {self.storage.url}: there were no usable images"
+                f"nothing was packed into {self.storage.url}: there were no usable images{reason}"
             )
+        self._finish_account(results)
+        self.account.check(self.options.max_bad_samples, self.storage.url)
         _delete_leftovers(self.storage, results)
         self.storage.delete_stale_temporaries()
-        extra = {"fingerprint": self.fingerprint, "num_bad_samples": self._budget.num_bad}
+        extra = {
+            "fingerprint": self.fingerprint,
+            "num_bad_samples": self._budget.num_bad,
+            "account": self.account.to_dict(),
+        }
         publish_manifest(self.storage, shards, classes=self.classes, extra=extra)
         return ShardManifest.open(self.storage)
+
+    def _finish_account(self, results: Sequence[ShardResult]) -> None:
+        account = self.account
+        counts: Counter[int] = Counter()
+        for result in results:
+            account.lose(result.bad)
+            counts.update(result.counts)
+        account.taken = sum(counts.values())
+        account.count_classes(counts, len(self.classes))
+        passed_over = sum(account.passed_over.values())
+        rest = account.seen - account.taken - account.num_lost - passed_over
+        if account.unit == "rows" and rest > 0:
+            account.passed_over["rows without an image that img2dataset did not get"] = rest
+        account.seen = max(account.seen, account.taken + account.num_lost)
 
     def _existing(self) -> ShardManifest:
         found = read_manifest_json(self.storage)
@@ -382,7 +425,8 @@ def _shrinking(items: Iterable[PackItem], options: PackOptions) -> float:
     for item in items:
         try:
             data = item.load()
-            small = shrink(decode_rgb(data, options.max_pixels), options.resize)
+            pixels = decode_rgb(storable(data, options.max_pixels), options.max_pixels)
+            small = shrink(pixels, options.resize)
         except (BadImage, OSError):
             continue
         before, after = before + len(data), after + len(small if small is not None else data)

@@ -9,36 +9,32 @@ shard, and the rows of a shard are shuffled: a global shuffle down to row groups
 that reads every byte once.
 """
 
-import fnmatch
 import functools
-import io
 import itertools
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.errors import DataError, UserError
 from data_pipelines.hashing import hash_u64
-from data_pipelines.images.packing.classes import ClassMap, class_map_of
+from data_pipelines.images.decoders.limits import BadImage
+from data_pipelines.images.packing.classes import ClassMap
+from data_pipelines.images.packing.parquet_files import (
+    ParquetColumns,
+    check_columns,
+    choose_files,
+    fit_columns,
+    open_file,
+    partition_label,
+    reading_parquet,
+)
+from data_pipelines.images.packing.parquet_labels import ParquetClasses, open_labels
 from data_pipelines.images.packing.shards import PackItem, extension_of
 from data_pipelines.storage.open import Storage, open_storage
 
 _ROWS_AT_ONCE = 64
-_SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?=[-_./])")
-
-
-@dataclass(frozen=True)
-class ParquetColumns:
-    """Names of the columns; a label of None means that there are none."""
-
-    image: str = "image"
-    label: str | None = "label"
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,11 @@ class ParquetItems:
 
     source_url: str
     columns: ParquetColumns
-    classes: "ParquetClasses"
+    classes: ParquetClasses
     ranges: tuple[RowRange, ...]
     seed: int | None
+    skip_empty: bool = False
+    """Rows without bytes are passed over: img2dataset writes one for a failed download."""
 
     def __len__(self) -> int:
         return sum(part.num_rows for part in self.ranges)
@@ -78,45 +76,40 @@ class ParquetItems:
         yield from rows
 
     def _read(self, part: RowRange) -> Iterator[PackItem]:
-        file = _open(open_storage(self.source_url), part.file)
-        wanted = [self.columns.image, *([self.columns.label] if self.columns.label else [])]
+        storage = open_storage(self.source_url)
+        file = open_file(storage, part.file)
+        label = self.columns.label
+        if label is not None and partition_label(part.file, label) is not None:
+            label = None
+        wanted = [self.columns.image, *([label] if label else [])]
         end, at = part.first_row + part.num_rows, 0
+        with reading_parquet(storage, part.file):
+            for batch in file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[part.row_group], columns=wanted
+            ):
+                images = batch.column(self.columns.image)
+                labels = batch.column(label) if label else None
+                first, last = max(part.first_row - at, 0), min(end - at, batch.num_rows)
+                for row in range(first, last):
+                    data, name = _image_of(images[row].as_py())
+                    if data or not self.skip_empty:
+                        value = labels[row].as_py() if labels is not None else None
+                        yield self._item(part, at + row, data, name, value)
+                at += batch.num_rows
+
+    def _item(
+        self, part: RowRange, row: int, data: bytes, name: str | None, label: Any
+    ) -> PackItem:
+        number = part.first_in_file + row
         stem = part.file.removesuffix(".parquet").replace(".", "_")
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[part.row_group], columns=wanted):
-            first, last = max(part.first_row - at, 0), min(end - at, batch.num_rows)
-            for row in range(first, last):
-                number = part.first_in_file + at + row
-                data, name = _image_of(batch.column(0)[row].as_py())
-                label = batch.column(1)[row].as_py() if self.columns.label else None
-                yield PackItem(
-                    f"{stem}/{number:08d}", self.classes.number(label), extension_of(data),
-                    f"{part.file} row {number}{f' ({name})' if name else ''}",
-                    functools.partial(bytes, data),
-                )  # fmt: skip
-            at += batch.num_rows
-
-
-@dataclass(frozen=True)
-class ParquetClasses:
-    """How values of the label column become class numbers."""
-
-    class_map: ClassMap | None
-    stored_names: tuple[str, ...]
-    """Names recorded in the files for integer labels; empty where there are none."""
-
-    def number(self, label: int | str | None) -> int:
-        """Class number; -1 for a missing or negative label.
-
-        Raises:
-            UserError: the class map does not have it.
-        """
-        if label is None or (isinstance(label, int) and label < 0):
-            return -1
-        if self.class_map is None:
-            assert isinstance(label, int), "names have a class map"
-            return label
-        named = isinstance(label, int) and label < len(self.stored_names)
-        return self.class_map.number(self.stored_names[int(label)] if named else str(label))
+        load = functools.partial(_loaded, data, name)
+        class_number = -1
+        if self.columns.label is not None:
+            class_number = self.classes.number(part.file, label)
+        return PackItem(
+            f"{stem}/{number:08d}", class_number, extension_of(data),
+            f"{part.file} row {number}{f' ({name})' if name else ''}", load,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,9 @@ class ParquetSource:
     files: tuple[str, ...]
     ranges: tuple[RowRange, ...]
     classes: ParquetClasses
-    class_names: tuple[str, ...]
+    columns: ParquetColumns
+    is_download: bool
+    """img2dataset made them."""
 
 
 def open_parquet(
@@ -137,6 +132,7 @@ def open_parquet(
     pattern: str = "*",
     shard_bytes: int,
     class_map: ClassMap | None = None,
+    num_classes: int | None = None,
 ) -> ParquetSource:
     """Find the files, check their columns, and cut them into ranges of at most `shard_bytes`.
 
@@ -144,136 +140,23 @@ def open_parquet(
         pattern: which files, by their path below `source_url`.
 
     Raises:
-        UserError: no files, several splits at once, or no such columns.
+        UserError: no files, several splits at once, no such columns, or labels that have no
+            numbers.
         DataError: a file that is no Parquet file.
     """
     storage = open_storage(source_url)
-    found = [path for path in storage.list() if path.endswith(".parquet")]
-    files = [path for path in found if fnmatch.fnmatch(path, pattern)]
-    if not files:
-        some = f"has {found[0]} and others" if found else "holds no .parquet files"
-        raise UserError(f"{storage.url} {some}; no file matches {pattern!r}: check both")
-    splits = sorted({match[1] for path in files if (match := _SPLIT.search(path))})
-    if len(splits) > 1:
-        raise UserError(
-            f"{storage.url} holds the splits {', '.join(splits)};"
-            f" choose one, for example with --files '*{splits[-1]}-*'"
-        )
-    opened = [_open(storage, path) for path in files]
-    kinds = {
-        _check_columns(storage, path, f, columns) for path, f in zip(files, opened, strict=True)
-    }
-    stored = _stored_names(opened[0].schema_arrow, columns.label)
-    labels = _label_values(opened, columns.label) if columns.label else set()
-    if "names" in kinds and class_map is None:
-        class_map = class_map_of(sorted(str(label) for label in labels))
-    names: tuple[str, ...] = stored
-    if class_map is not None:
-        names = tuple(class_map.names)
-    elif not stored:
-        top = max((int(label) for label in labels), default=-1)
-        names = tuple(str(number) for number in range(top + 1))
+    paths = choose_files(storage, pattern)
+    files = [(path, open_file(storage, path)) for path in paths]
+    fitted = fit_columns(files[0][1].schema_arrow, columns)
+    for path, file in files:
+        check_columns(storage, path, file.schema_arrow, fitted)
+    classes = open_labels(storage, files, fitted.label, class_map, num_classes)
     ranges = [
         part
-        for path, file in zip(files, opened, strict=True)
-        for part in _ranges(path, file.metadata, columns.image, shard_bytes)
+        for path, file in files
+        for part in _ranges(path, file.metadata, fitted.image, shard_bytes)
     ]
-    classes = ParquetClasses(class_map, stored)
-    for label in labels:
-        classes.number(label)
-    return ParquetSource(storage, tuple(files), tuple(ranges), classes, names)
-
-
-class _StorageFile(io.RawIOBase):
-    """An object as a seekable file of range reads, for pyarrow."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        super().__init__()
-        self._storage, self._path = storage, path
-        self._size, self._at = storage.size(path), 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._at, 0)
-        length = left if size is None or size < 0 else min(size, left)
-        data = self._storage.read_range(self._path, self._at, length) if length else b""
-        self._at += length
-        return data
-
-
-def _open(storage: Storage, path: str) -> pq.ParquetFile:
-    local = storage.local_path(path)
-    try:
-        if local is not None:
-            return pq.ParquetFile(local, memory_map=True)
-        return pq.ParquetFile(pa.PythonFile(_StorageFile(storage, path), "r"), pre_buffer=True)
-    except pa.ArrowInvalid as error:
-        first_line = str(error).splitlines()[0]
-        raise DataError(f"{storage.url}/{path} is no Parquet file ({first_line})") from None
-
-
-def _check_columns(
-    storage: Storage, path: str, file: pq.ParquetFile, columns: ParquetColumns
-) -> str:
-    """What the labels are: integers, names or none."""
-    schema = file.schema_arrow
-    for name in (columns.image, columns.label):
-        if name is not None and name not in schema.names:
-            raise UserError(
-                f"{storage.url}/{path} has no column {name!r}; it has"
-                f" {', '.join(schema.names)}: use --image-column and --label-column"
-            )
-    image = schema.field(columns.image).type
-    holder = image.field("bytes").type if _is_image_struct(image) else image
-    if not (pa.types.is_binary(holder) or pa.types.is_large_binary(holder)):
-        raise UserError(
-            f"{storage.url}/{path}: column {columns.image!r} is {image}, expected binary or a"
-            " struct with a field 'bytes' that holds encoded images"
-        )
-    if columns.label is None:
-        return "none"
-    label = schema.field(columns.label).type
-    if pa.types.is_integer(label):
-        return "integers"
-    if pa.types.is_string(label) or pa.types.is_large_string(label):
-        return "names"
-    raise UserError(
-        f"{storage.url}/{path}: column {columns.label!r} is {label}, expected integers or names;"
-        " use --label-column"
-    )
-
-
-def _is_image_struct(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _stored_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
-    """Class names that the datasets library wrote into the schema."""
-    try:
-        facts = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(facts["info"]["features"][label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
-
-
-def _label_values(files: Sequence[pq.ParquetFile], label: str) -> set[Any]:
-    found: set[Any] = set()
-    for file in files:
-        found.update(file.read(columns=[label]).column(label).unique().to_pylist())
-    return found - {None}
+    return ParquetSource(storage, tuple(paths), tuple(ranges), classes, fitted, fitted != columns)
 
 
 def _ranges(
@@ -301,3 +184,9 @@ def _image_of(value: Any) -> tuple[bytes, str | None]:
     if isinstance(value, dict):
         return value.get("bytes") or b"", value.get("path")
     return value or b"", None
+
+
+def _loaded(data: bytes, name: str | None) -> bytes:
+    if not data and name:
+        raise BadImage("empty file: the row holds a path, not the image's bytes")
+    return data

@@ -63,3 +63,8 @@ def refuse_file(path: Path, wanted: str) -> None:
     if path.suffix == ".tar":
         hint = "use `ifsq data index` with its folder, or give"
     raise UserError(f"{path} is not a folder{found}; {hint} {wanted}")
+
+
+def holds_images(paths: Iterable[str]) -> bool:
+    """Whether any of these files is an image by its name."""
+    return any(path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS for path in paths if "." in path)

@@ -7,6 +7,7 @@ it done. Nothing here knows of other shards, which is why they can be made in an
 
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -14,14 +15,15 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from data_pipelines.bad_samples import BadSample
+from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
 from data_pipelines.images.decoders.pixels import (
-    MAX_PIXELS,
-    BadImage,
     ImageFacts,
     decode_rgb,
     read_facts,
     sniff_format,
+    validate_image,
 )
+from data_pipelines.images.packing.formats import storable
 from data_pipelines.images.packing.resize import ResizeSpec, shrink
 from data_pipelines.images.packing.tar import file_sha256, scan_tar
 from data_pipelines.manifest import (
@@ -87,6 +89,8 @@ class ShardResult:
     num_items: int
     entry: ShardEntry | None
     bad: list[BadSample] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    """Images of each class number; -1 is none."""
 
 
 class MapShards(Protocol):
@@ -143,12 +147,14 @@ class _Checked:
 
 def _check(item: PackItem, options: ShardOptions) -> _Checked:
     try:
-        data = item.load()
-        pixels = decode_rgb(data, options.max_pixels)
-        small = shrink(pixels, options.resize) if options.resize else None
+        loaded = item.load()
+        data = storable(loaded, options.max_pixels)
+        extension = item.extension if data is loaded else "png"
+        if options.resize is None:
+            return _Checked(item, data, validate_image(data, options.max_pixels), extension)
+        small = shrink(decode_rgb(data, options.max_pixels), options.resize)
         if small is None:
-            facts = ImageFacts(pixels.shape[0], pixels.shape[1], sniff_format(data))
-            return _Checked(item, data, facts, item.extension)
+            return _Checked(item, data, read_facts(data, options.max_pixels), extension)
         return _Checked(item, small, read_facts(small, options.max_pixels), "jpg")
     except (BadImage, OSError) as error:
         return _Checked(item, b"", None, item.extension, str(error))
@@ -199,6 +205,7 @@ def _write_tar(
     with TarWriter(
         file, user=_TAR_OWNER, group=_TAR_OWNER, mtime=0, encoder=False, format="GNU_FORMAT"
     ) as tar:
+        tar.tarstream.encoding = "utf-8"  # in every locale
         for checked in ordered_map(lambda i: _check(i, options), work.items, options.threads):
             item, facts = checked.item, checked.facts
             if facts is None:
@@ -237,7 +244,8 @@ def _result(
             name, len(rows), tar_facts["num_bytes"], tar_facts["sha256"], index_name,
             hashlib.sha256(index).hexdigest(), content_digest(rows),
         )  # fmt: skip
-    return ShardResult(work.number, len(work.items), entry, bad)
+    counts = Counter(row.label for row in rows)
+    return ShardResult(work.number, len(work.items), entry, bad, counts)
 
 
 def _finished(storage: Storage, work: ShardWork, options: ShardOptions) -> ShardResult | None:

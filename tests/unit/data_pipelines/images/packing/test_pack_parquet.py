@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.packing.classes import ClassMap
 from data_pipelines.images.packing.pack import pack_parquet
-from data_pipelines.images.packing.parquet import ParquetColumns
+from data_pipelines.images.packing.parquet_files import ParquetColumns
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.manifest import ShardManifest
 from tests.support.image_samples import encode, smooth_pixels
