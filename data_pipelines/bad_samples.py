@@ -10,16 +10,28 @@ from data_pipelines.errors import DataError
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that cannot be used. `sample_id` is -1 while a dataset is being made.
-
-    `images`: how many images are lost with it; a sample of a tar may have several, or none.
-    """
+    """A sample that cannot be used. `sample_id` is -1 while a dataset is being made."""
 
     shard: str
     key: str
     sample_id: int
     reason: str
+
+    @property
+    def num_images(self) -> int:
+        """Images that are lost with it."""
+        return 1
+
+
+@dataclass(frozen=True)
+class BadTarSample(BadSample):
+    """A sample of a tar made elsewhere, which may have several images, or none."""
+
     images: int = 1
+
+    @property
+    def num_images(self) -> int:
+        return self.images
 
 
 class ErrorBudget:
@@ -57,14 +69,14 @@ class ErrorBudget:
         with self._lock:
             if (bad.shard, bad.key) in self._seen:
                 return
-            self._seen[bad.shard, bad.key] = bad.images
+            self._seen[bad.shard, bad.key] = bad.num_images
             self.bad_samples.append(bad)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 # One short append: lines of several processes do not mix.
                 with self._path.open("a") as file:
                     file.write(json.dumps(asdict(bad)) + "\n")
-            exhausted = bad.images > 0 and self.num_bad > self.max_bad_samples
+            exhausted = bad.num_images > 0 and self.num_bad > self.max_bad_samples
         if exhausted:
             where = f"all are listed in {self._path}; " if self._path else ""
             raise DataError(

@@ -53,8 +53,8 @@ class Account:
     def lose(self, bad: Iterable[BadSample]) -> None:
         """Count images that are left out."""
         for sample in bad:
-            if sample.images:
-                self.lost[_kind(self.lost, sample.reason)] += sample.images
+            if sample.num_images:
+                self.lost[_kind(self.lost, sample.reason)] += sample.num_images
 
     def count_classes(self, counts: Mapping[int, int], num_classes: int) -> None:
         """Take over how many images have which label."""

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from data_pipelines.images.packing.labels import (
 )
 from data_pipelines.images.packing.places import name_format
 from data_pipelines.images.packing.samples import is_hidden
-from data_pipelines.images.packing.shards import MapShards
+from data_pipelines.images.packing.shards import MapShards, R, W
 from data_pipelines.images.packing.tar import file_sha256
 from data_pipelines.images.packing.tar_index import (
     IndexOptions,
@@ -93,7 +93,7 @@ def index_tars(
     options = IndexOptions(validate, max_pixels, threads, image_key, label_key)
     budget = ErrorBudget(max_bad_samples)
     contents: list[TarContents] = []
-    apply = map_shards or map
+    apply: MapShards = map_shards or _one_by_one
     read = functools.partial(
         read_tar, source_url=source.url, target_url=target.url, options=options
     )
@@ -119,6 +119,10 @@ def index_tars(
         shards_url=None if source.url == target.url else source.url, extra=extra,
     )  # fmt: skip
     return ShardManifest.open(target)
+
+
+def _one_by_one(function: Callable[[W], R], works: Iterable[W]) -> Iterator[R]:
+    yield from map(function, works)
 
 
 def _tar_names(source: Storage) -> tuple[list[str], Account]:
@@ -153,7 +157,7 @@ def _tar_names(source: Storage) -> tuple[list[str], Account]:
 def _refuse_nothing(source: Storage, contents: Sequence[TarContents]) -> None:
     if not any(found.num_images for found in contents):
         lost = [bad for found in contents for bad in found.bad]
-        lost.sort(key=lambda bad: not bad.images)
+        lost.sort(key=lambda bad: not bad.num_images)
         reason = f": {lost[0].key}: {lost[0].reason}" if lost else ""
         raise UserError(f"the tars of {source.url} hold no usable image{reason}")
 

@@ -32,6 +32,7 @@ from data_pipelines.images.packing.account import Account
 from data_pipelines.images.packing.classes import ClassMap
 from data_pipelines.images.packing.folder import FolderItems, list_images
 from data_pipelines.images.packing.formats import storable
+from data_pipelines.images.packing.loaded import cut_samples
 from data_pipelines.images.packing.parquet import ParquetItems, RowRange, open_parquet
 from data_pipelines.images.packing.parquet_files import ParquetColumns
 from data_pipelines.images.packing.resize import ResizeSpec, shrink
@@ -43,9 +44,8 @@ from data_pipelines.images.packing.shards import (
     ShardResult,
     ShardWork,
     cut_shards,
-    extension_of,
+    delete_leftovers,
     make_shard,
-    shard_names,
 )
 from data_pipelines.manifest import (
     MANIFEST_JSON,
@@ -244,7 +244,7 @@ def pack_samples(
     chosen = PackOptions(**{"max_bad_samples": 0, **options})
     if fingerprint is not None:
         fingerprint = _digest([PACK_VERSION, fingerprint, chosen.identity()])
-    works = _numbered(_cut_samples(samples, chosen.shard_bytes))
+    works = _numbered(cut_samples(samples, chosen.shard_bytes))
     account = Account("samples", numbering="as given")
     packing = _Packing(open_storage(target_url), classes, chosen, fingerprint, None, account)
     return packing.run(works)
@@ -317,7 +317,7 @@ class _Packing:
             )
         self._finish_account(results)
         self.account.check(self.options.max_bad_samples, self.storage.url)
-        _delete_leftovers(self.storage, results)
+        delete_leftovers(self.storage, results)
         self.storage.delete_stale_temporaries()
         extra = {
             "fingerprint": self.fingerprint,
@@ -361,53 +361,6 @@ class _Packing:
             logger.warning(
                 "%d bad images left out, see %s/%s", len(bad), self.storage.url, QUARANTINE_FILE
             )
-
-
-def _delete_leftovers(storage: Storage, results: Sequence[ShardResult]) -> None:
-    """Shards of an earlier, different, unfinished run beyond our last."""
-    ours: set[str] = set()
-    for result in results:
-        name, index_name = shard_names(result.number)
-        ours |= {name, index_name} if result.entry is not None else {index_name}
-    for prefix in ("shard-", "index/shard-"):
-        for path in storage.list(prefix):
-            if path not in ours:
-                storage.delete(path)
-
-
-@dataclass(frozen=True)
-class _LoadedItems:
-    """Samples held in memory as the items of a shard."""
-
-    samples: Sequence[tuple[str, bytes, int]]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[PackItem]:
-        for key, data, label in self.samples:
-            yield PackItem(key, label, extension_of(data), key, functools.partial(bytes, data))
-
-
-def _cut_samples(
-    samples: Iterable[tuple[str, bytes, int]], shard_bytes: int
-) -> Iterator[_LoadedItems]:
-    seen: set[str] = set()
-    held: list[tuple[str, bytes, int]] = []
-    num_bytes = 0
-    for key, data, label in samples:
-        if not key or "." in key.rpartition("/")[2]:
-            raise UserError(f"key {key!r} cannot be packed; use a name without dots")
-        if key in seen:
-            raise UserError(f"key {key!r} was given twice; make the keys unique")
-        seen.add(key)
-        if held and num_bytes + len(data) > shard_bytes:
-            yield _LoadedItems(held)
-            held, num_bytes = [], 0
-        held.append((key, data, label))
-        num_bytes += len(data)
-    if held:
-        yield _LoadedItems(held)
 
 
 def _numbered(groups: Iterable[PackItems]) -> Iterator[ShardWork]:

@@ -275,3 +275,15 @@ def extension_of(data: bytes) -> str:
         return sniff_format(data).replace("jpeg", "jpg")
     except BadImage:
         return "jpg"
+
+
+def delete_leftovers(storage: Storage, results: Sequence[ShardResult]) -> None:
+    """Shards of an earlier, different, unfinished run beyond our last."""
+    ours: set[str] = set()
+    for result in results:
+        name, index_name = shard_names(result.number)
+        ours |= {name, index_name} if result.entry is not None else {index_name}
+    for prefix in ("shard-", "index/shard-"):
+        for path in storage.list(prefix):
+            if path not in ours:
+                storage.delete(path)

@@ -126,7 +126,7 @@ def _scan_archive(
                 if tar.offset <= end or member.size < 0:
                     raise tarfile.ReadError("a header with a negative size")
                 end = tar.offset
-                tar.members = []
+                vars(tar)["members"].clear()  # a million of them would be kept for nothing
                 if member.islnk() or member.issym():
                     links.append((len(members), member.issym(), clean_name(member.linkname)))
                 if member.isreg() or member.islnk() or member.issym():
@@ -144,8 +144,8 @@ def _member(member: tarfile.TarInfo) -> TarMember:
     name = clean_name(member.name)
     if member.islnk() or member.issym():
         return TarMember(name, 0, 0, "it is a link to what the tar does not hold")
-    whole = [(0, member.size)]
-    if member.sparse is None or [part for part in member.sparse if part[1]] == whole:
+    parts: list[tuple[int, int]] | None = getattr(member, "sparse", None)
+    if parts is None or [part for part in parts if part[1]] == [(0, member.size)]:
         return TarMember(name, member.offset_data, member.size)
     return TarMember(
         name, member.offset_data, 0,

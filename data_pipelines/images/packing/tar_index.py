@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.bad_samples import BadSample
+from data_pipelines.bad_samples import BadTarSample
 from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
 from data_pipelines.images.decoders.pixels import read_facts, validate_image
 from data_pipelines.images.packing.account import plural_kind
@@ -87,7 +87,7 @@ class TarContents:
     name: str
     num_members: int
     num_images: int
-    bad: list[BadSample]
+    bad: list[BadTarSample]
     labels: Counter[Label]
     texts: Counter[Label]
     orphans: dict[str, Label]
@@ -99,7 +99,7 @@ class TarIndexed:
     """An indexed tar, and how many of its images have which class number (-1: none)."""
 
     entry: ShardEntry
-    bad: list[BadSample]
+    bad: list[BadTarSample]
     counts: Counter[int]
     joined: int
     """Labels that came from a neighbour."""
@@ -112,7 +112,7 @@ class _Found:
     rows: list[IndexRow] = field(default_factory=list)
     raw: list[Label] = field(default_factory=list)
     from_text: list[int] = field(default_factory=list)
-    bad: list[BadSample] = field(default_factory=list)
+    bad: list[BadTarSample] = field(default_factory=list)
     orphans: dict[str, Label] = field(default_factory=dict)
     lost_labels: list[Label] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -140,10 +140,12 @@ def read_tar(name: str, source_url: str, target_url: str, options: IndexOptions)
             target.write(index_name_of(name), _encode(found, made_from))
     logger.info("%s: %d images", name, len(found.rows))
     texts = set(found.from_text)
-    labels = Counter(
-        label for row, label in enumerate(found.raw) if label is not None and row not in texts
-    )
-    labels.update({label: 0 for label in found.lost_labels if label not in labels})
+    labels: Counter[Label] = Counter()
+    for row, label in enumerate(found.raw):
+        if label is not None and row not in texts:
+            labels[label] += 1
+    for label in found.lost_labels:
+        labels[label] += 0
     return TarContents(
         name, found.num_members, len(found.rows), found.bad, labels,
         Counter(found.raw[row] for row in texts), found.orphans, found.passed_over,
@@ -172,7 +174,7 @@ def label_tar(
             rows.append(replace(row, label=numbering.number(label)))
             raw.append(label)
         except BadLabel as error:
-            bad.append(BadSample(name, row.key, -1, str(error)))
+            bad.append(BadTarSample(name, row.key, -1, str(error)))
     facts = {key: value for key, value in made.metadata.items() if key not in ("raw", "from_text")}
     index = encode_index(rows, facts | {"bad": [asdict(b) for b in bad], "labels": numbering.how})
     # Where nothing is named, the numbers in the index say all; so does a rerun.
@@ -203,7 +205,7 @@ def _decode(made: Any) -> _Found:
     facts = made.metadata
     return _Found(
         [IndexRow(**row) for row in made.table.to_pylist()], facts["raw"], facts["from_text"],
-        [BadSample(**bad) for bad in facts["bad"]], facts["orphans"], facts["lost_labels"],
+        [BadTarSample(**bad) for bad in facts["bad"]], facts["orphans"], facts["lost_labels"],
         Counter(facts["passed_over"]), facts["num_members"],
     )  # fmt: skip
 
@@ -260,7 +262,7 @@ def _add(found: _Found, name: str, sample: TarSample, one: _One) -> None:
         found.raw.append(kept_label(one.label))
         return
     num_images = len(sample.images) + sum(is_image(name) for name in sample.repeated)
-    found.bad.append(BadSample(name, sample.key, -1, one.reason, num_images))
+    found.bad.append(BadTarSample(name, sample.key, -1, one.reason, num_images))
     if one.label is not None and not one.from_text:
         if num_images:
             found.lost_labels.append(one.label)

@@ -111,7 +111,7 @@ def test_each_bad_sample_is_written_once(dataset_copy, tmp_path):
         source.batch(np.array([6, 7]))
     (line,) = quarantine.read_text().splitlines()
     assert json.loads(line)["sample_id"] == 6
-    assert json.loads(line)["reason"] == "not a JPEG, PNG or WebP image"
+    assert json.loads(line)["reason"].startswith("not a JPEG, PNG or WebP image")
     assert set(json.loads(line)) == {"shard", "key", "sample_id", "reason"}
 
 

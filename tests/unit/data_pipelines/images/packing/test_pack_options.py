@@ -65,7 +65,7 @@ def test_folder_that_the_class_map_lacks_is_named(class_folder, tmp_path):
     ("name", "text", "message"),
     [
         ("m.txt", "", "is empty"),
-        ("m.txt", "a\nb\na x\n", "names a class twice"),
+        ("m.txt", "a\nb\na\n", "names the class 'a' twice"),
         ("m.json", '{"a": 0, "b": 2}', "0 to 2 with gaps"),
         ("m.json", "[1, 2]", "neither a list of names nor an object"),
         ("m.json", "{", "is not JSON"),

@@ -119,7 +119,9 @@ def test_bad_rows_are_named(tmp_path):
     assert manifest.num_samples == 1
     assert {bad["key"]: bad["reason"] for bad in map(json.loads, lines)} == {
         "a.parquet row 0 (x.jpg)": "not a JPEG, PNG or WebP image",
-        "a.parquet row 2 (only/a/path.jpg)": "empty file",
+        "a.parquet row 2 (only/a/path.jpg)": (
+            "empty file: the row holds a path, not the image's bytes"
+        ),
     }
 
 
