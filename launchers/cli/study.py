@@ -108,11 +108,37 @@ def run(
     launcher: Annotated[
         Literal["ray", "local"], typer.Option(help="local: one stage after another, no Ray.")
     ] = "ray",
+    to: Annotated[
+        Literal["here", "ray", "k8s"],
+        typer.Option("--to", help="ray, k8s: send the study to a cluster as one job."),
+    ] = "here",
+    nodes: Annotated[int, typer.Option(min=1, help="With --to: worker nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="With --to.")] = 0,
+    image: Annotated[str, typer.Option(help="With --to k8s.", envvar="IFSQ_IMAGE")] = "",
+    storage: Annotated[list[str] | None, typer.Option(help="With --to k8s, as submit's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --to: send nothing.")] = False,
 ) -> None:
-    """Run every stage that is not done yet; run again to go on. Exit code 1 if a stage failed."""
+    """Run every stage that is not done yet; run again to go on. Exit code 1 if a stage failed.
+
+    `ifsq submit STUDY` sends a study to a cluster too, with that command's further options.
+    """
     from ifsq_train.config import LaunchConfig
     from launchers.study.run import RunOptions, run_study
 
+    if to != "here":
+        from launchers.cli.submit import submit
+
+        submit(
+            study,
+            overrides,
+            to=to,
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            image=image,
+            storage=storage,
+            dry_run=dry_run,
+        )
+        return
     launch = LaunchConfig(
         num_workers=workers, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker
     )

@@ -35,6 +35,8 @@ NETWORK_VARIABLE = "IFSQ_NETWORK"
 """rdma or efa: what the nodes promise, checked by every training worker."""
 NETWORK_MISSING_VARIABLE = "IFSQ_NETWORK_MISSING"
 """fail or warn."""
+STUDY_STORE = "runs/studies"
+"""Where a study that is a job keeps its stages, below the job's working folder."""
 METRICS_PORT = 9464
 DEFAULT_MOUNT = "/mnt/ifsq"
 
@@ -105,6 +107,8 @@ class JobRequest:
     @property
     def output(self) -> str:
         """Where the job writes; empty for what is not a job of its own."""
+        if isinstance(self.recipe, StudyConfig):
+            return STUDY_STORE
         return str(getattr(self.recipe, "output", ""))
 
     @property

@@ -7,10 +7,8 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from ifsq_train.config import LaunchConfig, StudyConfig
 from ifsq_train.study.expand import expand
+from launchers.jobs.request import STUDY_STORE
 from launchers.study.run import RunOptions, run_study
-
-STORE = "runs/studies"
-"""Below the job's working folder, which all nodes share."""
 
 
 def run_study_job(study: StudyConfig, launch: LaunchConfig, folder: Path) -> str:
@@ -29,7 +27,7 @@ def run_study_job(study: StudyConfig, launch: LaunchConfig, folder: Path) -> str
     """
     each = launch if launch.gpus else launch.model_copy(update={"num_workers": 1})
     folder = folder.absolute()
-    options = RunOptions(folder / STORE, address=launch.address, launch=each, base=folder)
+    options = RunOptions(folder / STUDY_STORE, address=launch.address, launch=each, base=folder)
     summary = run_study(expand(study), options)
     if summary.failed:
         name, error = next(iter(summary.failed.items()))

@@ -45,7 +45,7 @@ def numbers(store: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_driver_goes_on_and_a_failed_variant_leaves_the_others(tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_with_the_same_results(tmp_path: Path) -> None:
     calm = tmp_path / "calm"
     code, output = finish(start("seeds=[0]", "--launcher", "local", store=calm))
     assert code == 0, output
@@ -61,10 +61,6 @@ def test_killed_driver_goes_on_and_a_failed_variant_leaves_the_others(tmp_path: 
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # Once more with a variant that cannot work: depth 1 and 2 of one bound go wrong.
-    bad = "axes.bound.fsq={generator.task.model.num_heads: 5}"
-    code, output = finish(start("seeds=[0]", bad, "--launcher", "local", store=killed))
-    assert code == 2, output
     code, output = finish(start("seeds=[0]", "--launcher", "local", store=killed))
     assert code == 0, output
     assert numbers(killed) == expected
@@ -79,7 +75,7 @@ def test_on_ray_one_failing_variant_leaves_the_rows_of_the_others(tmp_path: Path
     bad = "axes.depth.2={generator.task.model.num_layers: 2, generator.optim.generator.lr: 1.0e+30}"
     code, output = finish(start("seeds=[0]", bad, store=tmp_path))
     assert code == 1, output
-    assert "14 stages done" not in output or "failed" in output
+    assert "2 failed, 4 left out" in output
     found = numbers(tmp_path)
     assert len(found) == 2, output
     assert all(one["psnr_db"] > 0 for one in found.values())

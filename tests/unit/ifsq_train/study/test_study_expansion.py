@@ -120,8 +120,8 @@ def test_equal_flops_give_the_larger_network_fewer_steps() -> None:
         recipe = found.stages[variant.stages["generator"]].recipe
         assert isinstance(recipe, TrainConfig)
         steps.setdefault(variant.labels["depth"], set()).add(recipe.steps)
-    assert len(steps[1]) == len(steps[2]) == 1
-    assert max(steps[2]) < max(steps[1])
+    assert len(steps["1"]) == len(steps["2"]) == 1
+    assert max(steps["2"]) < max(steps["1"])
 
 
 def test_a_curve_repeats_what_reads_the_training_and_nothing_else() -> None:
