@@ -1,0 +1,105 @@
+"""What reaches the disk in which order, and writers whose n-th operation fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipelines.storage.local import LocalStorage
+
+
+class DiskRecord:
+    """Syncs and renames, in order, as ``(operation, name)``; the n-th may fail.
+
+    A sync of a file names the file and says how many bytes were in it; temporary names are shown
+    as ``*``.
+    """
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.operations: list[tuple[str, str]] = []
+        self._fail_at = fail_at
+
+    def note(self, operation: str, name: str) -> None:
+        if self._fail_at == len(self.operations):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.operations.append((operation, name))
+
+
+@contextmanager
+def recorded_disk(fail_at: int | None = None) -> Iterator[DiskRecord]:
+    """Records for a block; the operation with number `fail_at` is refused instead."""
+    record = DiskRecord(fail_at)
+    real_sync, real_replace, real_link = os.fsync, Path.replace, os.link
+
+    def sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            record.note("sync folder", path.name)
+        else:
+            record.note("sync file", f"{path.stat().st_size} bytes")
+        real_sync(descriptor)
+
+    def replace(self: Path, target: Any) -> Path:
+        record.note("rename", Path(target).name)
+        return real_replace(self, target)
+
+    def link(source: Any, target: Any, **options: Any) -> None:
+        record.note("rename", Path(target).name)
+        real_link(source, target, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        patch.setattr(Path, "replace", replace)
+        patch.setattr(os, "link", link)
+        yield record
+
+
+class FailingStorage(LocalStorage):
+    """A folder that records its changes and refuses from the `fail_at`-th one on."""
+
+    def __init__(self, root: Path, fail_at: int | None = None) -> None:
+        super().__init__(root)
+        self.changes: list[str] = []
+        self._fail_at = fail_at
+
+    def _change(self, path: str) -> None:
+        if self._fail_at is not None and len(self.changes) >= self._fail_at:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        self.changes.append(path)
+
+    def write(self, path: str, data: bytes) -> None:
+        self._change(path)
+        super().write(path, data)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        self._change(path)
+        return super().put_if_absent(path, data)
+
+    def upload(self, path: str, source: Path) -> None:
+        self._change(path)
+        super().upload(path, source)
+
+    def delete(self, path: str) -> None:
+        self._change(path)
+        super().delete(path)
+
+
+def every_prefix(write: Callable[[FailingStorage], object], root: Path) -> Iterator[int]:
+    """Run `write` refused after 0, 1, 2, ... changes; yields each number, the whole last."""
+    number = 0
+    while True:
+        storage = FailingStorage(root, number)
+        try:
+            write(storage)
+        except OSError:
+            yield number
+            number += 1
+            continue
+        yield number
+        return
