@@ -34,10 +34,10 @@ def save(folder: Path, step: int, scale: float = 1.0, **options: object) -> None
 def test_the_marker_is_written_last_and_every_prefix_leaves_the_older_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written, fail_at = checkpoint_writer.write_atomically, [], 99
+    real, written, fails = checkpoint_writer.write_atomically, [], {"at": 99}
 
     def write(path: Path, data: bytes) -> None:
-        if len(written) == fail_at:
+        if len(written) == fails["at"]:
             raise OSError(28, "No space left on device", str(path))
         written.append(path.name)
         real(path, data)
@@ -45,7 +45,8 @@ def test_the_marker_is_written_last_and_every_prefix_leaves_the_older_step(
     monkeypatch.setattr(checkpoint_writer, "write_atomically", write)
     save(tmp_path, 1)
     assert written == ["rank-00000.safetensors", "rank-00000.json", "shared.safetensors", MARKER]
-    for fail_at in range(len(written)):
+    for number in range(len(written)):
+        fails["at"] = number
         written.clear()
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path, 2, 2.0, max_failed_saves=0)
@@ -157,7 +158,7 @@ class OnePiece:
         self._module = torch.nn.Module()
         self._module.w = torch.nn.Parameter(torch.zeros(shape))
 
-    def loadable_fragments(self, name: str) -> list:
+    def loadable_fragments(self, _name: str) -> list:
         from ifsq_train.strategy.fragments import Fragment
 
         weight = self._module.w
@@ -165,11 +166,11 @@ class OnePiece:
         flat = weight.data.view(-1)
         return [Fragment("w", tuple(weight.shape), 0, {"master": flat})]
 
-    def module(self, name: str) -> torch.nn.Module:
+    def module(self, _name: str) -> torch.nn.Module:
         return self._module
 
-    def finish_loading(self, name: str, steps: int) -> None:
-        del name, steps
+    def finish_loading(self, _name: str, _steps: int) -> None:
+        pass
 
 
 def test_a_transposed_weight_is_refused(tmp_path: Path) -> None:
