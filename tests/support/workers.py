@@ -156,6 +156,13 @@ def evaluate_recipe(values: dict[str, Any]) -> dict[str, Any]:
     return evaluate(config, context=TorchrunContext())
 
 
+def exact_resume(data: str, output: str, strategy: dict[str, Any]) -> dict[str, Any]:
+    """See exact_resume.run_and_resume."""
+    from tests.support.exact_resume import run_and_resume
+
+    return run_and_resume(data, Path(output), strategy, TorchrunContext())
+
+
 def main() -> None:
     """Entry point of a rank."""
     result = globals()[sys.argv[1]](**json.loads(sys.argv[2]))

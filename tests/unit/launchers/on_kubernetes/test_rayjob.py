@@ -265,3 +265,26 @@ def test_a_name_comes_from_the_recipe() -> None:
     assert len(name) <= 47
     request = JobRequest(name, long, image="i", claim="c")
     check_rayjob(build_rayjob(request, load_profile("cpu", 0), "n"))
+
+
+def test_the_user_s_environment_beats_the_profile_s_and_that_the_defaults() -> None:
+    profile = load_profile("gpu8", 8).model_copy(
+        update={"env": {"BOTH": "profile", "PROFILE": "p", "RAY_health_check_period_ms": "1"}}
+    )
+    request = make_request(nodes=2, gpus_per_node=8, env={"BOTH": "user", "USER_ONLY": "u"})
+    head, workers = head_and_workers(build_rayjob(request, profile, "team").to_manifest())
+    for group in (head, workers):
+        container = group["template"]["spec"]["containers"][0]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env["BOTH"] == "user"
+        assert env["USER_ONLY"] == "u"
+        assert env["PROFILE"] == "p"
+        assert env["RAY_health_check_period_ms"] == "1"
+
+
+@pytest.mark.parametrize(("memory", "expected"), [("64Gi", 16 * 2**30), ("1Ti", 2**38)])
+def test_the_object_store_is_a_quarter_of_the_shared_memory(memory: str, expected: int) -> None:
+    profile = load_profile("gpu8", 8).model_copy(update={"shm_size": memory, "head_memory": memory})
+    request = make_request(nodes=2, gpus_per_node=8)
+    for group in head_and_workers(build_rayjob(request, profile, "team").to_manifest()):
+        assert int(group["rayStartParams"]["object-store-memory"]) == expected

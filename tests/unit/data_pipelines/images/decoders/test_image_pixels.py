@@ -26,6 +26,15 @@ def _pillow_rgb(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def _ycck(pixels: np.ndarray) -> bytes:
+    """A JPEG of four channels whose Adobe marker says that the first three are YCC."""
+    data = bytearray(encode(Image.fromarray(pixels).convert("CMYK")))
+    transform = data.index(b"Adobe") + 11
+    assert data[transform] == 0
+    data[transform] = 2
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("data", "image_format"),
     [
@@ -34,6 +43,7 @@ def _pillow_rgb(data: bytes) -> np.ndarray:
         (encode(PIXELS, subsampling=0), "jpeg"),
         (encode(Image.fromarray(PIXELS).convert("L")), "jpeg"),
         (encode(Image.fromarray(PIXELS).convert("CMYK")), "jpeg"),
+        (_ycck(PIXELS), "jpeg"),
         (encode(PIXELS, "PNG"), "png"),
         (encode(Image.fromarray(PIXELS).convert("RGBA"), "PNG"), "png"),
         (encode(Image.fromarray(PIXELS).convert("LA"), "PNG"), "png"),
@@ -41,7 +51,7 @@ def _pillow_rgb(data: bytes) -> np.ndarray:
         (encode(Image.fromarray(PIXELS).convert("1"), "PNG"), "png"),
         (encode(PIXELS, "WEBP"), "webp"),
     ],
-    ids="rgb progressive 444 grey cmyk png rgba grey-alpha palette 1-bit webp".split(),  # noqa: SIM905
+    ids="rgb progressive 444 grey cmyk ycck png rgba grey-alpha palette 1-bit webp".split(),  # noqa: SIM905
 )
 def test_decodes_as_the_released_code(data, image_format):
     assert validate_image(data) == read_facts(data) == ImageFacts(48, 64, image_format)

@@ -1,0 +1,137 @@
+"""What the tasks hand to networks and losses: labels, group weights, modes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ifsq_train.assembly.task import build_task
+from ifsq_train.config import AutoregressiveTaskConfig
+from ifsq_train.data.batch import Batch
+from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.plain import VARIABLE
+from ifsq_train.randomness import BatchRandom
+from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from ifsq_train.tasks.base import StepInfo
+from ifsq_train.tasks.generator import labels_with_dropout
+from tests.support.exact_resume import moving_recipe
+
+
+class NoAutocast:
+    def autocast(self) -> Any:
+        return nullcontext()
+
+
+def info(step: int = 0, count: int = 4) -> StepInfo:
+    return StepInfo(step, BatchRandom(0, step, np.arange(count)), 1.0, 1, NoAutocast())  # type: ignore[arg-type]
+
+
+class Seen(nn.Module):
+    """Keeps what a generator was asked for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, []
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        self.calls.append((arguments, options))
+        return self.inner(*arguments, **options)
+
+
+def generator(codebooks: tuple[int, ...] = (5, 7)) -> LlamaGen:
+    torch.manual_seed(0)
+    model = LlamaGen(
+        num_layers=1,
+        num_heads=1,
+        dim=8,
+        codebook_sizes=codebooks,
+        grid=(2, 2),
+        num_classes=3,
+        multiple_of=8,
+        token_dropout=0.0,
+        residual_dropout=0.0,
+        feed_forward_dropout=0.0,
+    )
+    with torch.no_grad():
+        for head in model.output:  # type: ignore[union-attr]
+            head.weight.normal_()
+    return model
+
+
+def config(**values: Any) -> AutoregressiveTaskConfig:
+    model = {"size": "custom", "num_layers": 1, "num_heads": 1, "dim": 8, "num_classes": 3}
+    model["class_dropout"] = values.pop("class_dropout", 0.0)
+    return AutoregressiveTaskConfig.model_validate(
+        {"kind": "autoregressive", "model": model, **values}
+    )
+
+
+def batch(labels: list[int]) -> Batch:
+    tokens = torch.stack([torch.arange(4 * len(labels)).view(-1, 4) % size for size in (5, 7)], -1)
+    return Batch(tokens, torch.tensor(labels), np.arange(len(labels)), None)
+
+
+def test_unlabelled_samples_train_the_null_class() -> None:
+    """And labelled ones their own: without dropout nothing else is the null class."""
+    given = batch([-1, 0, 2, -1])
+    labels, dropped = labels_with_dropout(given, info(), 0.0)
+    assert dropped.tolist() == [True, False, False, True]
+    assert labels.tolist()[1:3] == [0, 2]
+    model = generator()
+    seen = Seen(model)
+    AutoregressiveTask(config(), model).loss("generator", {"generator": seen}, given, info())
+    (arguments, options) = seen.calls[0]
+    embedded = model.cls_embedding(arguments[1], options["drop_labels"])
+    null = model.cls_embedding.embedding_table.weight[3]
+    assert [torch.equal(row, null) for row in embedded] == [True, False, False, True]
+
+
+def test_labels_are_dropped_as_often_as_said() -> None:
+    """Within five standard deviations of a binomial: 4,000 samples, a chance of 0.1."""
+    given = Batch(torch.zeros(4000, 4), torch.zeros(4000, dtype=torch.int64), np.arange(4000), None)
+    _, dropped = labels_with_dropout(given, info(count=4000), 0.1)
+    assert abs(int(dropped.sum()) - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5
+    _, again = labels_with_dropout(given, info(step=1, count=4000), 0.1)
+    assert not torch.equal(dropped, again)
+
+
+@pytest.mark.parametrize("plain", ["0", "1"])
+def test_group_weights_weigh_the_groups(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, plain)
+    model, given = generator(), batch([0, 1, 2, 0])
+
+    def loss(weights: list[float] | None) -> float:
+        values = {} if weights is None else {"group_weights": weights}
+        task = AutoregressiveTask(config(**values), model)
+        return float(task.loss("generator", {"generator": model}, given, info()).loss)
+
+    first, second = loss([1.0, 0.0]), loss([0.0, 1.0])
+    assert abs(first - second) > 1e-2
+    assert loss([2.0, 0.5]) == pytest.approx(2.0 * first + 0.5 * second, rel=1e-5)
+    assert loss(None) == pytest.approx(first + second, rel=1e-5)
+
+
+def test_discriminator_steps_do_not_move_the_tokenizer(tmp_path: Path) -> None:
+    """Its running moments stay; in its own steps they move."""
+    recipe = moving_recipe("none", tmp_path, {"kind": "torch"})
+    # A tokenizer's task looks at neither data nor ranks.
+    task: Any = build_task(recipe, None, None)  # type: ignore[arg-type]
+    networks = task.modules()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    given = Batch(images, torch.zeros(4, dtype=torch.int64), np.arange(4), None)
+    before = {n: v.clone() for n, v in networks["autoencoder"].state_dict().items()}
+    moments = [name for name in before if "running" in name]
+    assert moments
+    networks["autoencoder"].train()
+    task.loss("discriminator", networks, given, info())
+    for name, value in networks["autoencoder"].state_dict().items():
+        assert torch.equal(value, before[name]), name
+    task.loss("autoencoder", networks, given, info())
+    after = networks["autoencoder"].state_dict()
+    assert all(not torch.equal(after[name], before[name]) for name in moments)
