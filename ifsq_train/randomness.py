@@ -22,6 +22,14 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def on_device(draws: Tensor, device: torch.device) -> Tensor:
+    """Draws of the CPU on a device; a GPU fetches them itself from page-locked memory, so that the
+    host does not wait for what is queued there."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        draws = draws.pin_memory()
+    return draws.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class BatchRandom:
     """Random draws for the samples at `positions` of the global batch of one step.

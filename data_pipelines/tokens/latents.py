@@ -73,6 +73,10 @@ class LatentStatistics:
         """Float [B, C, H, W] to mean 0 and standard deviation 1 per channel."""
         return (latents - self._per_channel(self.mean, latents)) / self._scale(latents)
 
+    def constants(self, like: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        """What `normalize` subtracts and divides by, [1, C, 1, 1], on the device of `like`."""
+        return self._per_channel(self.mean, like), self._scale(like)
+
     def denormalize(self, latents: "torch.Tensor") -> "torch.Tensor":
         """Inverse of `normalize`."""
         return latents * self._scale(latents) + self._per_channel(self.mean, latents)

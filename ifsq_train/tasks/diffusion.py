@@ -12,7 +12,7 @@ from ifsq_train.config import DiffusionTaskConfig, FlowConfig
 from ifsq_train.data.batch import Batch
 from ifsq_train.losses.flow_matching import PATHS, direction_error, shift_times, velocity_error
 from ifsq_train.models.dit import DiT
-from ifsq_train.randomness import BatchRandom
+from ifsq_train.randomness import BatchRandom, on_device
 from ifsq_train.tasks.base import LossOutput, StepInfo
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 from ifsq_train.tasks.generator import GENERATOR, labels_with_dropout
@@ -83,8 +83,8 @@ class DiffusionTask:
         self._generator.train()
         data = self._latents(batch)
         labels, dropped = labels_with_dropout(batch, info, self._config.model.class_dropout)
-        t = draw_times(self._config.flow, info.random).to(data.device)
-        noise = info.random.normal("flow_noise", data.shape[1:]).to(data.device)
+        t = on_device(draw_times(self._config.flow, info.random), data.device)
+        noise = on_device(info.random.normal("flow_noise", data.shape[1:]), data.device)
         noisy, velocity = self._path.interpolate(data, noise, t)
         info.random.seed_layers(update)
         with info.strategy.autocast():

@@ -79,6 +79,7 @@ class LatentInputs:
         assert encoder is None or quantizer is None
         self.scaling, self.grid = scaling, grid
         self._encoder, self._quantizer = encoder, quantizer
+        self._constants: tuple[Tensor, Tensor] | None = None
 
     def auxiliary(self) -> dict[str, nn.Module]:
         """Frozen networks by name."""
@@ -99,7 +100,12 @@ class LatentInputs:
         elif self._quantizer is not None:
             indices = batch.inputs.view(len(batch), *self.grid, -1)
             latents = self._quantizer.indices_to_latents(indices)
-        return self.scaling.normalize(latents.float())
+        wide = latents.float()
+        if self._constants is None or self._constants[0].device != wide.device:
+            # Once: made anew every step they would be a copy the host waits for.
+            self._constants = self.scaling.constants(wide)
+        mean, scale = self._constants
+        return (wide - mean) / scale
 
 
 class Alignment:

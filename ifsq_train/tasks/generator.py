@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ifsq_train.data.batch import Batch
+from ifsq_train.randomness import on_device
 from ifsq_train.tasks.base import StepInfo
 
 GENERATOR = "generator"
@@ -17,4 +18,4 @@ def labels_with_dropout(batch: Batch, info: StepInfo, chance: float) -> tuple[Te
     """
     dropped = info.random.uniform("label_dropout") < chance
     unlabelled = batch.labels < 0
-    return batch.labels.clamp_min(0), dropped.to(batch.labels.device) | unlabelled
+    return batch.labels.clamp_min(0), on_device(dropped, batch.labels.device) | unlabelled
