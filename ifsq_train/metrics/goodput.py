@@ -16,6 +16,13 @@ SUBMITTED_VARIABLE = "IFSQ_SUBMITTED"
 HANG_FACTOR = 3.0
 
 
+def _submitted() -> float | None:
+    try:
+        return float(os.environ.get(SUBMITTED_VARIABLE) or "")
+    except ValueError:
+        return None
+
+
 class Goodput:
     """Useful time of a run over all its starts.
 
@@ -35,9 +42,11 @@ class Goodput:
             starts: ``starts.jsonl``, this start included.
         """
         records = read_jsonl(log)
-        self.useful_seconds = float(records[-1].get("useful_seconds", 0.0)) if records else 0.0
-        first = read_jsonl(starts)[0]["wall_time"]
-        self._submitted = min(float(os.environ.get(SUBMITTED_VARIABLE) or first), first)
+        useful = records[-1].get("useful_seconds") if records else None
+        self.useful_seconds = float(useful) if isinstance(useful, int | float) else 0.0
+        times = [record.get("wall_time") for record in read_jsonl(starts)]
+        first = next((float(t) for t in times if isinstance(t, int | float)), time.time())
+        self._submitted = min(_submitted() or first, first)
         self._idle_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=50)
 

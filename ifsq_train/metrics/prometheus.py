@@ -7,8 +7,10 @@ is scraped. So a lost worker takes no numbers with it, and no process waits for 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -24,6 +26,7 @@ import psutil
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import LocalStorage
+from data_pipelines.storage.private import make_private
 from ifsq_train.metrics.names import (
     DEVICE_MEMORY,
     METRICS,
@@ -33,6 +36,10 @@ from ifsq_train.metrics.names import (
     MetricSpec,
 )
 
+logger = logging.getLogger(__name__)
+
+_FILE_BYTES = 512 << 10
+"""Of each kind of metric; some 2,000 series."""
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
 
@@ -59,17 +66,57 @@ def open_metrics(
         begin: what names of counters begin with that are exported as 0 from the start; others
             appear with their first value.
 
-    Raises:
-        UserError: the port is taken, or the node's metrics folder belongs to another user.
+    Where the folder or the port cannot be used, that is said in the log, and the process has no
+    metrics or no endpoint.
     """
-    directory = metrics_directory(run_dir)
+    try:
+        directory = metrics_directory(run_dir)
+        if local_rank == 0:
+            _remove_files_of_dead_processes(directory)
+        _reserve_files(directory)
+    except (OSError, UserError) as error:
+        logger.warning("no Prometheus metrics of this process, the run goes on: %s", error)
+        return Metrics(None, rank, None, clean=False, begin=begin)
     server = None
-    if local_rank == 0:
-        _remove_files_of_dead_processes(directory)
     if local_rank == 0 and port is not None:
-        server = MetricsServer(directory, host, port)
-        server.announce(_endpoint_file(run_dir, rank), run_dir.name)
+        server = _open_server(directory, host, port, _endpoint_file(run_dir, rank), run_dir.name)
     return Metrics(directory, rank, server, clean=local_rank == 0, begin=begin)
+
+
+def _open_server(
+    directory: Path, host: str, port: int, announcement: Path, run: str
+) -> MetricsServer | None:
+    """The node's endpoint; None, and a word about it, where there cannot be one."""
+    try:
+        server = MetricsServer(directory, host, port)
+    except (OSError, UserError) as error:
+        logger.warning("no metrics endpoint on this node, the run goes on: %s", error)
+        return None
+    try:
+        server.announce(announcement, run)
+    except (OSError, UserError) as error:
+        logger.warning("the metrics endpoint is not announced: %s", error)
+    return server
+
+
+def _reserve_files(directory: Path) -> None:
+    """Give this process's files their space now.
+
+    The library maps files with holes; writing to a hole on a full disk ends a process with SIGBUS.
+
+    Raises:
+        OSError: there is no space, or no folder.
+    """
+    for kind in ("counter", "gauge_livesum", "gauge_mostrecent", "histogram"):
+        path = directory / f"{kind}_{os.getpid()}.db"
+        if path.exists():
+            continue
+        try:
+            with path.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def metrics_directory(run_dir: Path) -> Path:
@@ -81,9 +128,7 @@ def metrics_directory(run_dir: Path) -> Path:
     """
     name = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:16]
     directory = Path(tempfile.gettempdir()) / f"ifsq-metrics-{os.getuid()}-{name}"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        raise UserError(f"{directory} belongs to another user; remove it or set TMPDIR")
+    make_private(directory)
     return directory
 
 
@@ -94,7 +139,7 @@ class Metrics:
     Counters and histograms named by `begin` start at 0; a gauge appears with its first value.
 
     Args:
-        directory: where the node's processes keep their files.
+        directory: where the node's processes keep their files; None keeps nothing.
         rank: this process in the run.
         server: the node's endpoint, in the process that runs it.
         clean: remove this process's files at the end; for local rank 0, whose end is the run's.
@@ -103,7 +148,7 @@ class Metrics:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | None,
         rank: int,
         server: MetricsServer | None,
         clean: bool,
@@ -125,19 +170,19 @@ class Metrics:
                 self._child(spec, {})
         self.observe_process()
 
-    def set(self, spec: MetricSpec, value: float, **labels: str) -> None:
+    def set(self, spec: MetricSpec, value: float, /, **labels: str) -> None:
         """Set a gauge."""
         assert spec.kind == "gauge"
         if child := self._child(spec, labels):
             child.set(value)
 
-    def inc(self, spec: MetricSpec, amount: float = 1.0, **labels: str) -> None:
+    def inc(self, spec: MetricSpec, amount: float = 1.0, /, **labels: str) -> None:
         """Add to a counter; `amount` >= 0."""
         assert spec.kind == "counter"
         if child := self._child(spec, labels):
             child.inc(amount)
 
-    def observe(self, spec: MetricSpec, value: float, **labels: str) -> None:
+    def observe(self, spec: MetricSpec, value: float, /, **labels: str) -> None:
         """Add an observation to a histogram."""
         assert spec.kind == "histogram"
         if child := self._child(spec, labels):
@@ -152,19 +197,27 @@ class Metrics:
 
     def observe_storage(self, folder: Path) -> None:
         """Bring free and total space of the folder's file system up to date."""
-        usage = shutil.disk_usage(folder)
+        try:
+            usage = shutil.disk_usage(folder)
+        except OSError:
+            return
         self.set(STORAGE_FREE, usage.free)
         self.set(STORAGE_SIZE, usage.total)
 
     def _child(self, spec: MetricSpec, labels: dict[str, str]) -> Any:
         # A zero from every other node would stand beside the run's one true value.
-        if spec.scope == "run" and self._rank != 0:
+        if self._directory is None or (spec.scope == "run" and self._rank != 0):
             return None
-        self._use_own_storage()
-        if spec not in self._metrics:
-            self._metrics[spec] = _create_metric(spec, self._registry)
-        metric = self._metrics[spec]
-        return metric.labels(**labels) if spec.labels else metric
+        try:
+            self._use_own_storage()
+            if spec not in self._metrics:
+                self._metrics[spec] = _create_metric(spec, self._registry)
+            metric = self._metrics[spec]
+            return metric.labels(**labels) if spec.labels else metric
+        except OSError as error:
+            logger.warning("metrics of this process end here, the run goes on: %s", error)
+            self._directory = None
+            return None
 
     def _use_own_storage(self) -> None:
         """Files of metrics made from here on go to our directory.
@@ -182,11 +235,15 @@ class Metrics:
         """Take this process's live gauges back; local rank 0 also stops the endpoint."""
         from prometheus_client import multiprocess
 
-        multiprocess.mark_process_dead(os.getpid(), str(self._directory))  # pyright: ignore
         if self.server is not None:
             self.server.close()
+        if self._directory is None:
+            return
+        multiprocess.mark_process_dead(os.getpid(), str(self._directory))  # pyright: ignore
         if self._clean:
             _remove_files_of_dead_processes(self._directory, and_own=True)
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()  # other processes of the run may still have files there
 
 
 def _create_metric(spec: MetricSpec, registry: Any) -> Any:
@@ -207,7 +264,10 @@ def _create_metric(spec: MetricSpec, registry: Any) -> Any:
 def _remove_files_of_dead_processes(directory: Path, *, and_own: bool = False) -> None:
     """Counters of processes that are gone would otherwise be added for ever."""
     for path in directory.glob("*.db"):
-        pid = int(path.stem.rpartition("_")[2])
+        name = path.stem.rpartition("_")[2]
+        if not name.isdigit():
+            continue
+        pid = int(name)
         if not psutil.pid_exists(pid) or (and_own and pid == os.getpid()):
             path.unlink(missing_ok=True)
 

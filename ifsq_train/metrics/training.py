@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -18,6 +19,8 @@ from ifsq_train.metrics.goodput import Goodput
 from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
 from ifsq_train.metrics.names import MetricSpec
 from ifsq_train.metrics.prometheus import HOST_VARIABLE, endpoint_port, open_metrics
+
+logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 
@@ -65,7 +68,8 @@ class TrainingMetrics:
             task: what the task says of itself; a generator's has its `grid`.
 
         Raises:
-            UserError: the port is unusable, or a log of this folder is damaged.
+            UserError: IFSQ_METRICS_PORT is no port. What else goes wrong is said in the log, and
+                the run goes on.
         """
         self._rank = context.rank
         self._metrics = open_metrics(
@@ -232,6 +236,9 @@ def record_start(path: Path, first_step: int, world_size: int) -> int:
         "world_size": world_size,
         "wall_time": time.time(),
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-    return len(read_jsonl(path))
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        logger.warning("%s: %s; this start is not noted, the run goes on", path, error.strerror)
+    return max(1, len(read_jsonl(path)))

@@ -33,13 +33,13 @@ def follow_progress(folder: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def _follow(path: Path, line: object, stop: threading.Event) -> None:
-    from ifsq_train.metrics.jsonl import read_jsonl
+    from ifsq_train.metrics.jsonl import LastRecord
 
+    records = LastRecord(path)
     while True:
         ending = stop.wait(0.5)
-        records = read_jsonl(path)
-        if records:
-            last = records[-1]
+        last = records.take()
+        if last is not None and isinstance(last.get("step"), int):
             shown = {key: last[key] for key in ("loss", "data_wait_ratio") if key in last}
             if (goodput := _goodput(last)) is not None:
                 shown["goodput"] = goodput

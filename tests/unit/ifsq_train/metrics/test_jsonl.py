@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.errors import UserError
-from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
+from ifsq_train.metrics.jsonl import JsonlWriter, LastRecord, read_jsonl
 
 
 def log_steps(path: Path, first_step: int, steps: range) -> None:
@@ -64,8 +63,39 @@ def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "absent") == []
 
 
-def test_damage_before_the_last_line_names_file_and_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"not json", bytes(5000), b"[1]", b"[" * 20_000, b"\xff\xfe"])
+def test_damaged_lines_are_passed_over_and_named(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"log\.jsonl line 2 is not a JSON object"):
-        read_jsonl(path)
+    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+    assert "the first is line 2" in caplog.text
+    JsonlWriter(path, 1).close()
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_full_disk_ends_the_log_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "log.jsonl").symlink_to(full)
+    log = JsonlWriter(tmp_path / "log.jsonl", 0)
+    log.write({"step": 1})
+    log.write({"step": 2})
+    log.close()
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_the_last_record_is_read_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    last = LastRecord(path)
+    assert last.take() is None
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(50_000)) + '{"ste')
+    assert last.take() == {"step": 49_999}
+    assert last.take() is None
+    with path.open("a") as file:
+        file.write('p": 7}\n')
+    assert last.take() == {"step": 7}

@@ -1,6 +1,8 @@
 """The metrics endpoint, scraped over HTTP while real processes write."""
 
+import errno
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -13,7 +15,6 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from data_pipelines.errors import UserError
 from ifsq_train.metrics import names
 from ifsq_train.metrics.names import METRICS, MetricSpec
 from ifsq_train.metrics.prometheus import Metrics, metrics_directory, open_metrics
@@ -100,6 +101,7 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
         record_something(metrics, spec)
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
     of_runs = {"term", "network", "channel", "phase", "stage", "task", "strategy", "precision"}
+    of_runs |= {"key", "value"}  # tags
     assert labels == of_runs | {"rank", "le"}
 
 
@@ -202,16 +204,6 @@ def test_every_node_has_its_own_discovery_file(metrics: Metrics, tmp_path: Path)
     assert found == ["metrics_endpoint-00008.json", "metrics_endpoint.json"]
 
 
-def test_a_taken_port_is_a_user_error_naming_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ifsq_train.metrics.prometheus._BIND_ATTEMPTS", 2)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"metrics port {port} on 127\.0\.0\.1"):
-            open_metrics(tmp_path, rank=0, local_rank=0, port=port)
-
-
 def test_a_library_imported_too_early_still_shares_its_numbers(tmp_path: Path) -> None:
     """Ray may import prometheus_client before the worker function runs."""
     program = "import prometheus_client\n" + WORKER
@@ -248,3 +240,27 @@ def test_promtool_has_nothing_to_say(metrics: Metrics, tmp_path: Path) -> None:
         [promtool, "check", "metrics"], input=text, capture_output=True, text=True
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_what_stands_in_the_way_of_metrics_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk would end the process with SIGBUS later, at the first write to a hole."""
+
+    def refuse(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    metrics = open_metrics(tmp_path / "full", 0, 0)
+    metrics.inc(names.STEPS)
+    metrics.close()
+    assert "No space left" in caplog.text
+
+
+def test_a_taken_port_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        metrics = open_metrics(tmp_path / "run", 0, 0, port)
+        metrics.inc(names.STEPS)
+        metrics.close()
+    assert f"metrics port {port} on 127.0.0.1" in caplog.text
