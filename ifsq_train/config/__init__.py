@@ -28,10 +28,12 @@ from ifsq_train.config.tasks import (
     AutoregressiveTaskConfig,
     DiffusionTaskConfig,
     FlowConfig,
+    GeneratorTaskConfig,
     LatentConfig,
     PerceptualConfig,
     RepaConfig,
     TaskConfig,
+    TaskConfigBase,
     TokenizerTaskConfig,
 )
 from ifsq_train.config.train import (
@@ -56,6 +58,7 @@ __all__ = [
     "FlowConfig",
     "FlowDrawConfig",
     "FsqConfig",
+    "GeneratorTaskConfig",
     "ImageDataConfig",
     "KeepBestConfig",
     "LatentConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "StrategyConfig",
     "StudyConfig",
     "TaskConfig",
+    "TaskConfigBase",
     "TeacherFeaturesConfig",
     "TokenDataConfig",
     "TokenizerConfig",

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
+from ifsq_train.config.data import DataConfig
+from ifsq_train.config.task_base import TaskConfigBase
 
 
 class ClassifierConfig(Config):
@@ -36,7 +38,7 @@ class ClassifierConfig(Config):
         return self
 
 
-class ClassifierTaskConfig(Config):
+class ClassifierTaskConfig(TaskConfigBase):
     """Train a classifier on labelled images.
 
     Where no published weights are at hand its features take their place: for Frechet and kernel
@@ -52,3 +54,12 @@ class ClassifierTaskConfig(Config):
     def networks(self) -> set[str]:
         """Names of the networks the task trains."""
         return {"classifier"}
+
+    def networks(self) -> set[str]:
+        """See TaskConfigBase.networks."""
+        return {"classifier"}
+
+    def check_data(self, data: DataConfig) -> None:
+        """See TaskConfigBase.check_data."""
+        if data.kind != "images":
+            raise ValueError(f"task 'classifier' reads data of kind 'images', found '{data.kind}'")

@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
+from ifsq_train.config.kinds import OneOf
 from ifsq_train.config.paths import RunPath
 
 # Which crops of an image are seen; the kinds and their options are in data_pipelines.views.
-ViewConfig = Annotated[AnyViewSpec, Field(discriminator="kind")]
+ViewConfig = Annotated[AnyViewSpec, OneOf("ifsq.views")]
 
 
 MACHINE_KEYS = ("decode_actors", "decode_threads", "prefetch_batches", "reader_threads")

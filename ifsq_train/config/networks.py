@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ifsq_train.config.base import Config
+from ifsq_train.config.kinds import OneOf
 
 
 class FsqConfig(Config):
@@ -120,7 +121,7 @@ class ContinuousConfig(Config):
 
 
 QuantizerConfig = Annotated[
-    FsqConfig | VqConfig | LfqConfig | ContinuousConfig, Field(discriminator="kind")
+    FsqConfig | VqConfig | LfqConfig | ContinuousConfig, OneOf("ifsq.quantizers")
 ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.classifier import ClassifierTaskConfig
+from ifsq_train.config.data import DataConfig
+from ifsq_train.config.kinds import OneOf
+from ifsq_train.config.task_base import TaskConfigBase
 from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
 from ifsq_train.config.paths import RunPath
 
@@ -34,7 +37,7 @@ class PerceptualConfig(Config):
     weight: float = Field(default=1.0, ge=0)
 
 
-class TokenizerTaskConfig(Config):
+class TokenizerTaskConfig(TaskConfigBase):
     """Train an image tokenizer: reconstruction, perceptual and adversarial terms."""
 
     kind: Literal["tokenizer"]
@@ -44,6 +47,15 @@ class TokenizerTaskConfig(Config):
     adversarial: AdversarialConfig | None = AdversarialConfig()
     codebook_weight: float = Field(default=1.0, ge=0)
     """Weight of the quantizer's own loss (VQ, LFQ)."""
+
+    def networks(self) -> set[str]:
+        """See TaskConfigBase.networks."""
+        return {"autoencoder"} if self.adversarial is None else {"autoencoder", "discriminator"}
+
+    def check_data(self, data: DataConfig) -> None:
+        """See TaskConfigBase.check_data."""
+        if data.kind != "images":
+            raise ValueError(f"task 'tokenizer' reads data of kind 'images', found '{data.kind}'")
 
 
 class RepaConfig(Config):
@@ -66,8 +78,21 @@ class RepaConfig(Config):
     """Of the teacher's forward pass; `run` is that of the strategy."""
 
 
-class _GeneratorTaskConfig(Config):
-    """What both kinds of generator have."""
+class GeneratorTaskConfig(TaskConfigBase):
+    """What the tasks of all generators have.
+
+    Subclasses have fields `kind` and `model`, the latter with `num_classes` and `class_dropout`;
+    those that speak latents have `latents: LatentConfig` too.
+    """
+
+    speaks: ClassVar[Literal["tokens", "latents"]]
+    """What the network is trained on and makes."""
+
+    if TYPE_CHECKING:
+        # Fields of the subclasses; declared here they would come first in every stored recipe.
+        kind: Any
+        model: Any
+        latents: Any
 
     tokenizer: RunPath | None = None
     """Run folder or checkpoint of the frozen tokenizer that encodes images on the fly; needed with
@@ -77,10 +102,36 @@ class _GeneratorTaskConfig(Config):
     per cent of the tokens then differ from those `ifsq precompute` and sampling make."""
     repa: RepaConfig | None = None
 
+    def networks(self) -> set[str]:
+        """See TaskConfigBase.networks."""
+        return {"generator"}
 
-class AutoregressiveTaskConfig(_GeneratorTaskConfig):
+    def check_data(self, data: DataConfig) -> None:
+        """See TaskConfigBase.check_data."""
+        if data.kind == "images" and self.tokenizer is None:
+            raise ValueError(
+                f"task '{self.kind}' on data of kind 'images' needs task.tokenizer to encode"
+                " them; name one, or use data of kind 'tokens'"
+            )
+        if self.repa is None:
+            return
+        teacher = self.repa.teacher
+        if data.kind == "images" and teacher is None:
+            raise ValueError(
+                "task.repa on data of kind 'images' needs task.repa.teacher, a DINOv2 weight file;"
+                " only token datasets can have stored features"
+            )
+        if data.kind == "tokens" and teacher is not None and data.images is None:
+            raise ValueError(
+                "task.repa.teacher needs pixels: name data.images, the dataset the tokens were made"
+                " of, or drop task.repa.teacher to use features stored with the tokens"
+            )
+
+
+class AutoregressiveTaskConfig(GeneratorTaskConfig):
     """Train LlamaGen on image tokens."""
 
+    speaks: ClassVar[Literal["tokens", "latents"]] = "tokens"
     kind: Literal["autoregressive"]
     model: LlamaGenConfig
     group_weights: tuple[float, ...] | None = None
@@ -129,9 +180,10 @@ class FlowConfig(Config):
     """Weight of one minus the cosine between predicted and true velocity; 0 turns it off."""
 
 
-class DiffusionTaskConfig(_GeneratorTaskConfig):
+class DiffusionTaskConfig(GeneratorTaskConfig):
     """Train DiT on latents."""
 
+    speaks: ClassVar[Literal["tokens", "latents"]] = "latents"
     kind: Literal["diffusion"]
     model: DiTConfig
     flow: FlowConfig = FlowConfig()
@@ -146,5 +198,5 @@ class DiffusionTaskConfig(_GeneratorTaskConfig):
 
 TaskConfig = Annotated[
     TokenizerTaskConfig | AutoregressiveTaskConfig | DiffusionTaskConfig | ClassifierTaskConfig,
-    Field(discriminator="kind"),
+    OneOf("ifsq.tasks"),
 ]

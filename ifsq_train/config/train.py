@@ -152,47 +152,10 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if set(self.optim) != (needed := self._networks()):
+        if set(self.optim) != (needed := self.task.networks()):
             raise ValueError(
                 f"optim has {sorted(self.optim)}, the task trains {sorted(needed)};"
                 " give exactly one entry for each"
             )
-        if self.task.kind == "tokenizer" or self.task.kind == "classifier":
-            if self.data.kind != "images":
-                raise ValueError(
-                    f"task '{self.task.kind}' reads data of kind 'images', found '{self.data.kind}'"
-                )
-        elif self.data.kind == "images" and self.task.tokenizer is None:
-            raise ValueError(
-                f"task '{self.task.kind}' on data of kind 'images' needs task.tokenizer to encode"
-                " them; name one, or use data of kind 'tokens'"
-            )
-        else:
-            self._teacher_sees_pixels()
+        self.task.check_data(self.data)
         return self
-
-    def _teacher_sees_pixels(self) -> None:
-        assert self.task.kind != "tokenizer"
-        assert self.task.kind != "classifier"
-        if self.task.repa is None:
-            return
-        teacher = self.task.repa.teacher
-        if self.data.kind == "images" and teacher is None:
-            raise ValueError(
-                "task.repa on data of kind 'images' needs task.repa.teacher, a DINOv2 weight file;"
-                " only token datasets can have stored features"
-            )
-        if self.data.kind == "tokens" and teacher is not None and self.data.images is None:
-            raise ValueError(
-                "task.repa.teacher needs pixels: name data.images, the dataset the tokens were made"
-                " of, or drop task.repa.teacher to use features stored with the tokens"
-            )
-
-    def _networks(self) -> set[str]:
-        """Names of the networks the task trains."""
-        if self.task.kind == "classifier":
-            return {"classifier"}
-        if self.task.kind != "tokenizer":
-            return {"generator"}
-        adversarial = self.task.adversarial is not None
-        return {"autoencoder", "discriminator"} if adversarial else {"autoencoder"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,31 @@ class QuantizerOutput:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Digits(NamedTuple):
+    """How tokens become latents channel by channel, for a reader that has no quantizer.
+
+    Attributes:
+        groups: channels of each token group; channels are numbered over all groups.
+        place_values: per channel, what its digit counts for within its group's token.
+        values: per channel, the latent value of each of its levels.
+    """
+
+    groups: tuple[int, ...]
+    place_values: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
 class Quantizer(nn.Module, ABC):
     """A bottleneck on latents [B, C, H, W].
+
+    It owns what is known of its tokens: how it is built from a recipe (`from_config`) and from
+    what a token dataset stores (`from_spec`), its stored form (`spec`), its levels and digits.
 
     Attributes:
         num_channels: C.
         codebook_sizes: entries of each token group; empty for continuous bottlenecks.
+        level_counts: levels per channel; None where tokens are not made of channels' levels.
+        has_posterior: latents have a variance (see `posterior`).
         moment_channels: channels it wants on its input (2C for a Gaussian posterior).
         measure_use: give statistics of the tokens in training mode. They cost more than
             quantizing; a training loop turns them off in steps that are not logged.
@@ -43,7 +62,24 @@ class Quantizer(nn.Module, ABC):
 
     num_channels: int
     codebook_sizes: tuple[int, ...]
+    level_counts: tuple[int, ...] | None = None
+    has_posterior: bool = False
     measure_use: bool = True
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> Quantizer:
+        """The quantizer a recipe describes; `config` is the checked part of the recipe."""
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Quantizer | None:
+        """The quantizer that `spec` describes, for decoding only.
+
+        None where the description is not enough, because the codebook is learned: then the
+        tokenizer's weights are needed. Subclasses whose spec says everything override this.
+        """
+        del spec
+        return None
 
     @property
     def moment_channels(self) -> int:
@@ -66,7 +102,42 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """JSON-able description that, with the weights, decides what a token means."""
+        """JSON-able description that, with the weights, decides what a token means.
+
+        ``kind`` names the class that `from_spec` is called on.
+        """
+
+    def digit_table(self) -> Digits | None:
+        """How tokens become latents without this network; None where a network is needed."""
+        return None
+
+    def indices_to_digits(self, indices: Tensor) -> Tensor:
+        """Levels int64 [B, H, W, C] of indices [B, H, W, num_groups], if there are `level_counts`.
+
+        Raises:
+            ValueError: tokens are not made of channels' levels.
+        """
+        del indices
+        raise ValueError(f"{type(self).__name__} has no levels per channel")
+
+    def posterior(self, moments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log-variance of a continuous bottleneck, fp32 [B, C, H, W] each.
+
+        The log-variance is None where there is none (an autoencoder).
+
+        Args:
+            moments: the bottleneck's input, float [B, moment_channels, H, W].
+
+        Raises:
+            ValueError: the bottleneck has tokens.
+        """
+        del moments
+        raise ValueError(f"{type(self).__name__} has tokens, not a posterior")
+
+    def loss_factor(self, name: str, step: int) -> float:
+        """What the loss `name` of `QuantizerOutput.losses` is multiplied by at a step (from 0)."""
+        del name, step
+        return 1.0
 
 
 _BUT_CHANNELS = (0, 2, 3)

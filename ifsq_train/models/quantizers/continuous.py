@@ -26,12 +26,24 @@ class Continuous(Quantizer):
     ) -> None:
         super().__init__()
         self.num_channels, self.deterministic = num_channels, deterministic
-        self.kl_weight = kl_weight
+        self.kl_weight, self.has_posterior = kl_weight, not deterministic
+
+    @classmethod
+    def from_config(cls, config: Any) -> Continuous:
+        """See Quantizer.from_config; kind ``ae`` is deterministic."""
+        return cls(
+            config.num_channels, deterministic=config.kind == "ae", kl_weight=config.kl_weight
+        )
 
     @property
     def moment_channels(self) -> int:
         """Mean and log-variance."""
         return 2 * self.num_channels
+
+    def posterior(self, moments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See Quantizer.posterior."""
+        mean, log_variance = split_moments(moments)
+        return mean, None if self.deterministic else log_variance
 
     def forward(self, latents: Tensor, noise: Tensor | None = None) -> QuantizerOutput:
         """Mean, or a sample in training mode of a VAE.

@@ -9,7 +9,7 @@ Indices are integer arithmetic, exact up to 2**63 codes; in fp32 they go wrong b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.models.plain import plain_paths
-from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
+from ifsq_train.models.quantizers.base import Digits, Quantizer, QuantizerOutput, RunningMoments
 from ifsq_train.models.quantizers.rounding import (
     Rounded,
     Scale,
@@ -54,6 +54,7 @@ class FSQ(Quantizer, RunningMoments):
 
     levels: Tensor
     radix: Tensor
+    level_counts: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -95,6 +96,31 @@ class FSQ(Quantizer, RunningMoments):
             scale_of(self.level_counts[0], self.alpha, equal_width=cells == "equal_width")
             if alike
             else None
+        )
+
+    @classmethod
+    def from_config(cls, config: Any) -> FSQ:
+        """See Quantizer.from_config; keeps statistics for the log."""
+        return cls(
+            config.levels,
+            alpha=config.slope,
+            bound=config.bound,
+            cells=config.cells,
+            digit_order=config.digit_order,
+            groups=config.factorized_channels,
+            track_statistics=True,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> FSQ:
+        """See Quantizer.from_spec."""
+        return cls(
+            spec["levels"],
+            alpha=spec["alpha"],
+            bound=spec["bound"],
+            cells=spec["cells"],
+            digit_order=spec["digit_order"],
+            groups=spec["groups"],
         )
 
     def _check(self) -> None:
@@ -250,6 +276,16 @@ class FSQ(Quantizer, RunningMoments):
             "digit_order": self.digit_order,
             "groups": list(self.groups),
         }
+
+    def digit_table(self) -> Digits:
+        """See Quantizer.digit_table."""
+        levels = self.levels.tolist()
+        half = [level // 2 for level in levels]
+        values = tuple(
+            tuple((torch.arange(count) - middle).div(middle).tolist())
+            for count, middle in zip(levels, half, strict=True)
+        )
+        return Digits(self.groups, tuple(self.radix.tolist()), values)
 
 
 class ProjectedFSQ(nn.Module):

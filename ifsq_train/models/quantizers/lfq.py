@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifsq_train.models.plain import plain_paths
-from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
+from ifsq_train.models.quantizers.base import Digits, Quantizer, QuantizerOutput
 
 _ENTROPY_BITS_MAX = 18
 
@@ -24,6 +24,7 @@ class LFQ(Quantizer):
         commitment_weight: weight of the squared distance to the code.
         temperature: of the soft assignment in the entropies.
         groups: bits per token group; None is one group.
+        entropy_extra, entropy_anneal_steps: see `lfq_entropy_factor`.
 
     Raises:
         ValueError: groups do not sum to the bits, or a group too large for the entropy term.
@@ -37,6 +38,8 @@ class LFQ(Quantizer):
         commitment_weight: float = 0.25,
         temperature: float = 0.01,
         groups: Sequence[int] | None = None,
+        entropy_extra: float = 3.0,
+        entropy_anneal_steps: int = 2000,
     ) -> None:
         super().__init__()
         self.num_channels = num_channels
@@ -51,6 +54,31 @@ class LFQ(Quantizer):
         self.codebook_sizes = tuple(2**bits for bits in self.groups)
         self.entropy_weight, self.commitment_weight = entropy_weight, commitment_weight
         self.temperature = temperature
+        self.entropy_extra, self.entropy_anneal_steps = entropy_extra, entropy_anneal_steps
+
+    @classmethod
+    def from_config(cls, config: Any) -> LFQ:
+        """See Quantizer.from_config."""
+        return cls(
+            config.num_channels,
+            entropy_weight=config.entropy_weight,
+            commitment_weight=config.commitment_weight,
+            groups=config.factorized_channels,
+            entropy_extra=config.entropy_extra,
+            entropy_anneal_steps=config.entropy_anneal_steps,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> LFQ:
+        """See Quantizer.from_spec."""
+        return cls(sum(spec["groups"]), groups=spec["groups"])
+
+    def loss_factor(self, name: str, step: int) -> float:
+        """See Quantizer.loss_factor; the entropy term is annealed."""
+        if name != "entropy":
+            return 1.0
+        extra, steps = self.entropy_extra, self.entropy_anneal_steps
+        return lfq_entropy_factor(step, extra=extra, anneal_steps=steps)
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """See Quantizer.forward."""
@@ -103,6 +131,11 @@ class LFQ(Quantizer):
     def spec(self) -> dict[str, Any]:
         """See Quantizer.spec."""
         return {"kind": "lfq", "groups": list(self.groups), "digit_order": "little"}
+
+    def digit_table(self) -> Digits:
+        """See Quantizer.digit_table."""
+        places = tuple(2**bit for size in self.groups for bit in range(size))
+        return Digits(self.groups, places, ((-1.0, 1.0),) * len(places))
 
 
 def _entropies_of_all_codes(rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,15 @@ class VQ(Quantizer, RunningMoments):
         if track_statistics:
             self._init_moments(num_channels)
 
+    @classmethod
+    def from_config(cls, config: Any) -> Quantizer:
+        """See Quantizer.from_config; a `NormalizedVQ` where the recipe asks for one."""
+        if config.normalized:
+            return NormalizedVQ.from_config(config)
+        return cls(
+            config.codebook_size, config.num_channels, beta=config.beta, loss_form=config.loss_form
+        )
+
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """See Quantizer.forward; distances and losses in fp32."""
         with torch.autocast(latents.device.type, enabled=False):
@@ -152,6 +161,16 @@ class NormalizedVQ(Quantizer):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
         with torch.no_grad():
             self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
+
+    @classmethod
+    def from_config(cls, config: Any) -> NormalizedVQ:
+        """See Quantizer.from_config."""
+        return cls(
+            config.codebook_size,
+            config.num_channels,
+            beta=config.beta,
+            entropy_ratio=config.entropy_ratio,
+        )
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """See Quantizer.forward; losses only in training mode, as released."""
