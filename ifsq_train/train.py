@@ -15,7 +15,7 @@ from data_pipelines.prefetch import Prefetcher
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.assembly.strategy import build_strategy
 from ifsq_train.assembly.task import build_task
-from ifsq_train.checkpoint.fence import Fence, shared_attempt_id
+from ifsq_train.checkpoint.fence import Fence
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.checkpoint.writer import CheckpointWriter
@@ -27,7 +27,7 @@ from ifsq_train.data.open import Serve, extras_for, open_train_data, without_hel
 from ifsq_train.distributed.collectives import any_rank, mean_over_ranks
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.distributed.interruption import Interrupted, Interruption, catching_sigterm
-from ifsq_train.distributed.vote import InterruptionVote
+from ifsq_train.distributed.vote import InterruptionVote, shared_attempt_id
 from ifsq_train.metrics.step_meter import StepMeter
 from ifsq_train.metrics.training import TrainingMetrics
 from ifsq_train.randomness import BatchRandom

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,16 @@ from torch import Tensor, nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
+from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.artifacts.token_meaning import spec_of_images
 from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.checkpoint.format import AVERAGE, MASTER, Piece
 from ifsq_train.checkpoint.reader import open_checkpoint
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
-from ifsq_train.config import (
-    AutoregressiveTaskConfig,
-    DiffusionTaskConfig,
-    TokenizerTaskConfig,
-    TrainConfig,
-    to_dict,
-)
-from ifsq_train.models.quantizers.base import Quantizer
+from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig, to_dict
+from ifsq_train.config.tasks import AUTOENCODER, GENERATOR
+from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.released import load_released_generator, load_released_tokenizer
 from ifsq_train.versions import library_versions
 
@@ -64,23 +59,24 @@ def export_weights(path: str | Path, output: Path) -> list[Path]:
     return written
 
 
-@dataclass(frozen=True)
-class GeneratorFacts:
-    """What a released generator's file does not say.
+def released_spec(tokenizer: str, grid: int, latent_multiplier: float = 1.0) -> GeneratorSpec:
+    """What a released generator speaks; its file does not say.
 
-    Attributes:
+    Args:
         tokenizer: run folder of the tokenizer its tokens or latents come from.
         grid: side of the token or latent grid.
         latent_multiplier: DiT: latents were multiplied by it in training.
-    """
 
-    tokenizer: str
-    grid: int
-    latent_multiplier: float = 1.0
+    Raises:
+        UserError: no complete checkpoint of a tokenizer.
+    """
+    spec = spec_of_images(load_tokenizer(tokenizer), (grid, grid))
+    channels = spec.latent_channels
+    return spec.scaled((0.0,) * channels, (1.0 / latent_multiplier,) * channels)
 
 
 def import_released(
-    source: Path, output: Path, config: TrainConfig, facts: GeneratorFacts | None = None
+    source: Path, output: Path, config: TrainConfig, spec: GeneratorSpec | None = None
 ) -> int:
     """A released tokenizer, LlamaGen or DiT checkpoint as a run folder of this project.
 
@@ -91,7 +87,7 @@ def import_released(
         source: ``.ckpt``, ``.pt`` or ``.safetensors`` file in the released layout.
         output: run folder to make.
         config: training recipe of the same architecture.
-        facts: for generators.
+        spec: of generators, see `released_spec`.
 
     Returns:
         Number of parameters taken over.
@@ -103,9 +99,9 @@ def import_released(
         raise UserError(f"{output}: holds checkpoints already; give a new folder")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a released checkpoint")
-    name, live, described = _build(config, facts)
-    _, average, _ = _build(config, facts)
-    load = load_released_tokenizer if name == "autoencoder" else load_released_generator
+    name, live, described = _build(config, spec)
+    _, average, _ = _build(config, spec)
+    load = load_released_tokenizer if name == AUTOENCODER else load_released_generator
     try:
         load(live, source, averaged=False)
         load(average, source, averaged=True)
@@ -131,34 +127,17 @@ def import_released(
 
 
 def _build(
-    config: TrainConfig, facts: GeneratorFacts | None
+    config: TrainConfig, spec: GeneratorSpec | None
 ) -> tuple[str, nn.Module, Mapping[str, Any]]:
     """Name, network and what a checkpoint's header says of the task."""
     task = config.task
     if isinstance(task, TokenizerTaskConfig):
-        return "autoencoder", build_tokenizer(task.model), {}
-    if facts is None:
+        return AUTOENCODER, build_tokenizer(task.model), {}
+    if not isinstance(task, GeneratorTaskConfig):
+        raise UserError(f"task '{task.kind}' has no released checkpoints; use a tokenizer's recipe")
+    if spec is None:
         raise UserError("a generator's import needs --tokenizer and --grid")
-    trained = load_tokenizer(facts.tokenizer)
-    grid = (facts.grid, facts.grid)
-    described: dict[str, Any] = {
-        "tokenizer_fingerprint": trained.fingerprint,
-        "grid": list(grid),
-    }
-    quantizer = trained.network.quantize
-    assert isinstance(quantizer, Quantizer)
-    if isinstance(task, AutoregressiveTaskConfig):
-        sizes = tuple(quantizer.codebook_sizes)
-        described["codebook_sizes"] = list(sizes)
-        return "generator", build_llamagen(task.model, sizes, grid, task.repa), described
-    assert isinstance(task, DiffusionTaskConfig)
-    channels = quantizer.num_channels
-    described |= {
-        "latent_channels": channels,
-        "latent_mean": [0.0] * channels,
-        "latent_std": [1.0 / facts.latent_multiplier] * channels,
-    }
-    return "generator", build_dit(task.model, channels, grid, task.repa), described
+    return GENERATOR, build_generator(task, spec), spec.speaking(task.speaks).to_dict()
 
 
 def _pieces(network: str, module: nn.Module, state: str) -> list[Piece]:

@@ -3,65 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import (
     DiTConfig,
-    FsqConfig,
-    LfqConfig,
+    GeneratorTaskConfig,
     LlamaGenConfig,
     QuantizerConfig,
     RepaConfig,
     TokenizerConfig,
-    VqConfig,
 )
 from ifsq_train.models import dit, llamagen
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
+from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.llamagen import LlamaGen
-from ifsq_train.models.quantizers.base import Quantizer
+from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
 from ifsq_train.models.repa import SIZES as TEACHERS
+from ifsq_train.plugins.kinds import GeneratorKind, QuantizerKind
+from ifsq_train.plugins.registry import find, names, unknown_kind
 
-if TYPE_CHECKING:
-    pass
+_BY_CONFIG: dict[str, type[Quantizer]] = {
+    "fsq": FSQ, "ifsq": FSQ, "vq": VQ, "lfq": LFQ, "ae": Continuous, "vae": Continuous,
+}  # fmt: skip
+_BY_SPEC: dict[str, type[Quantizer]] = {
+    "fsq": FSQ, "lfq": LFQ, "vq": VQ, "normalized_vq": NormalizedVQ,
+    "ae": Continuous, "vae": Continuous,
+}  # fmt: skip
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """The quantizer a recipe asks for."""
-    from ifsq_train.models.quantizers import continuous, fsq, lfq, vq
+    """The quantizer a recipe asks for.
 
-    if isinstance(config, FsqConfig):
-        return fsq.FSQ(
-            config.levels,
-            alpha=config.slope,
-            bound=config.bound,
-            cells=config.cells,
-            digit_order=config.digit_order,
-            groups=config.factorized_channels,
-            track_statistics=True,
+    Raises:
+        UserError: no quantizer of this kind is known.
+    """
+    return quantizer_class(config.kind, _BY_CONFIG).from_config(config)
+
+
+def quantizer_class(kind: str, shipped: Mapping[str, type[Quantizer]]) -> type[Quantizer]:
+    """The class behind a kind, one of this program's or a plug-in's.
+
+    Raises:
+        UserError: nobody knows the kind.
+    """
+    if kind in shipped:
+        return shipped[kind]
+    found = find("ifsq.quantizers", kind)
+    if not isinstance(found, QuantizerKind):
+        raise unknown_kind("quantizer", kind, (*shipped, *names("ifsq.quantizers")))
+    if not issubclass(found.quantizer, Quantizer):
+        raise UserError(
+            f"quantizer kind '{kind}': {found.quantizer.__name__} is not a subclass of"
+            " ifsq_train.models.quantizers.Quantizer"
         )
-    if isinstance(config, VqConfig) and config.normalized:
-        return vq.NormalizedVQ(
-            config.codebook_size,
-            config.num_channels,
-            beta=config.beta,
-            entropy_ratio=config.entropy_ratio,
-        )
-    if isinstance(config, VqConfig):
-        return vq.VQ(
-            config.codebook_size, config.num_channels, beta=config.beta, loss_form=config.loss_form
-        )
-    if isinstance(config, LfqConfig):
-        return lfq.LFQ(
-            config.num_channels,
-            entropy_weight=config.entropy_weight,
-            commitment_weight=config.commitment_weight,
-            groups=config.factorized_channels,
-        )
-    return continuous.Continuous(
-        config.num_channels, deterministic=config.kind == "ae", kl_weight=config.kl_weight
-    )
+    return found.quantizer
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
@@ -76,6 +75,42 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
         attention=config.attention,
         double_z=config.double_z,
     )
+
+
+def quantizer_from_spec(spec: Mapping[str, Any]) -> Quantizer | None:
+    """The quantizer a token dataset describes; None where its codebook is learned.
+
+    Raises:
+        UserError: nobody knows the kind.
+    """
+    return quantizer_class(str(spec["kind"]), _BY_SPEC).from_spec(spec)
+
+
+def build_generator(task: GeneratorTaskConfig, spec: GeneratorSpec) -> nn.Module:
+    """The network of a generator's task for what `spec` says, default initialisation.
+
+    Raises:
+        UserError: recipe and spec do not fit together, or nobody knows the kind.
+    """
+    spec = spec.speaking(task.speaks)
+    if task.kind == "autoregressive":
+        return build_llamagen(task.model, spec.codebook_sizes, spec.grid, task.repa)
+    if task.kind == "diffusion":
+        return build_dit(task.model, spec.latent_channels, spec.grid, task.repa)
+    return generator_kind(task.kind).network(task, spec)
+
+
+def generator_kind(name: str) -> GeneratorKind:
+    """A generator that a plug-in adds.
+
+    Raises:
+        UserError: nobody knows the kind, or it is no generator.
+    """
+    kind = find("ifsq.tasks", name)
+    if not isinstance(kind, GeneratorKind):
+        known = [other for other in names("ifsq.tasks") if other != name]
+        raise unknown_kind("generator", name, ("autoregressive", "diffusion", *known))
+    return kind
 
 
 def build_llamagen(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.latents import DigitTable
-from ifsq_train.artifacts.trained import load_tokenizer
+from ifsq_train.artifacts.networks import quantizer_from_spec
+from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
+from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.quantizers.base import Quantizer
-from ifsq_train.models.quantizers.fsq import FSQ
-from ifsq_train.models.quantizers.lfq import LFQ
 
 
 def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
@@ -26,22 +21,13 @@ def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
     Raises:
         UserError: a learned codebook without a tokenizer, or of another one.
     """
-    settings: Mapping[str, Any] = spec.quantizer
-    if settings["kind"] == "fsq":
-        return FSQ(
-            settings["levels"],
-            alpha=settings["alpha"],
-            bound=settings["bound"],
-            cells=settings["cells"],
-            digit_order=settings["digit_order"],
-            groups=settings["groups"],
-        )
-    if settings["kind"] == "lfq":
-        return LFQ(sum(settings["groups"]), groups=settings["groups"])
+    quantizer = quantizer_from_spec(spec.quantizer)
+    if quantizer is not None:
+        return quantizer
     if tokenizer is None:
         raise UserError(
-            f"tokens of kind '{settings['kind']}' become latents through a learned codebook; name"
-            " data.tokenizer or task.tokenizer"
+            f"tokens of kind '{spec.quantizer['kind']}' become latents through a learned"
+            " codebook; name data.tokenizer or task.tokenizer"
         )
     trained = load_tokenizer(tokenizer)
     if trained.fingerprint != spec.tokenizer_fingerprint:
@@ -52,8 +38,15 @@ def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
     return trained.network.quantize
 
 
-def token_grid(image_size: int, downsample_ratio: int) -> tuple[int, int]:
+def token_grid(
+    image_size: int, downsample_ratio: int, key: str = "view.image_size"
+) -> tuple[int, int]:
     """Height and width in tokens of a square image.
+
+    Args:
+        image_size: side in pixels.
+        downsample_ratio: pixels per token and side.
+        key: of the recipe, for messages.
 
     Raises:
         UserError: the side is not a whole number of tokens.
@@ -61,10 +54,28 @@ def token_grid(image_size: int, downsample_ratio: int) -> tuple[int, int]:
     cells, rest = divmod(image_size, downsample_ratio)
     if rest or not cells:
         raise UserError(
-            f"view.image_size={image_size} is not a multiple of the tokenizer's"
+            f"{key}={image_size} is not a multiple of the tokenizer's"
             f" {downsample_ratio} pixels per token; use {max(cells, 1) * downsample_ratio}"
         )
     return cells, cells
+
+
+def spec_of_tokens(tokens: TokenSpec) -> GeneratorSpec:
+    """What a generator trained on a token dataset speaks, statistics of latents aside."""
+    return GeneratorSpec(
+        (tokens.grid[0], tokens.grid[1]),
+        tuple(tokens.codebook_sizes),
+        tokens.latent_channels,
+        tokens.tokenizer_fingerprint,
+    )
+
+
+def spec_of_images(tokenizer: TrainedTokenizer, grid: tuple[int, int]) -> GeneratorSpec:
+    """What a generator trained on images of this grid of tokens speaks."""
+    quantizer = tokenizer.network.quantize
+    return GeneratorSpec(
+        grid, tuple(quantizer.codebook_sizes), quantizer.num_channels, tokenizer.fingerprint
+    )
 
 
 def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> TokenSpec:
@@ -99,15 +110,5 @@ def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> Tok
 
 def digit_table(quantizer: Quantizer) -> DigitTable | None:
     """How tokens become latents channel by channel; None where they do not (vq, continuous)."""
-    if isinstance(quantizer, FSQ):
-        levels = quantizer.levels.tolist()
-        half = [level // 2 for level in levels]
-        values = tuple(
-            tuple((torch.arange(count) - middle).div(middle).tolist())
-            for count, middle in zip(levels, half, strict=True)
-        )
-        return DigitTable(quantizer.groups, tuple(quantizer.radix.tolist()), values)
-    if isinstance(quantizer, LFQ):
-        places = tuple(2**bit for size in quantizer.groups for bit in range(size))
-        return DigitTable(quantizer.groups, places, ((-1.0, 1.0),) * len(places))
-    return None
+    digits = quantizer.digit_table()
+    return None if digits is None else DigitTable(*digits)

@@ -13,20 +13,19 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.latents import LatentStatistics
-from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
+from ifsq_train.artifacts.networks import build_generator, build_tokenizer
 from ifsq_train.checkpoint.reader import Checkpoint, open_checkpoint
 from ifsq_train.config import (
-    AutoregressiveTaskConfig,
-    DiffusionTaskConfig,
+    GeneratorTaskConfig,
     TokenizerConfig,
     TokenizerTaskConfig,
     TrainConfig,
 )
 from ifsq_train.config.load import validate_recipe
+from ifsq_train.config.tasks import AUTOENCODER, GENERATOR
 from ifsq_train.models.autoencoder import Tokenizer
-from ifsq_train.models.dit import DiT
 from ifsq_train.models.fingerprint import update_with_tensors
-from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.generator_spec import GeneratorSpec
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,32 @@ class TrainedTokenizer:
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A LlamaGen or DiT in eval mode, and which tokens or latents it speaks.
+    """A generator in eval mode, and which tokens or latents it speaks.
 
     Attributes:
         network: float32, on the CPU.
-        codebook_sizes: of the token groups; empty for a DiT.
-        grid: height and width in tokens or latent cells.
-        num_classes: real classes.
-        tokenizer_fingerprint: of the tokenizer that decodes what it makes.
+        task: its part of the recipe it was trained with.
+        spec: what it speaks.
         step: optimizer steps of the run it comes from.
         fingerprint: sha256 over weights, shape and scaling.
-        scaling: `denormalize` turns what a DiT makes into latents; None for LlamaGen.
     """
 
-    network: LlamaGen | DiT
-    codebook_sizes: tuple[int, ...]
-    grid: tuple[int, int]
-    num_classes: int
-    tokenizer_fingerprint: str
+    network: nn.Module
+    task: GeneratorTaskConfig
+    spec: GeneratorSpec
     step: int
     fingerprint: str
-    scaling: LatentStatistics | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Real classes."""
+        return self.task.model.num_classes
+
+    @property
+    def scaling(self) -> LatentStatistics | None:
+        """`denormalize` turns what it makes into latents; None for generators of tokens."""
+        mean, std = self.spec.latent_mean, self.spec.latent_std
+        return None if mean is None or std is None else LatentStatistics(mean, std, 0)
 
 
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
@@ -85,7 +89,7 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
         )
     network = build_tokenizer(task.model)
     assert isinstance(network, Tokenizer)
-    load_weights(checkpoint, "autoencoder", network)
+    load_weights(checkpoint, AUTOENCODER, network)
     return TrainedTokenizer(network, task.model, network.fingerprint(), checkpoint.step)
 
 
@@ -102,35 +106,20 @@ def load_generator(path: str | Path) -> TrainedGenerator:
     """
     checkpoint = open_checkpoint(path)
     task = _recipe(checkpoint).task
-    if not isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig):
+    if not isinstance(task, GeneratorTaskConfig):
         raise UserError(
             f"{checkpoint.folder}: a checkpoint of a '{task.kind}' run; a generator's is needed"
         )
-    facts = checkpoint.header["task"]
-    grid = (int(facts["grid"][0]), int(facts["grid"][1]))
-    codebook_sizes: tuple[int, ...] = ()
-    scaling = None
-    if isinstance(task, AutoregressiveTaskConfig):
-        codebook_sizes = tuple(facts["codebook_sizes"])
-        network = build_llamagen(task.model, codebook_sizes, grid, task.repa)
-    else:
-        network = build_dit(task.model, facts["latent_channels"], grid, task.repa)
-        scaling = LatentStatistics(tuple(facts["latent_mean"]), tuple(facts["latent_std"]), 0)
-    load_weights(checkpoint, "generator", network)
-    return TrainedGenerator(
-        network,
-        codebook_sizes,
-        grid,
-        task.model.num_classes,
-        facts["tokenizer_fingerprint"],
-        checkpoint.step,
-        _generator_fingerprint(network, facts),
-        scaling,
-    )
+    stored = checkpoint.header["task"]
+    spec = GeneratorSpec.from_dict(stored)
+    network = build_generator(task, spec)
+    load_weights(checkpoint, GENERATOR, network)
+    fingerprint = _generator_fingerprint(network, stored)
+    return TrainedGenerator(network, task, spec, checkpoint.step, fingerprint)
 
 
-def _generator_fingerprint(network: nn.Module, facts: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+def _generator_fingerprint(network: nn.Module, stored: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(stored, sort_keys=True).encode())
     update_with_tensors(digest, dict(network.named_parameters()))
     return digest.hexdigest()
 

@@ -1,62 +1,73 @@
-"""Generator tasks: the transformer, and the frozen networks its data needs, fitted together."""
+"""Generator tasks: the network, and the frozen networks its data needs, fitted together."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.features import FEATURES
-from ifsq_train.artifacts.networks import build_dit, build_llamagen
+from ifsq_train.artifacts.networks import build_generator, generator_kind
 from ifsq_train.artifacts.teachers import open_classifier_teacher, open_teacher
-from ifsq_train.assembly.generator_source import open_source
+from ifsq_train.assembly.generator_source import Source, open_source
 from ifsq_train.assembly.latent_scaling import latent_scaling
-from ifsq_train.config import (
-    AutoregressiveTaskConfig,
-    DiffusionTaskConfig,
-    RepaConfig,
-    TrainConfig,
-)
+from ifsq_train.config import AutoregressiveTaskConfig, GeneratorTaskConfig, RepaConfig, TrainConfig
 from ifsq_train.data.base import DataFacts, TrainData
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
+from ifsq_train.tasks.base import TrainTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs, TokenInputs
 
-logger = logging.getLogger(__name__)
+_TASKS: dict[str, Callable[..., TrainTask]] = {
+    "autoregressive": AutoregressiveTask,
+    "diffusion": DiffusionTask,
+}
 
 
 def build_generator_task(
-    config: TrainConfig, data: TrainData, context: RunContext, seed: int
-) -> AutoregressiveTask | DiffusionTask:
-    """LlamaGen or DiT for this data; see `build.build_task`."""
-    task = config.task
-    assert isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig)
-    source = open_source(config, data.facts)
-    compiled = config.strategy.compiles_on(context.device.type)
-    if isinstance(task, AutoregressiveTaskConfig):
-        if not source.codebook_sizes:
-            raise UserError(
-                "task 'autoregressive' needs tokens, but this tokenizer's latents are continuous;"
-                " use task 'diffusion', or a tokenizer with fsq, ifsq, vq or lfq"
-            )
-        if task.group_weights and len(task.group_weights) != len(source.codebook_sizes):
-            raise UserError(
-                f"task.group_weights has {len(task.group_weights)} numbers, the tokens have"
-                f" {len(source.codebook_sizes)} groups; give one per group"
-            )
-        torch.manual_seed(seed)
-        model = build_llamagen(task.model, source.codebook_sizes, source.grid, task.repa)
-        alignment = build_alignment(task.repa, source.grid, data.facts, compiled=compiled)
-        return AutoregressiveTask(task, model, TokenInputs(source.encoder), alignment, source.facts)
-    scaling = latent_scaling(config, data, source, context)
+    config: TrainConfig,
+    task: GeneratorTaskConfig,
+    data: TrainData,
+    context: RunContext,
+    seed: int,
+) -> TrainTask:
+    """The task of a generator for this data; see `assembly.task.build_task`."""
+    source = open_source(config, task, data.facts)
+    spec, inputs = source.spec, _token_inputs(task, source)
+    if task.speaks == "latents":
+        scaling = latent_scaling(config, task.latents, data, source, context)
+        spec = spec.scaled(scaling.mean, scaling.std)
+        inputs = LatentInputs(
+            scaling, spec.grid, encoder=source.encoder, quantizer=source.quantizer
+        )
+    spec = spec.speaking(task.speaks)
     torch.manual_seed(seed)
-    generator = build_dit(task.model, source.latent_channels, source.grid, task.repa)
-    alignment = build_alignment(task.repa, generator.patches, data.facts, compiled=compiled)
-    latents = LatentInputs(scaling, source.grid, encoder=source.encoder, quantizer=source.quantizer)
-    return DiffusionTask(task, generator, latents, alignment, source.facts)
+    network: Any = build_generator(task, spec)
+    positions = getattr(network, "patches", spec.grid)
+    compiled = config.strategy.compiles_on(context.device.type)
+    alignment = build_alignment(task.repa, positions, data.facts, compiled=compiled)
+    make = _TASKS.get(task.kind) or generator_kind(task.kind).task
+    return make(task, network, inputs, alignment, spec)
+
+
+def _token_inputs(task: GeneratorTaskConfig, source: Source) -> TokenInputs | LatentInputs:
+    sizes = source.spec.codebook_sizes
+    if task.speaks == "tokens" and not sizes:
+        raise UserError(
+            f"task '{task.kind}' needs tokens, but this tokenizer's latents are continuous;"
+            " use task 'diffusion', or a tokenizer with fsq, ifsq, vq or lfq"
+        )
+    weights = task.group_weights if isinstance(task, AutoregressiveTaskConfig) else None
+    if weights and len(weights) != len(sizes):
+        raise UserError(
+            f"task.group_weights has {len(weights)} numbers, the tokens have {len(sizes)} groups;"
+            " give one per group"
+        )
+    return TokenInputs(source.encoder)
 
 
 def build_alignment(

@@ -7,17 +7,14 @@ import logging
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.tokens.latents import LatentStatistics, LatentSums
 from ifsq_train.assembly.generator_source import Source
-from ifsq_train.config import (
-    DiffusionTaskConfig,
-    TrainConfig,
-)
+from ifsq_train.config import LatentConfig, TrainConfig
 from ifsq_train.data.base import TrainData
+from ifsq_train.distributed.collectives import broadcast
 from ifsq_train.distributed.context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -27,7 +24,11 @@ LATENTS_JSON = "latents.json"
 
 
 def latent_scaling(
-    config: TrainConfig, data: TrainData, source: Source, context: RunContext
+    config: TrainConfig,
+    settings: LatentConfig,
+    data: TrainData,
+    source: Source,
+    context: RunContext,
 ) -> LatentStatistics:
     """Mean and standard deviation the flow's latents are scaled with, per channel.
 
@@ -37,56 +38,54 @@ def latent_scaling(
     Raises:
         UserError: another number of channels than the latents have.
     """
-    assert isinstance(config.task, DiffusionTaskConfig)
-    settings = config.task.latents
     if settings.mean is not None and settings.std is not None:
-        if len(settings.mean) != source.latent_channels:
+        if len(settings.mean) != source.spec.latent_channels:
             raise UserError(
                 f"task.latents.mean and std have {len(settings.mean)} numbers, the latents have"
-                f" {source.latent_channels} channels; give one per channel"
+                f" {source.spec.latent_channels} channels; give one per channel"
             )
         statistics = LatentStatistics(settings.mean, settings.std, 0)
     elif data.facts.tokens is not None and data.facts.tokens.latent_statistics is not None:
         statistics = data.facts.tokens.latent_statistics
     else:
-        statistics = _shared_measurement(config, data, source, context)
+        path = Path(config.output).absolute() / LATENTS_JSON
+        statistics = _shared_measurement(path, settings.measure_images, data, source, context)
     std = tuple(value / settings.multiplier for value in statistics.std)
     return LatentStatistics(statistics.mean, std, statistics.count)
 
 
 def _shared_measurement(
-    config: TrainConfig, data: TrainData, source: Source, context: RunContext
+    path: Path, wanted: int, data: TrainData, source: Source, context: RunContext
 ) -> LatentStatistics:
     """Rank 0 reads or measures, the others get the same numbers."""
-    channels = source.latent_channels
+    channels = source.spec.latent_channels
     numbers = torch.zeros(2 * channels + 1, dtype=torch.float64)
     if context.rank == 0:
-        found = _read_or_measure(config, data, source, context)
+        found = _read(path, source)
+        if found is None:
+            found = _measure(wanted, data, source, context)
+            _write(path, source, found)
         numbers = torch.tensor([*found.mean, *found.std, found.count], dtype=torch.float64)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        numbers = numbers.to(context.device)
-        dist.broadcast(numbers, src=0)
-    values = numbers.tolist()
+    values = broadcast(numbers).tolist()
     return LatentStatistics(
         tuple(values[:channels]), tuple(values[channels : 2 * channels]), int(values[-1])
     )
 
 
-def _read_or_measure(
-    config: TrainConfig, data: TrainData, source: Source, context: RunContext
-) -> LatentStatistics:
-    path = Path(config.output).absolute() / LATENTS_JSON
-    if path.is_file():
-        stored = json.loads(path.read_bytes())
-        if stored["tokenizer_fingerprint"] == source.fingerprint:
-            return LatentStatistics(
-                tuple(stored["mean"]), tuple(stored["std"]), int(stored["count"])
-            )
+def _read(path: Path, source: Source) -> LatentStatistics | None:
+    """What this run measured when it began, with the same tokenizer."""
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_bytes())
+    if stored["tokenizer_fingerprint"] != source.spec.tokenizer_fingerprint:
+        return None
+    return LatentStatistics(tuple(stored["mean"]), tuple(stored["std"]), int(stored["count"]))
+
+
+def _measure(wanted: int, data: TrainData, source: Source, context: RunContext) -> LatentStatistics:
     assert source.encoder is not None
-    assert isinstance(config.task, DiffusionTaskConfig)
     source.encoder.network.to(context.device)
     sums: list[LatentSums] = []
-    wanted = config.task.latents.measure_images
     share = max(1, data.plan.global_batch_size // 16)
     for step in range(-(-wanted // data.plan.global_batch_size)):
         batch = data.load(step, 0, 1)
@@ -101,12 +100,16 @@ def _read_or_measure(
             )
     statistics = LatentSums.combine(sums)
     assert statistics is not None
+    std = [f"{value:.4f}" for value in statistics.std]
+    logger.info("latents measured on %d images: std %s", wanted, std)
+    return statistics
+
+
+def _write(path: Path, source: Source, statistics: LatentStatistics) -> None:
     found = {
-        "tokenizer_fingerprint": source.fingerprint,
+        "tokenizer_fingerprint": source.spec.tokenizer_fingerprint,
         "mean": list(statistics.mean),
         "std": list(statistics.std),
         "count": statistics.count,
     }
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
-    logger.info("latents measured on %d images: std %s", wanted, [f"{s:.4f}" for s in found["std"]])
-    return statistics

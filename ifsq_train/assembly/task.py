@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.classifiers import build_classifier
 from ifsq_train.artifacts.networks import build_tokenizer
-from ifsq_train.config import (
-    TokenizerTaskConfig,
-    TrainConfig,
-)
+from ifsq_train.assembly.generator import build_generator_task
+from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.classifier import ClassifierTaskConfig
+from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.context import RunContext
+from ifsq_train.models.discriminator import PatchDiscriminator
+from ifsq_train.models.perceptual import load_lpips
+from ifsq_train.plugins.kinds import TaskKind
+from ifsq_train.plugins.registry import find, unknown_kind
 from ifsq_train.randomness import derive_seed
 from ifsq_train.tasks.base import TrainTask
 from ifsq_train.tasks.classifier import ClassifierTask
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
-
-if TYPE_CHECKING:
-    from ifsq_train.data.base import TrainData
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +35,20 @@ def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> Tra
     """
     task = config.task
     seed = derive_seed(config.seed, "initialisation")
+    if isinstance(task, GeneratorTaskConfig):
+        return build_generator_task(config, task, data, context, seed)
+    torch.manual_seed(seed)
     if isinstance(task, TokenizerTaskConfig):
-        torch.manual_seed(seed)
         return _build_tokenizer_task(task)
     if isinstance(task, ClassifierTaskConfig):
-        torch.manual_seed(seed)
         return ClassifierTask(task, build_classifier(task.model))
-    from ifsq_train.assembly.generator import build_generator_task
-
-    return build_generator_task(config, data, context, seed)
+    kind = find("ifsq.tasks", task.kind)
+    if not isinstance(kind, TaskKind):
+        raise unknown_kind("task", task.kind, ("tokenizer", "classifier", "autoregressive", "diffusion"))
+    return kind.task(config, data, context)
 
 
 def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
-    from ifsq_train.models.discriminator import PatchDiscriminator
-    from ifsq_train.models.perceptual import load_lpips
-
     tokenizer = build_tokenizer(config.model)
     adversarial = config.adversarial
     discriminator = (

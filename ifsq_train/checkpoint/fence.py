@@ -5,27 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import socket
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 
 logger = logging.getLogger(__name__)
-
-
-def shared_attempt_id() -> str:
-    """A fresh random name for this start of the run, equal on all ranks (collective)."""
-    attempt = torch.tensor(secrets.randbits(62), dtype=torch.int64)
-    if dist.is_initialized():
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        attempt = attempt.to(device)
-        dist.broadcast(attempt, src=0)
-    return f"{int(attempt):016x}"
 
 
 class FencedOff(UserError):

@@ -52,10 +52,6 @@ class ClassifierTaskConfig(TaskConfigBase):
     """Images are moved by up to so many pixels each way, the edge repeated."""
 
     def networks(self) -> set[str]:
-        """Names of the networks the task trains."""
-        return {"classifier"}
-
-    def networks(self) -> set[str]:
         """See TaskConfigBase.networks."""
         return {"classifier"}
 

@@ -14,6 +14,9 @@ from ifsq_train.config.task_base import TaskConfigBase
 from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
 from ifsq_train.config.paths import RunPath
 
+AUTOENCODER, DISCRIMINATOR, GENERATOR = "autoencoder", "discriminator", "generator"
+"""Names of the trained networks: keys of `optim`, and of a checkpoint's tensors."""
+
 
 class AdversarialConfig(Config):
     """PatchGAN discriminator and its schedule."""
@@ -50,7 +53,7 @@ class TokenizerTaskConfig(TaskConfigBase):
 
     def networks(self) -> set[str]:
         """See TaskConfigBase.networks."""
-        return {"autoencoder"} if self.adversarial is None else {"autoencoder", "discriminator"}
+        return {AUTOENCODER} if self.adversarial is None else {AUTOENCODER, DISCRIMINATOR}
 
     def check_data(self, data: DataConfig) -> None:
         """See TaskConfigBase.check_data."""
@@ -104,7 +107,7 @@ class GeneratorTaskConfig(TaskConfigBase):
 
     def networks(self) -> set[str]:
         """See TaskConfigBase.networks."""
-        return {"generator"}
+        return {GENERATOR}
 
     def check_data(self, data: DataConfig) -> None:
         """See TaskConfigBase.check_data."""

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ifsq_train.config import DataConfig, ImageDataConfig, TaskConfig, TokenDataConfig, TrainConfig
+from ifsq_train.config import (
+    DataConfig,
+    GeneratorTaskConfig,
+    ImageDataConfig,
+    TaskConfig,
+    TokenDataConfig,
+    TrainConfig,
+)
 from ifsq_train.data.base import Extras, TrainData
 from ifsq_train.data.images import image_budget, open_images
 from ifsq_train.data.tokens import open_tokens
@@ -55,9 +62,9 @@ def open_train_data(
 
 def extras_for(task: TaskConfig) -> Extras:
     """What a task reads besides tokens and labels."""
-    if task.kind in ("tokenizer", "classifier"):
+    if not isinstance(task, GeneratorTaskConfig):
         return Extras()
-    latents = task.kind == "diffusion"
+    latents = task.speaks == "latents"
     if task.repa is None:
         return Extras(latents=latents)
     stored = task.repa.teacher is None

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from ifsq_train.config.launch import GpuCount
+from ifsq_train.distributed.collectives import backend_of
 from ifsq_train.distributed.interruption import Interruption, terminated
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class TorchrunContext:
     def __post_init__(self) -> None:
         self.device = default_device(self.local_rank)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group(backend_of(self.device))
 
     def interruption(self) -> Interruption:
         """SIGTERM, which torchrun passes on."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
+
 import torch
 import torch.distributed as dist
 
-from ifsq_train.distributed.collectives import several_ranks
+from ifsq_train.distributed.collectives import broadcast, several_ranks
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.distributed.interruption import Interruption
+
+
+def shared_attempt_id() -> str:
+    """A fresh random name for this start of the run, equal on all ranks (collective)."""
+    attempt = broadcast(torch.tensor(secrets.randbits(62), dtype=torch.int64))
+    return f"{int(attempt):016x}"
 
 
 class InterruptionVote:

@@ -54,7 +54,6 @@ from ifsq_train.evaluation.result import (
 from ifsq_train.models.inception import FidInception, load_fid_inception
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.perceptual import Lpips, load_lpips
-from ifsq_train.models.quantizers.fsq import FSQ
 from ifsq_train.models.repa import DinoTeacher, load_dino
 
 _TEACHER_GRID = (16, 16)
@@ -208,7 +207,7 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
     assert tools.images is not None
     network, inception = tools.tokenizer.network, tools.inception
     quantizer = network.quantize
-    levels = quantizer.level_counts if isinstance(quantizer, FSQ) else None
+    levels = quantizer.level_counts
     usage = CodeUsage(levels, quantizer.codebook_sizes) if quantizer.codebook_sizes else None
     meter = ReconstructionMeter(tools.lpips)
     real, raw, rounded = tools.new_statistics(), InceptionStatistics(), InceptionStatistics()
@@ -219,7 +218,7 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
         meter.add(images, reconstructions)
         if usage is not None:
             indices = quantized.indices
-            digits = quantizer.indices_to_digits(indices) if isinstance(quantizer, FSQ) else None
+            digits = None if levels is None else quantizer.indices_to_digits(indices)
             usage.update(digits, indices)
         if inception is not None:
             real.add(inception, images)

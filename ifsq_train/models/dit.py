@@ -295,6 +295,11 @@ class DiT(nn.Module):
         )
         self.reset_parameters()
 
+    def example_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, time and label of one sample, all zero, for counting operations."""
+        latents = torch.zeros(1, self.latent_channels, *self.grid)
+        return latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+
     def reset_parameters(self) -> None:
         """Xavier-uniform linears, small embeddings; modulations and the last layer start at 0."""
         for module in self.modules():

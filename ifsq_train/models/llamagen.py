@@ -124,6 +124,12 @@ class LlamaGen(nn.Module):
         """Whether a position has several tokens."""
         return len(self.codebook_sizes) > 1
 
+    def example_inputs(self) -> tuple[Tensor, Tensor]:
+        """Tokens and label of one sample, all zero, for counting operations."""
+        groups = (len(self.codebook_sizes),) if self.factorized else ()
+        shape = (1, self.num_tokens, *groups)
+        return torch.zeros(shape, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
     def reset_parameters(self) -> None:
         """Linear and embedding weights N(0, 0.02), biases 0, output heads 0."""
         for module in self.modules():

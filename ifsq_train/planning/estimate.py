@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.classifiers import build_classifier
-from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
-from ifsq_train.config import (
-    AutoregressiveTaskConfig,
-    DiffusionTaskConfig,
-    TokenizerTaskConfig,
-    TrainConfig,
-)
+from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.classifier import ClassifierTaskConfig
+from ifsq_train.config.tasks import AUTOENCODER, DISCRIMINATOR, GENERATOR
 from ifsq_train.metrics.flops import FlopCounter
 from ifsq_train.models.discriminator import PatchDiscriminator
+from ifsq_train.models.generator_spec import GeneratorSpec
 
 FP32_BYTES = 4
 DEFAULT_EFFICIENCY = 0.35
@@ -58,28 +56,13 @@ class Estimate:
     days: float | None
 
 
-@dataclass(frozen=True)
-class TokenFacts:
-    """What a generator's estimate needs to know of its data.
-
-    Attributes:
-        grid: height and width in tokens or latents.
-        codebook_sizes: of the token groups.
-        latent_channels: for diffusion.
-    """
-
-    grid: tuple[int, int]
-    codebook_sizes: tuple[int, ...] = ()
-    latent_channels: int | None = None
-
-
 def estimate(
     config: TrainConfig,
     *,
     workers: int,
     peak_flops: float | None,
     efficiency: float = DEFAULT_EFFICIENCY,
-    tokens: TokenFacts | None = None,
+    spec: GeneratorSpec | None = None,
 ) -> Estimate:
     """Arithmetic for a recipe.
 
@@ -88,7 +71,7 @@ def estimate(
         workers: GPUs in all.
         peak_flops: of one GPU in the recipe's precision, FLOP/s.
         efficiency: expected part of the peak, in (0, 1].
-        tokens: of the dataset; generators need it.
+        spec: of the tokens or latents; generators need it.
 
     Raises:
         UserError: the recipe's parts do not fit, or there are more workers than samples.
@@ -99,7 +82,7 @@ def estimate(
             f"{workers} workers for a global batch of {batch}; use at most {batch} workers"
         )
     with FakeTensorMode():
-        networks, inputs = build_networks(config, tokens)
+        networks, inputs = build_networks(config, spec)
         parameters = {name: count_parameters(module) for name, module in networks.items()}
         per_sample = step_flops(config, forward_flops(networks, inputs))
     share = -(-batch // workers)
@@ -128,42 +111,46 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def build_networks(
-    config: TrainConfig, tokens: TokenFacts | None
+    config: TrainConfig, spec: GeneratorSpec | None
 ) -> tuple[dict[str, nn.Module], dict[str, Inputs]]:
-    """The trained networks, and one sample for each."""
+    """The trained networks, and one sample for each.
+
+    Raises:
+        UserError: the recipe's parts do not fit, or facts are missing.
+    """
     task = config.task
-    one = torch.zeros(1, dtype=torch.int64)
-    if isinstance(task, TokenizerTaskConfig):
-        assert config.data.kind == "images"
-        size = config.data.view.image_size
-        image = torch.zeros(1, 3, size, size)
-        networks: dict[str, nn.Module] = {"autoencoder": build_tokenizer(task.model)}
-        if task.adversarial is not None:
-            networks["discriminator"] = PatchDiscriminator(
-                task.adversarial.base_channels, task.adversarial.num_layers
-            )
-        return networks, dict.fromkeys(networks, (image,))
+    if isinstance(task, GeneratorTaskConfig):
+        network: Any = build_generator(task, _complete(task, spec))
+        return {GENERATOR: network}, {GENERATOR: network.example_inputs()}
+    if not isinstance(task, TokenizerTaskConfig | ClassifierTaskConfig):
+        raise UserError(f"task '{task.kind}' comes from a plug-in, whose cost is not known here")
+    assert config.data.kind == "images"
+    size = config.data.view.image_size
+    image = torch.zeros(1, 3, size, size)
     if isinstance(task, ClassifierTaskConfig):
-        assert config.data.kind == "images"
-        size = config.data.view.image_size
-        image = torch.zeros(1, 3, size, size)
         return {"classifier": build_classifier(task.model)}, {"classifier": (image,)}
-    if tokens is None:
+    networks: dict[str, nn.Module] = {AUTOENCODER: build_tokenizer(task.model)}
+    if task.adversarial is not None:
+        networks[DISCRIMINATOR] = PatchDiscriminator(
+            task.adversarial.base_channels, task.adversarial.num_layers
+        )
+    return networks, dict.fromkeys(networks, (image,))
+
+
+def _complete(task: GeneratorTaskConfig, spec: GeneratorSpec | None) -> GeneratorSpec:
+    """The spec, if it says what the network is built of."""
+    if spec is None:
         raise UserError(
             "a generator's size depends on its tokens: name the dataset in the recipe, or give"
             " --grid, with --codebook-size or --latent-channels"
         )
-    height, width = tokens.grid
-    if isinstance(task, AutoregressiveTaskConfig):
-        groups = len(tokens.codebook_sizes)
-        shape = (1, height * width) if groups == 1 else (1, height * width, groups)
-        model = build_llamagen(task.model, tokens.codebook_sizes, tokens.grid, task.repa)
-        return {"generator": model}, {"generator": (torch.zeros(shape, dtype=torch.int64), one)}
-    assert isinstance(task, DiffusionTaskConfig)
-    channels = tokens.latent_channels or 0
-    latents = torch.zeros(1, channels, height, width)
-    dit = build_dit(task.model, channels, tokens.grid, task.repa)
-    return {"generator": dit}, {"generator": (latents, torch.zeros(1), one)}
+    if task.speaks == "tokens" and not spec.codebook_sizes:
+        raise UserError(
+            f"task '{task.kind}' is trained on tokens: give --codebook-size, once per token group"
+        )
+    if task.speaks == "latents" and not spec.latent_channels:
+        raise UserError(f"task '{task.kind}' is trained on latents: give --latent-channels")
+    return spec
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -224,13 +211,13 @@ def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
     step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
     """
     if not isinstance(config.task, TokenizerTaskConfig):
-        return 3.0 * next(iter(forward.values()))
-    autoencoder = 3.0 * forward["autoencoder"]
+        return 3.0 * forward[GENERATOR]
+    autoencoder = 3.0 * forward[AUTOENCODER]
     adversarial = config.task.adversarial
     if adversarial is None or adversarial.start_step >= config.steps:
         return autoencoder
-    generator_step = autoencoder + 2.0 * forward["discriminator"]
-    discriminator_step = forward["autoencoder"] + 6.0 * forward["discriminator"]
+    generator_step = autoencoder + 2.0 * forward[DISCRIMINATOR]
+    discriminator_step = forward[AUTOENCODER] + 6.0 * forward[DISCRIMINATOR]
     both = generator_step + discriminator_step
     against = both if adversarial.schedule == "both" else both / 2.0
     alone = adversarial.start_step / config.steps

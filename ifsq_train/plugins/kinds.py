@@ -1,6 +1,6 @@
 """What a plug-in declares: one object per kind, made at the top level of its module.
 
-`config` is the kind's part of a recipe: a frozen pydantic model (subclass `ifsq_train.config.Config`)
+`config` is the kind's part of a recipe: a pydantic model (a subclass of `ifsq_train.config.Config`)
 with a field ``kind: Literal["name"]``. Nothing is registered by making one of these objects.
 """
 

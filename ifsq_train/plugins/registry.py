@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -83,6 +83,20 @@ def find(group: str, name: str) -> Kind | None:
         load_installed({name}, (group,))
     known = _known.get((group, name))
     return known.kind if known else None
+
+
+def names(group: str) -> list[str]:
+    """Every name of a group that plug-ins have added or installed packages declare, sorted."""
+    added = {name for own, name in _known if own == group}
+    return sorted(added | {point.name for point in entry_points(group=group)})
+
+
+def unknown_kind(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The refusal of a kind nobody knows."""
+    return UserError(
+        f"{what} kind '{name}' is unknown; known are {', '.join(dict.fromkeys(known))}. A plug-in's"
+        " kind needs its package installed, or --plugin FILE"
+    )
 
 
 def load_installed(names: set[str] | None = None, groups: tuple[str, ...] = GROUPS) -> None:

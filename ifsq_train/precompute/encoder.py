@@ -28,7 +28,6 @@ from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.inference import channels_last, optimize_for_inference
-from ifsq_train.models.quantizers.continuous import Continuous, split_moments
 from ifsq_train.models.repa import DinoTeacher
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -115,7 +114,7 @@ class TokenEncoder:
         self.digits = digit_table(quantizer)
         self.digit_order: Literal["little", "big"] = self.quantizer.get("digit_order", "little")
         self.latent_channels = quantizer.num_channels
-        self.has_posterior = isinstance(quantizer, Continuous) and not quantizer.deterministic
+        self.has_posterior = quantizer.has_posterior
         self.downsample_ratio = network.downsample_ratio
         self.numerics = f"{device}/{precision}"
         self.batch_size = batch_size
@@ -166,8 +165,7 @@ class TokenEncoder:
     def _latents(self, moments: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.codebook_sizes:
             return self._network.quantize.indices_to_latents(tokens), None
-        mean, logvar = split_moments(moments)
-        return mean, logvar if self.has_posterior else None
+        return self._network.quantize.posterior(moments)
 
     def position_matters(self, image_size: int) -> bool:
         """Whether an image's place in the batch changes any bit of what becomes of it here."""

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.open import open_storage
 from data_pipelines.work_items import WorkItem
+from ifsq_train.artifacts.networks import generator_kind
 from ifsq_train.artifacts.trained import (
     TrainedGenerator,
     TrainedTokenizer,
@@ -31,6 +32,7 @@ from ifsq_train.config import SampleConfig
 from ifsq_train.distributed.context import default_device
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
 from ifsq_train.sampling.files import read_images
@@ -44,6 +46,8 @@ from ifsq_train.sampling.job import (
     read_facts,
 )
 
+Draw = Callable[[nn.Module, Tensor, Sequence[int], SampleConfig], Tensor]
+"""See `ifsq_train.plugins.GeneratorKind.draw`."""
 OnBatch = Callable[[int, int], None]
 """Called after every batch with (samples done, samples in all)."""
 
@@ -119,9 +123,10 @@ class Sampler:
         self._config, self._device = config, device
         self._tokenizer, self._generator = open_pair(config)
         self.spec = _spec(config, self._tokenizer, self._generator, device)
+        self._draw = _drawing(self._generator.task.kind)
         for network in (self._tokenizer.network, self._generator.network):
             optimize_for_inference(network.to(device))
-        if config.precision == "bf16" and not isinstance(self._generator.network, DiT):
+        if config.precision == "bf16" and self._generator.task.speaks == "tokens":
             # Autocast would convert every weight again for each of the tokens.
             for parameter in self._generator.network.parameters():
                 parameter.data = parameter.data.bfloat16()
@@ -140,18 +145,11 @@ class Sampler:
         generator, network = self._generator, self._tokenizer.network
         bf16 = self._config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            if isinstance(generator.network, DiT):
-                assert generator.scaling is not None
-                noise = seeded_noise(generator.network, seeds).to(self._device)
-                scaled = sample_latents(
-                    generator.network, labels, noise, flow_settings(self._config)
-                )
-                latents = generator.scaling.denormalize(scaled.float())
+            drawn = self._draw(generator.network, labels, seeds, self._config)
+            if generator.scaling is not None:
+                latents = generator.scaling.denormalize(drawn.float())
             else:
-                tokens = sample_tokens(
-                    generator.network, labels, seeds, token_settings(self._config)
-                )
-                indices = tokens.reshape(len(tokens), *generator.grid, -1)
+                indices = drawn.reshape(len(drawn), *generator.spec.grid, -1)
                 latents = network.quantize.indices_to_latents(indices)
             return network.decode(channels_last(latents)).float()
 
@@ -163,11 +161,12 @@ def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]
         UserError: one is missing, or they do not belong together; names both fingerprints.
     """
     tokenizer, generator = load_tokenizer(config.tokenizer), load_generator(config.generator)
-    if generator.tokenizer_fingerprint != tokenizer.fingerprint:
+    wanted = generator.spec.tokenizer_fingerprint
+    if wanted != tokenizer.fingerprint:
         raise UserError(
-            f"{config.generator} was trained on tokens of tokenizer"
-            f" {generator.tokenizer_fingerprint[:12]}, {config.tokenizer} is"
-            f" {tokenizer.fingerprint[:12]}; give the tokenizer its tokens were made with"
+            f"{config.generator} was trained on tokens of tokenizer {wanted[:12]},"
+            f" {config.tokenizer} is {tokenizer.fingerprint[:12]}; give the tokenizer its"
+            " tokens were made with"
         )
     return tokenizer, generator
 
@@ -184,6 +183,31 @@ def sample_labels(config: SampleConfig, num_classes: int) -> NDArray[np.int64]:
             f"classes: found {unknown[0]}; the generator knows classes 0 to {num_classes - 1}"
         )
     return np.repeat(np.asarray(classes, dtype=np.int64), config.samples_per_class)
+
+
+def _drawing(kind: str) -> Draw:
+    """How a kind of generator is drawn from.
+
+    Raises:
+        UserError: nobody knows the kind.
+    """
+    shipped: dict[str, Draw] = {"autoregressive": _draw_tokens, "diffusion": _draw_latents}
+    return shipped.get(kind) or generator_kind(kind).draw
+
+
+def _draw_tokens(
+    network: nn.Module, labels: Tensor, seeds: Sequence[int], config: SampleConfig
+) -> Tensor:
+    assert isinstance(network, LlamaGen)
+    return sample_tokens(network, labels, seeds, token_settings(config))
+
+
+def _draw_latents(
+    network: nn.Module, labels: Tensor, seeds: Sequence[int], config: SampleConfig
+) -> Tensor:
+    assert isinstance(network, DiT)
+    noise = seeded_noise(network, seeds).to(labels.device)
+    return sample_latents(network, labels, noise, flow_settings(config))
 
 
 def token_settings(config: SampleConfig) -> SamplingConfig:

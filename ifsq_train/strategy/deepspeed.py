@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.distributed.collectives import backend_of
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.strategy.base import StepStats, frozen
 from ifsq_train.strategy.fragments import Fragment, moments, split_fragments, whole_fragments
@@ -63,14 +64,14 @@ class DeepSpeedStrategy:
     ) -> None:
         """One engine per network."""
         self._optim, self._total_steps = optim, total_steps
+        backend = backend_of(self._context.device)
         if not dist.is_initialized() and self._context.world_size == 1:
             # A run in this process alone: no address to meet at is needed.
-            backend = "nccl" if self._context.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         # DeepSpeed refuses to start without it, also where nothing was launched.
         os.environ.setdefault("LOCAL_RANK", str(self._context.local_rank))
         self._deepspeed.init_distributed(
-            dist_backend="nccl" if self._context.device.type == "cuda" else "gloo",
+            dist_backend=backend,
             auto_mpi_discovery=False,
             verbose=False,
         )

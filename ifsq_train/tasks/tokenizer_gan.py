@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifsq_train.config import AdversarialConfig, LfqConfig, TokenizerTaskConfig
+from ifsq_train.config import AdversarialConfig, TokenizerTaskConfig
+from ifsq_train.config.tasks import AUTOENCODER, DISCRIMINATOR
 from ifsq_train.data.batch import Batch
 from ifsq_train.distributed.collectives import mean_over_ranks
 from ifsq_train.losses.adversarial import (
@@ -21,10 +22,7 @@ from ifsq_train.losses.adversarial import (
 from ifsq_train.losses.reconstruction import pixel_loss
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.inference import channels_last
-from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
 from ifsq_train.tasks.base import LossOutput, StepInfo
-
-AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
 
 
 class TokenizerTask:
@@ -110,22 +108,14 @@ class TokenizerTask:
                 models[DISCRIMINATOR], leaf, gradient, (last_layer, captured[0]), metrics, info
             )
         surrogate, total = (reconstruction * gradient).sum(), nll.detach()
+        weight = self._config.codebook_weight
         for name, value in quantized.losses.items():
-            weighted = self._loss_weight(name, info.step) * value
+            weighted = weight * self._autoencoder.quantize.loss_factor(name, info.step) * value
             surrogate, total = surrogate + weighted, total + weighted.detach()
             metrics[name] = value.detach()
         metrics["loss"] = total
         metrics.update({name: value.detach() for name, value in quantized.stats.items()})
         return LossOutput(surrogate, metrics)
-
-    def _loss_weight(self, name: str, step: int) -> float:
-        """Weight of one of the quantizer's own losses; LFQ's entropy term is annealed."""
-        weight, quantizer = self._config.codebook_weight, self._config.model.quantizer
-        if isinstance(quantizer, LfqConfig) and name == "entropy":
-            weight *= lfq_entropy_factor(
-                step, extra=quantizer.entropy_extra, anneal_steps=quantizer.entropy_anneal_steps
-            )
-        return weight
 
     def _reconstruction_loss(
         self, images: Tensor, leaf: Tensor, info: StepInfo

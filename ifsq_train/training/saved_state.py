@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.errors import UserError
 from ifsq_train.checkpoint.format import AVERAGE, Piece, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint
 from ifsq_train.checkpoint.train_state import TrainState
+from ifsq_train.distributed.collectives import broadcast
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.strategy.base import Strategy
 from ifsq_train.training.ema import WeightAverage
@@ -103,10 +103,7 @@ def _load(
 def _agreed_checkpoint(folder: Path, context: RunContext) -> Checkpoint | None:
     """Rank 0 chooses, the others follow: they must never resume from different steps."""
     found = newest_checkpoint(folder) if context.rank == 0 else None
-    step = torch.tensor(-1 if found is None else found.step)
-    if dist.is_initialized():
-        step = step.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.broadcast(step, src=0)
+    step = broadcast(torch.tensor(-1 if found is None else found.step))
     if int(step) < 0:
         return None
     if context.rank == 0:

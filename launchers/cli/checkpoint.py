@@ -76,15 +76,15 @@ def import_(
     ] = 1.0,
 ) -> None:
     """Take over a released tokenizer, LlamaGen or DiT checkpoint."""
-    from ifsq_train.artifacts.exchange import GeneratorFacts, import_released
+    from ifsq_train.artifacts.exchange import import_released, released_spec
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
 
     config = load_recipe(recipe, [])
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', an import needs a 'train' recipe")
-    facts = None
+    spec = None
     if tokenizer is not None and grid is not None:
-        facts = GeneratorFacts(tokenizer, grid, latent_multiplier)
-    count = import_released(source, output, config, facts)
+        spec = released_spec(tokenizer, grid, latent_multiplier)
+    count = import_released(source, output, config, spec)
     typer.echo(f"{count:,} parameters in {output}")

@@ -12,7 +12,8 @@ from launchers.cli.options import Overrides, RecipeName
 
 if TYPE_CHECKING:
     from ifsq_train.config import TrainConfig
-    from ifsq_train.planning.estimate import Estimate, TokenFacts
+    from ifsq_train.models.generator_spec import GeneratorSpec
+    from ifsq_train.planning.estimate import Estimate
 
 GIB = 2.0**30
 DEFAULT_PEAK_TFLOPS = 989.0
@@ -41,38 +42,37 @@ def plan(
     """Memory per GPU by ZeRO stage, FLOPs, communication and days, from arithmetic."""
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
-    from ifsq_train.planning.estimate import TokenFacts, estimate
+    from ifsq_train.models.generator_spec import GeneratorSpec
+    from ifsq_train.planning.estimate import estimate
 
     config = load_recipe(recipe, overrides or [])
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', `ifsq plan` needs a 'train' recipe")
-    tokens = _facts(config)
+    spec = _spec(config)
     if grid is not None:
-        tokens = TokenFacts((grid, grid), tuple(codebook_size or ()), latent_channels)
+        spec = GeneratorSpec((grid, grid), tuple(codebook_size or ()), latent_channels or 0)
     found = estimate(
         config,
         workers=nodes * gpus_per_node,
         peak_flops=peak_tflops * 1e12,
         efficiency=efficiency,
-        tokens=tokens,
+        spec=spec,
     )
     for line in describe(found, config, efficiency):
         sys.stdout.write(f"{line}\n")
 
 
-def _facts(config: TrainConfig) -> TokenFacts | None:
+def _spec(config: TrainConfig) -> GeneratorSpec | None:
     """Of the recipe's token dataset, where it exists."""
     from data_pipelines.tokens.reader import TokenDataset
-    from ifsq_train.planning.estimate import TokenFacts
+    from ifsq_train.artifacts.token_meaning import spec_of_tokens
 
     if config.data.kind != "tokens":
         return None
     try:
-        spec = TokenDataset.open(config.data.url).spec
+        return spec_of_tokens(TokenDataset.open(config.data.url).spec)
     except UserError:
         return None
-    height, width = spec.grid
-    return TokenFacts((height, width), tuple(spec.codebook_sizes))
 
 
 def describe(found: Estimate, config: TrainConfig, efficiency: float) -> list[str]:

@@ -54,7 +54,7 @@ class FSQ(Quantizer, RunningMoments):
 
     levels: Tensor
     radix: Tensor
-    level_counts: tuple[int, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+    level_counts: tuple[int, ...]  # pyright: ignore
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class FSQ(Quantizer, RunningMoments):
         track_statistics: bool = False,
     ) -> None:
         super().__init__()
-        self.level_counts = tuple(int(level) for level in levels)
+        self.level_counts = tuple(int(level) for level in levels)  # pyright: ignore
         self.groups = tuple(groups) if groups is not None else (len(self.level_counts),)
         self.alpha, self.bound_kind, self.cells = float(alpha), bound, cells
         self.digit_order = digit_order

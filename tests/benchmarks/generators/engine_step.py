@@ -9,11 +9,11 @@ import torch
 
 from ifsq_train.assembly.strategy import build_strategy
 from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.data.batch import Batch
 from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.base import StepInfo
-from ifsq_train.tasks.generator import GENERATOR
 from ifsq_train.training.ema import WeightAverage
 from ifsq_train.training.kernels import choose_kernels, compile_networks
 

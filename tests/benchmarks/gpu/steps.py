@@ -16,6 +16,7 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
+from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.data.batch import Batch
 from ifsq_train.losses.adversarial import discriminator_loss, generator_loss
 from ifsq_train.models import dit, llamagen
@@ -28,7 +29,6 @@ from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import LatentInputs
-from ifsq_train.tasks.generator import GENERATOR
 from tests.benchmarks.generators.engine_step import engine_step
 from tests.benchmarks.gpu.bench import Bench, count_flops
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipelines.errors import UserError
-from ifsq_train.artifacts.exchange import GeneratorFacts, export_weights, import_released
+from ifsq_train.artifacts.exchange import export_weights, import_released, released_spec
 from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
 from ifsq_train.artifacts.trained import load_generator, load_tokenizer
 from ifsq_train.config import TrainConfig
-from ifsq_train.planning.estimate import TokenFacts, communication_bytes, estimate, state_bytes
+from ifsq_train.models.generator_spec import GeneratorSpec
+from ifsq_train.planning.estimate import communication_bytes, estimate, state_bytes
 
 GIB = 2**30
 
@@ -96,12 +97,12 @@ def test_a_released_generator_comes_in(
         "opt": {},
     }
     torch.save(content, tmp_path / "0000001.pt")
-    facts = GeneratorFacts(str(released_tokenizer[0]), 4, latent_multiplier=0.5)
-    import_released(tmp_path / "0000001.pt", tmp_path / "generator", config, facts)
+    spec = released_spec(str(released_tokenizer[0]), 4, latent_multiplier=0.5)
+    import_released(tmp_path / "0000001.pt", tmp_path / "generator", config, spec)
     trained = load_generator(tmp_path / "generator")
     for name, value in model.state_dict().items():
         assert torch.equal(trained.network.state_dict()[name], value)
-    assert trained.tokenizer_fingerprint == load_tokenizer(released_tokenizer[0]).fingerprint
+    assert trained.spec.tokenizer_fingerprint == load_tokenizer(released_tokenizer[0]).fingerprint
     if kind == "diffusion":
         assert trained.scaling is not None
         assert trained.scaling.std == (2.0, 2.0, 2.0)
@@ -145,8 +146,8 @@ def test_the_plan_of_the_papers_tokenizer() -> None:
 def test_the_flops_of_a_transformer_are_six_per_weight_and_token() -> None:
     model = {"size": "custom", "num_layers": 4, "num_heads": 4, "dim": 256, "num_classes": 10}
     config = recipe({"kind": "autoregressive", "model": model}, {"kind": "tokens"}, ["generator"])
-    facts = TokenFacts((8, 8), (512,))
-    found = estimate(config, workers=2, peak_flops=None, tokens=facts)
+    spec = GeneratorSpec((8, 8), (512,))
+    found = estimate(config, workers=2, peak_flops=None, spec=spec)
     # Embeddings are looked up, not multiplied; attention over 64 tokens adds a little.
     weights = found.parameters["generator"] - (512 + 11) * 256
     assert found.flops_per_sample == pytest.approx(6 * weights * 64, rel=0.06)

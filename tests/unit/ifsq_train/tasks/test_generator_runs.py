@@ -97,10 +97,10 @@ def test_a_run_can_be_opened(parts: dict[str, Any], tmp_path: Path, kind: str, d
     assert result["steps"] == 2
     assert np.isfinite(result["final_loss"])
     trained = load_generator(tmp_path / "run")
-    assert trained.grid == (8, 8)
+    assert trained.spec.grid == (8, 8)
     assert trained.num_classes == 3
-    assert trained.tokenizer_fingerprint == load_tokenizer(parts["tokenizer"]).fingerprint
-    assert trained.codebook_sizes == ((5**4,) if kind == "autoregressive" else ())
+    assert trained.spec.tokenizer_fingerprint == load_tokenizer(parts["tokenizer"]).fingerprint
+    assert trained.spec.codebook_sizes == ((5**4,) if kind == "autoregressive" else ())
     assert (trained.scaling is None) == (kind == "autoregressive")
 
 
@@ -175,7 +175,7 @@ def test_latents_are_brought_to_unit_variance(parts: dict[str, Any], tmp_path: P
     assert isinstance(config, TrainConfig)
     data = open_train_data(config.data, seed=0, run_folder=tmp_path, rank=0, device=CPU)
     task: Any = build_task(config, data, InProcessContext(device=CPU))
-    latents = torch.cat([task._latents(data.load(step, 0, 1)) for step in range(4)])
+    latents = torch.cat([task.inputs(data.load(step, 0, 1)) for step in range(4)])
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
@@ -224,10 +224,10 @@ def test_stored_latents_are_flowed_to(parts: dict[str, Any], tmp_path: Path, kin
         config.data, seed=0, run_folder=tmp_path, rank=0, device=CPU, extras=extras_for(config.task)
     )
     task: Any = build_task(config, data, InProcessContext(device=CPU))
-    latents = torch.cat([task._latents(data.load(step, 0, 1)) for step in range(5)])
+    latents = torch.cat([task.inputs(data.load(step, 0, 1)) for step in range(5)])
     assert latents.dtype == torch.float32
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=0.2)
-    again = task._latents(data.load(0, 0, 1))
+    again = task.inputs(data.load(0, 0, 1))
     assert torch.equal(latents[:4], again)
 
 

@@ -16,6 +16,7 @@ from ifsq_train.config import (
     OptimConfig,
     StrategyConfig,
 )
+from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.data.batch import Batch
 from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.models.dit import DiT
@@ -27,7 +28,6 @@ from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.base import StepInfo
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
-from ifsq_train.tasks.generator import GENERATOR
 from ifsq_train.training.ema import WeightAverage
 from tests.support.goldens import Golden, assert_relative
 
