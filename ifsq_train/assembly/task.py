@@ -44,7 +44,9 @@ def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> Tra
         return ClassifierTask(task, build_classifier(task.model))
     kind = find("ifsq.tasks", task.kind)
     if not isinstance(kind, TaskKind):
-        raise unknown_kind("task", task.kind, ("tokenizer", "classifier", "autoregressive", "diffusion"))
+        raise unknown_kind(
+            "task", task.kind, ("tokenizer", "classifier", "autoregressive", "diffusion")
+        )
     return kind.task(config, data, context)
 
 

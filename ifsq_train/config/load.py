@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import (
+    Config,
     EvaluateConfig,
     PrecomputeConfig,
     RecipeConfig,
     SampleConfig,
     StudyConfig,
     TrainConfig,
+    to_dict,
 )
 from ifsq_train.config.data import MACHINE_KEYS
+from ifsq_train.plugins.files import load_packed, packed
+from ifsq_train.plugins.registry import load_installed, on_change
 
 logger = logging.getLogger(__name__)
 
+ConfigT = TypeVar("ConfigT", bound=Config)
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
 Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig | StudyConfig
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
+on_change(lambda: _ADAPTER.rebuild(force=True))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -175,6 +181,7 @@ def validate_recipe(values: dict[str, Any], source: str) -> Recipe:
 
 def validate_model(adapter: TypeAdapter[Any], values: dict[str, Any], source: str) -> Any:
     """Check values against a schema; see `validate_recipe`."""
+    load_installed(set(_kinds_named(values)))
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
@@ -182,9 +189,41 @@ def validate_model(adapter: TypeAdapter[Any], values: dict[str, Any], source: st
         raise UserError("\n".join(lines)) from error
 
 
+def _kinds_named(values: Any) -> Iterator[str]:
+    """Every `kind` of a recipe, however deep."""
+    if isinstance(values, dict):
+        if isinstance(values.get("kind"), str):
+            yield values["kind"]
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        for part in values:
+            yield from _kinds_named(part)
+
+
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of all recipes, with the field docstrings as descriptions."""
+    """JSON schema of all recipes, installed plug-ins' kinds included; field docstrings describe.
+
+    Raises:
+        UserError: an installed plug-in cannot be loaded.
+    """
+    load_installed()
     return _ADAPTER.json_schema()
+
+
+def packed_recipe(config: Config) -> dict[str, Any]:
+    """A recipe, or a part of one, for another process: what it says and the plug-in files."""
+    return {"values": to_dict(config), "plugins": packed()}
+
+
+def unpacked(message: Mapping[str, Any], kind: type[ConfigT]) -> ConfigT:
+    """What `packed_recipe` gave, in the process that received it; loads the plug-ins.
+
+    Raises:
+        UserError: a plug-in cannot be loaded here.
+    """
+    load_packed(message["plugins"])
+    load_installed(set(_kinds_named(message["values"])))
+    return kind.model_validate(message["values"])
 
 
 _REMEDIES = {
@@ -204,7 +243,9 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
         return f"{path}: unknown key{_suggestion(fault['loc'], keys)}"
     if kind == "union_tag_invalid":
         context = fault.get("ctx", {})
-        return f"{path}.kind: found '{context.get('tag')}', allowed {context.get('expected_tags')}"
+        known = f"found '{context.get('tag')}', allowed {context.get('expected_tags') or 'none'}"
+        hint = "" if path == "recipe" else " (kinds of plug-ins: install them, or --plugin FILE)"
+        return f"{path}.kind: {known}{hint}"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
     if kind == "value_error" or isinstance(found, dict | list):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ifsq_train.config.base import Config
+from ifsq_train.config.kinds import OneOf
 from ifsq_train.config.paths import RunPath
 
 
@@ -26,6 +27,9 @@ class FlowDrawConfig(Config):
     """Guidance acts at times from cfg_start to cfg_end; 0 is noise, 1 is data."""
     guided_channels: int | None = Field(default=None, ge=1)
     """Only the first channels are guided; the released code guides 3. All when not given."""
+
+
+SamplerConfig = Annotated[Config, OneOf("ifsq.tasks", "sampler")]
 
 
 class SampleConfig(Config):
@@ -64,6 +68,8 @@ class SampleConfig(Config):
     """LlamaGen: always take the most likely token."""
     flow: FlowDrawConfig = FlowDrawConfig()
     """DiT: how the flow is integrated."""
+    sampler: SamplerConfig | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Settings of a plug-in's generator, told apart by its kind."""
     format: Literal["npz", "png", "webp", "tar"] = "npz"
     """npz: one file as evaluators read it (arr_0 uint8 [N, H, W, 3]); png, webp (lossless): one
     file per image; tar: WebDataset shards of one batch each."""

@@ -10,9 +10,9 @@ from ifsq_train.config.base import Config
 from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.config.data import DataConfig
 from ifsq_train.config.kinds import OneOf
-from ifsq_train.config.task_base import TaskConfigBase
 from ifsq_train.config.networks import DiTConfig, LlamaGenConfig, TokenizerConfig
 from ifsq_train.config.paths import RunPath
+from ifsq_train.config.task_base import TaskConfigBase
 
 AUTOENCODER, DISCRIMINATOR, GENERATOR = "autoencoder", "discriminator", "generator"
 """Names of the trained networks: keys of `optim`, and of a checkpoint's tensors."""

@@ -211,7 +211,7 @@ def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
     step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
     """
     if not isinstance(config.task, TokenizerTaskConfig):
-        return 3.0 * forward[GENERATOR]
+        return 3.0 * next(iter(forward.values()))
     autoencoder = 3.0 * forward[AUTOENCODER]
     adversarial = config.task.adversarial
     if adversarial is None or adversarial.start_step >= config.steps:

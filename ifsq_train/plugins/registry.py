@@ -21,10 +21,10 @@ class _Known:
 
 _known: dict[tuple[str, str], _Known] = {}
 _shipped: dict[str, set[str]] = {group: set() for group in GROUPS}
-_listeners: list[Callable[[], None]] = []
+_listeners: list[Callable[[], object]] = []
 
 
-def on_change(listener: Callable[[], None]) -> None:
+def on_change(listener: Callable[[], object]) -> None:
     """Have `listener` called after kinds were added."""
     _listeners.append(listener)
 

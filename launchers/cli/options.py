@@ -14,6 +14,26 @@ if TYPE_CHECKING:
 RecipeName = Annotated[str, typer.Argument(help="YAML file or shipped recipe (`ifsq recipes`).")]
 
 
+def _load_plugins(paths: list[str] | None) -> list[str] | None:
+    from ifsq_train.plugins.files import load_files
+
+    load_files(paths or [])
+    return paths
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        callback=_load_plugins,
+        is_eager=True,
+        help="Python file that adds kinds to recipes; it is run. Give it again for more.",
+    ),
+]
+"""Loaded as soon as it is met, so that a command needs nothing more than the parameter."""
+
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value changes, dots between nested keys.")
 ]

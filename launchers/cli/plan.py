@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Overrides, RecipeName
+from launchers.cli.options import Overrides, Plugins, RecipeName
 
 if TYPE_CHECKING:
     from ifsq_train.config import TrainConfig
@@ -23,6 +23,7 @@ DEFAULT_PEAK_TFLOPS = 989.0
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     peak_tflops: Annotated[

@@ -23,6 +23,7 @@ from launchers.cli.options import (
     Address,
     Loading,
     Overrides,
+    Plugins,
     RecipeName,
     gpu_count,
     loading_config,
@@ -65,6 +66,7 @@ def _before_every_command() -> None:
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers, one per GPU on a cluster.")] = 1,
     min_workers: Annotated[
         int | None, typer.Option(min=1, help="Elastic: go on with as few while nodes are missing.")
@@ -119,6 +121,7 @@ def train(
 def precompute(
     recipe: RecipeName,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     actors: Annotated[int, typer.Option(min=1, help="Encoders, one per GPU on a cluster.")] = 1,
     gpus_per_actor: Annotated[float, typer.Option(min=0, help="Below 1 they share one.")] = 0,
     readers: Annotated[int, typer.Option(min=0, help="Decode in so many other actors.")] = 0,
@@ -151,6 +154,7 @@ def precompute(
 def sample(
     recipe: RecipeName,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     actors: Annotated[
         int, typer.Option(min=0, help="Samplers on Ray, one per GPU; 0 draws in this process.")
     ] = 0,
@@ -167,7 +171,7 @@ def sample(
 
 
 @app.command()
-def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
+def evaluate(recipe: RecipeName, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Measure reconstructions, and samples if the recipe names some."""
     from ifsq_train.config import EvaluateConfig
     from launchers.reports.measures import measure_lines
@@ -205,7 +209,7 @@ def recipes() -> None:
 
 
 @config_app.command("show")
-def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+def config_show(recipe: RecipeName, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Print the recipe as it will run: merged, resolved, defaults filled in."""
     import yaml
 
@@ -217,7 +221,9 @@ def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @config_app.command("validate")
-def config_validate(recipe: RecipeName, overrides: Overrides = None) -> None:
+def config_validate(
+    recipe: RecipeName, overrides: Overrides = None, plugin: Plugins = None
+) -> None:
     """Check a recipe; reports every fault."""
     from ifsq_train.config.load import load_recipe
 
@@ -226,7 +232,7 @@ def config_validate(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @config_app.command("schema")
-def config_schema() -> None:
+def config_schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of recipes."""
     from ifsq_train.config.load import recipe_schema
 

@@ -24,7 +24,7 @@ from launchers.cli.cluster_options import (
     note,
     watch,
 )
-from launchers.cli.options import Loading, Overrides, loading_config
+from launchers.cli.options import Loading, Overrides, Plugins, loading_config
 
 if TYPE_CHECKING:
     from launchers.jobs.request import JobRequest
@@ -60,6 +60,7 @@ DryRun = Annotated[
 def submit(
     recipe: SubmittedRecipe,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     to: Annotated[Target, typer.Option("--to", help="local, ray or k8s.")] = "k8s",
     nodes: Annotated[int, typer.Option(min=1, help="Worker nodes.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="0: one CPU worker a node.")] = 0,

@@ -13,6 +13,7 @@ from ifsq_train.config import (
     LaunchConfig,
 )
 from ifsq_train.config.load import Recipe, validate_recipe
+from ifsq_train.plugins.files import load_from_environment
 from launchers.jobs.demo import DemoConfig, parse_demo
 from launchers.jobs.request import LAUNCH_VARIABLE, RECIPE_VARIABLE
 
@@ -27,6 +28,7 @@ def read_environment() -> tuple[Recipe | DemoConfig, LaunchConfig]:
         text, launch = os.environ[RECIPE_VARIABLE], os.environ[LAUNCH_VARIABLE]
     except KeyError as error:
         raise UserError(f"{error.args[0]} is not set; `ifsq submit` starts this command") from None
+    load_from_environment()
     recipe = parse_recipe(yaml.safe_load(text), RECIPE_VARIABLE)
     return recipe, LaunchConfig.model_validate(json.loads(launch))
 

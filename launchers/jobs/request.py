@@ -20,6 +20,7 @@ from ifsq_train.config import (
 )
 from ifsq_train.config.load import Recipe
 from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
+from ifsq_train.plugins.files import PLUGINS_VARIABLE, packed
 from launchers.jobs.code import CodeBundle
 from launchers.jobs.demo import DemoConfig
 
@@ -52,6 +53,7 @@ _RESERVED = {
     NETWORK_VARIABLE,
     NETWORK_MISSING_VARIABLE,
     SUBMITTED_VARIABLE,
+    PLUGINS_VARIABLE,
     "IFSQ_METRICS_HOST",
     "IFSQ_METRICS_PORT",
     "RAY_ADDRESS",
@@ -134,11 +136,13 @@ class JobRequest:
         """What `ifsq run-job` reads: recipe, worker group, working folder.
 
         Raises:
-            UserError: the recipe cannot travel in an environment variable.
+            UserError: the recipe or its plug-in files cannot travel in an environment variable.
         """
         recipe = recipe_text(self.recipe)
         launch = json.dumps(to_dict(self.launch(cpus_per_node)))
+        plugins = {PLUGINS_VARIABLE: text} if (text := packed()) else {}
         return {
+            **plugins,
             RECIPE_VARIABLE: recipe,
             LAUNCH_VARIABLE: launch,
             SUBMITTED_VARIABLE: str(int(time.time())),

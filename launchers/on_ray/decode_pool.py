@@ -23,7 +23,8 @@ from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import UserError
 from data_pipelines.images.source import PixelBatch
 from data_pipelines.order.plan import DataPlan
-from ifsq_train.config import ImageDataConfig, to_dict
+from ifsq_train.config import ImageDataConfig
+from ifsq_train.config.load import packed_recipe, unpacked
 from ifsq_train.data.base import DataFacts
 from ifsq_train.data.batch import Batch
 from ifsq_train.data.images import ImageTrainData, open_images
@@ -50,7 +51,7 @@ class DecodeActor:
     """What runs in an actor. The data is opened by the first call, so that its errors arrive."""
 
     def __init__(self, data: dict[str, Any], seed: int, threads: int) -> None:
-        self._config = ImageDataConfig.model_validate(data)
+        self._config = unpacked(data, ImageDataConfig)
         self._seed, self._threads = seed, threads
         self._data: ImageTrainData | None = None
 
@@ -201,6 +202,6 @@ def pooled_images(
     actor_class = ray.remote(DecodeActor).options(
         num_cpus=cpus_per_actor, scheduling_strategy="SPREAD", max_restarts=0
     )
-    recipe, threads = to_dict(config), max(1, int(cpus_per_actor))
+    recipe, threads = packed_recipe(config), max(1, int(cpus_per_actor))
     pool = DecodePool(ray, lambda: actor_class.remote(recipe, seed, threads), num_actors)
     return PooledImages(data, pool, budget)

@@ -12,6 +12,7 @@ from data_pipelines.storage.open import open_storage
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.work_items import WorkItem
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.config.load import unpacked
 from ifsq_train.precompute.job import ItemEncoder
 from ifsq_train.precompute.pixels import PixelRows, RowRange, ViewPixels
 from ifsq_train.precompute.progress import ItemResult
@@ -46,7 +47,7 @@ class EncoderActor:
     def __init__(
         self, recipe: dict[str, Any], device: str, decode_threads: int, readers: list[Any]
     ) -> None:
-        self._config = PrecomputeConfig.model_validate(recipe)
+        self._config = unpacked(recipe, PrecomputeConfig)
         self._device, self._decode_threads, self._readers = device, decode_threads, readers
         self._feed = QueuedItems()
         self._waiting: dict[int, Future[ItemResult]] = {}
@@ -91,7 +92,7 @@ class ReaderActor:
     """Reads and decodes on a machine without a GPU; stateless, so Ray may restart it anywhere."""
 
     def __init__(self, recipe: dict[str, Any], decode_threads: int) -> None:
-        self._config = PrecomputeConfig.model_validate(recipe)
+        self._config = unpacked(recipe, PrecomputeConfig)
         self._decode_threads = decode_threads
         self._pixels: ViewPixels | None = None
         self._opening = threading.Lock()

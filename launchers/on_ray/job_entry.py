@@ -15,9 +15,8 @@ from ifsq_train.config import (
     PrecomputeConfig,
     SampleConfig,
     TrainConfig,
-    to_dict,
 )
-from ifsq_train.config.load import Recipe, validate_recipe
+from ifsq_train.config.load import Recipe, packed_recipe, unpacked
 from ifsq_train.config.paths import with_absolute_paths
 from launchers.jobs.demo import DemoConfig
 from launchers.jobs.environment import read_environment
@@ -120,7 +119,7 @@ def _on_a_worker(recipe: EvaluateConfig, launch: LaunchConfig) -> str:
 
     with ray_session(launch.address, min_cpus=1) as ray:
         task = ray.remote(num_cpus=launch.cpus_per_worker, num_gpus=launch.gpus)(_single)
-        return plain_result(ray, task.remote(to_dict(with_absolute_paths(recipe))))
+        return plain_result(ray, task.remote(packed_recipe(with_absolute_paths(recipe))))
 
 
 def _single(values: dict[str, Any]) -> str:
@@ -131,6 +130,5 @@ def _single(values: dict[str, Any]) -> str:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from ifsq_train.evaluation.evaluate import evaluate
 
-    recipe = validate_recipe(values, source="recipe")
-    assert isinstance(recipe, EvaluateConfig)
+    recipe = unpacked(values, EvaluateConfig)
     return json.dumps(evaluate(recipe)["metrics"], indent=1)

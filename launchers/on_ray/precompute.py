@@ -16,7 +16,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.work_items import WorkItem
-from ifsq_train.config import PrecomputeConfig, to_dict
+from ifsq_train.config import PrecomputeConfig
+from ifsq_train.config.load import packed_recipe
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.precompute.job import preflight
 from ifsq_train.precompute.metrics import PrecomputeMetrics
@@ -131,7 +132,7 @@ def _actor_starter(
         max_concurrency=ITEMS_PER_ACTOR + 1,
     )
     device, threads = "cuda" if gpus else "cpu", max(1, int(cpus))
-    recipe = to_dict(config)
+    recipe = packed_recipe(config)
     return lambda: actor_class.remote(recipe, device, threads, readers)
 
 
@@ -140,7 +141,7 @@ def _start_readers(ray: Any, config: PrecomputeConfig, count: int, cpus: float) 
     actor_class = ray.remote(ReaderActor).options(
         num_cpus=cpus, max_restarts=-1, max_task_retries=-1, max_concurrency=2
     )
-    recipe, threads = to_dict(config), max(1, int(cpus))
+    recipe, threads = packed_recipe(config), max(1, int(cpus))
     return [actor_class.remote(recipe, threads) for _ in range(count)]
 
 

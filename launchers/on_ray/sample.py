@@ -14,7 +14,8 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.work_items import WorkItem
-from ifsq_train.config import SampleConfig, to_dict
+from ifsq_train.config import SampleConfig
+from ifsq_train.config.load import packed_recipe, unpacked
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.sampling.draw import OnBatch, Sampler
 from ifsq_train.sampling.job import SampleJob, SampleSpec, publish_part
@@ -67,7 +68,7 @@ def sample_on_ray(
         actor_class = ray.remote(SamplerActor).options(
             num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
         )
-        recipe = to_dict(config)
+        recipe = packed_recipe(config)
         pool: SamplerPool = ActorPool(
             ray, lambda: actor_class.remote(recipe, device), num_actors, SAMPLER_WORDS
         )
@@ -85,7 +86,7 @@ class SamplerActor:
     """What runs in an actor: both networks, opened by the first call so that its errors arrive."""
 
     def __init__(self, recipe: dict[str, Any], device: str) -> None:
-        self._config = SampleConfig.model_validate(recipe)
+        self._config = unpacked(recipe, SampleConfig)
         self._device = torch.device(device)
         self._sampler: Sampler | None = None
         self._storage: Storage | None = None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
+from ifsq_train.config.load import packed_recipe
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.interruption import Interrupted, Interruption
@@ -86,7 +87,7 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
         resources_per_worker=worker_resources(launch),
         elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
     )
-    settings = {"recipe": to_dict(config), "launch": to_dict(launch), "launch_id": launch_id}
+    settings = {"recipe": packed_recipe(config), "launch": to_dict(launch), "launch_id": launch_id}
     return TorchTrainer(
         _worker,
         train_loop_config=settings,
@@ -181,12 +182,11 @@ def _decoded_by_actors(
 
 def _worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
-    from ifsq_train.config.load import validate_recipe
+    from ifsq_train.config.load import unpacked
     from ifsq_train.log import log_to_folder
     from ifsq_train.train import run
 
-    config = validate_recipe(settings["recipe"], source="recipe")
-    assert isinstance(config, TrainConfig)
+    config = unpacked(settings["recipe"], TrainConfig)
     folder, launch_id = Path(config.output), settings["launch_id"]
     earlier = FailureLog(folder, launch_id).unmendable()
     if earlier is not None:
