@@ -13,6 +13,7 @@ from ifsq_train.artifacts.networks import build_quantizer
 from ifsq_train.config import (
     ContinuousConfig,
     FsqConfig,
+    GeneratorTaskConfig,
     PrecomputeConfig,
     QuantizerConfig,
     TokenizerTaskConfig,
@@ -20,36 +21,37 @@ from ifsq_train.config import (
     VqConfig,
 )
 from ifsq_train.config.study import STAGE_PREFIX
-from ifsq_train.planning.estimate import Estimate, TokenFacts, estimate
+from ifsq_train.models.generator_spec import GeneratorSpec
+from ifsq_train.planning.estimate import Estimate, estimate
 from ifsq_train.study.stage import Stage, references, replaced
 
-_ESTIMATES: dict[tuple[str, TokenFacts | None, int], Estimate] = {}
+_ESTIMATES: dict[tuple[str, GeneratorSpec | None, int], Estimate] = {}
 CONTINUOUS_BITS = 16.0
 """Bits counted per channel of a latent that is not quantized, as the paper counts."""
 
 
-def stage_estimate(recipe: TrainConfig, tokens: TokenFacts | None, workers: int = 1) -> Estimate:
+def stage_estimate(recipe: TrainConfig, tokens: GeneratorSpec | None, workers: int = 1) -> Estimate:
     """FLOPs and bytes of a training; counted once for all that differ in seed and inputs only."""
     values = recipe.model_dump(mode="json", exclude={"seed", "name", "output"})
     plain = replaced(values, dict.fromkeys((ref for _, ref in references(values)), "stage"))
     key = (json.dumps(plain, sort_keys=True), tokens, workers)
     if key not in _ESTIMATES:
-        _ESTIMATES[key] = estimate(recipe, workers=workers, peak_flops=None, tokens=tokens)
+        _ESTIMATES[key] = estimate(recipe, workers=workers, peak_flops=None, spec=tokens)
     return _ESTIMATES[key]
 
 
-def flops_per_step(recipe: TrainConfig, tokens: TokenFacts | None) -> float:
+def flops_per_step(recipe: TrainConfig, tokens: GeneratorSpec | None) -> float:
     """Forward and backward, of the global batch."""
     return stage_estimate(recipe, tokens).flops_per_step
 
 
-def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> TokenFacts | None:
+def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> GeneratorSpec | None:
     """Grid and codebooks a generator of the study sees; None for a tokenizer.
 
     Raises:
         UserError: its tokens or its tokenizer are no stage of the study.
     """
-    if isinstance(recipe.task, TokenizerTaskConfig) or recipe.task.kind == "classifier":
+    if not isinstance(recipe.task, GeneratorTaskConfig):
         return None
     if recipe.data.kind == "tokens":
         tokens = _stage(recipe.data.url, stages)
@@ -64,7 +66,7 @@ def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> TokenFacts 
     side = size // model.downsample_ratio
     with FakeTensorMode():
         quantizer = build_quantizer(model.quantizer)
-    return TokenFacts((side, side), tuple(quantizer.codebook_sizes), quantizer.num_channels)
+    return GeneratorSpec((side, side), tuple(quantizer.codebook_sizes), quantizer.num_channels)
 
 
 def _stage(place: str, stages: Mapping[str, Stage]) -> object:
