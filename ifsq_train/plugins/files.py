@@ -65,6 +65,11 @@ def loaded_files() -> tuple[PluginFile, ...]:
     return tuple(_loaded.values())
 
 
+def forget_files() -> None:
+    """As if none had been loaded; their kinds are the registry's business."""
+    _loaded.clear()
+
+
 def packed() -> str:
     """The loaded files as one short line for an environment variable; empty if there are none.
 
@@ -146,6 +151,7 @@ def _run(name: str, file: PluginFile, path: str) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, _TextLoader(file, path), origin=path)
     assert spec is not None
     assert spec.loader is not None
+    spec.has_location = True  # gives the module its __file__, by which its source is found
     module = importlib.util.module_from_spec(spec)
     # Before it runs: dataclasses and pydantic look their module up.
     sys.modules[name] = module

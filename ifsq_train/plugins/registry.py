@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -64,6 +65,20 @@ def register(kinds: list[Kind], origin: str) -> None:
                 VIEW_KINDS[name] = kind.config
             added = True
     if added:
+        for listener in _listeners:
+            listener()
+
+
+@contextmanager
+def forgotten_afterwards() -> Iterator[None]:
+    """Kinds added inside are unknown again outside; for programs that try several."""
+    before, views = dict(_known), dict(VIEW_KINDS)
+    try:
+        yield
+    finally:
+        for kinds, kept in ((_known, before), (VIEW_KINDS, views)):
+            kinds.clear()
+            kinds.update(kept)
         for listener in _listeners:
             listener()
 

@@ -50,6 +50,25 @@ class MaskGitSampler(Config):
     """Gumbel noise on the certainty by which tokens are kept; falls linearly to 0."""
 
 
+class Block(nn.Module):
+    """Attention over all positions and a feed-forward network, both after a norm."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.attention, self.joined = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.forward_in, self.forward_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, T, D] of the same shape."""
+        parts = self.attention(self.norms[0](x)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = x + self.joined(mixed)
+        return x + self.forward_out(F.gelu(self.forward_in(self.norms[1](x))))
+
+
 class MaskGit(nn.Module):
     """Logits of all tokens at once; one token group."""
 
@@ -60,10 +79,9 @@ class MaskGit(nn.Module):
         self.tokens = nn.Embedding(self.codebook_size + 1, config.dim)
         self.classes = nn.Embedding(config.num_classes + 1, config.dim)
         self.places = nn.Parameter(torch.randn(self.num_tokens, config.dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            config.dim, config.num_heads, 4 * config.dim, 0.0, batch_first=True, norm_first=True
+        self.layers = nn.Sequential(
+            *(Block(config.dim, config.num_heads) for _ in range(config.num_layers))
         )
-        self.layers = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
         self.head = nn.Linear(config.dim, self.codebook_size)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
