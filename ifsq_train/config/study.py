@@ -90,22 +90,6 @@ class CurveConfig(Config):
     steps: tuple[int, ...] = Field(min_length=1)
 
 
-class SearchConfig(Config):
-    """Choose a value for each variant before the comparison, by Ray Tune with ASHA."""
-
-    stage: str
-    """The training whose key is searched."""
-    key: str
-    """Dotted key of its recipe, such as `optim.generator.lr`."""
-    values: tuple[float, ...] = Field(min_length=2)
-    metric: str = "loss"
-    """A key of metrics.jsonl; its last value is minimised."""
-    steps: int = Field(ge=2)
-    """Longest trial."""
-    seed: int = 1000
-    """Of the trials; none of the study's own seeds."""
-
-
 class MeasureConfig(Config):
     """One number of every variant and seed."""
 
@@ -236,7 +220,6 @@ class StudyConfig(Config):
     """Stages whose seed is varied; all that have one when not given."""
     budget: BudgetConfig = BudgetConfig()
     curve: CurveConfig | None = None
-    search: SearchConfig | None = None
     measures: dict[str, MeasureConfig] = Field(min_length=1)
     claims: tuple[ClaimConfig, ...] = ()
     plots: tuple[PlotConfig, ...] = ()
@@ -246,7 +229,7 @@ class StudyConfig(Config):
     def _names_are_known(self) -> StudyConfig:
         named = {f"measures.{name}.stage": m.stage for name, m in self.measures.items()}
         named |= {f"seeded.{i}": stage for i, stage in enumerate(self.seeded or ())}
-        for key, part in (("budget", self.budget), ("curve", self.curve), ("search", self.search)):
+        for key, part in (("budget", self.budget), ("curve", self.curve)):
             if part is not None and part.stage is not None:
                 named[f"{key}.stage"] = part.stage
         problems = [

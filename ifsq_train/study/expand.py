@@ -60,12 +60,8 @@ class Expansion:
     stages: dict[str, Stage]
 
 
-def expand(config: StudyConfig, chosen: Mapping[str, float] | None = None) -> Expansion:
+def expand(config: StudyConfig) -> Expansion:
     """Every variant and every unique stage of a study.
-
-    Args:
-        config: the study.
-        chosen: with a search, the value found for each variant, by `Variant.title`.
 
     Raises:
         UserError: a stage or key that does not exist, a recipe with faults, stages in a circle.
@@ -76,8 +72,6 @@ def expand(config: StudyConfig, chosen: Mapping[str, float] | None = None) -> Ex
         facts = {k.removeprefix(FACT_PREFIX): v for k, v in changes.items() if _is_fact(k)}
         title = Variant(labels, 0, {}, {}).title
         applied = {key: value for key, value in changes.items() if not _is_fact(key)}
-        if config.search is not None and chosen and title in chosen:
-            applied[f"{config.search.stage}.{config.search.key}"] = chosen[title]
         recipes = with_changes(config, applied)
         for seed in config.seeds:
             build = _Builder(config, recipes, seed, title, stages)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -69,8 +68,6 @@ def main() -> None:
     options.add_argument("--slots", type=int, default=4, help="of each node")
     args = options.parse_args()
     nodes, slots = graph(args.variants), args.nodes * args.slots
-    # Raylets of a busy machine take their time.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     ray = import_ray()
     from ray.cluster_utils import Cluster
 
