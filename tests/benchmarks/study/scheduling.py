@@ -66,15 +66,16 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=16.0, help="of a generator")
     options.add_argument("--nodes", type=int, default=2)
     options.add_argument("--slots", type=int, default=4, help="of each node")
+    options.add_argument("--address", help="a cluster that runs already")
     args = options.parse_args()
     nodes, slots = graph(args.variants), args.nodes * args.slots
     ray = import_ray()
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster()
-    for _ in range(args.nodes):
+    cluster = None if args.address else Cluster()
+    for _ in range(args.nodes) if cluster else ():
         cluster.add_node(num_cpus=args.slots, include_dashboard=False)
-    ray.init(address=cluster.address, log_to_driver=False)
+    ray.init(address=args.address or cluster.address, log_to_driver=False)
     try:
         ray.get([ray.remote(time.sleep).remote(8) for _ in range(slots)])
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,8 @@ def main() -> None:
             runs = Counter(len(path.read_text()) for path in Path(folder).iterdir())
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        if cluster:
+            cluster.shutdown()
     best = ideal(nodes, slots, args.seconds)
     result = {
         "variants": args.variants,
