@@ -9,7 +9,7 @@ EXTRAS := dali,s3,k8s,demo,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input $(if $(CI),--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs clean
+.PHONY: help install demo test quick mutate lint format docs clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,27 @@ install: $(INSTALLED) ## Create .venv with the pinned dependencies
 demo: $(INSTALLED) ## Run the whole pipeline on small real images; writes runs/demo/report.html
 	$(BIN)/ifsq demo $(DEMO_ARGS)
 
+# Two processes: one for everything that starts servers or Ray, one for the rest (tests/conftest.py).
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+# Changed since the last commit, or in it where nothing is.
+CHANGED = $(shell git diff --name-only --diff-filter=d HEAD -- '*.py' | grep . || \
+	git diff --name-only --diff-filter=d HEAD~1 HEAD -- '*.py')
+
+quick: $(INSTALLED) ## Check what changed and run the fast tests
+	$(if $(CHANGED),$(BIN)/ruff check $(CHANGED))
+	$(if $(CHANGED),$(BIN)/ruff format --check $(CHANGED))
+	$(if $(CHANGED),$(BIN)/pyright $(CHANGED))
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not heavy and not compiles" \
+	  tests/unit tests/goldens $(PYTEST_ARGS)
+
+MODULE ?= ifsq_train/checkpoint/retention.py
+SAMPLE ?= 20
+SEED ?= 0
+
+mutate: $(INSTALLED) ## Put faults into MODULE, one at a time, and count those that no test notices
+	$(BIN)/python -m tests.mutation $(MODULE) --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(INSTALLED) ## Check style, types, import rules and the documentation
 	$(BIN)/ruff check .

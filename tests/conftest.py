@@ -12,7 +12,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Programs that come as packages, such as the S3 server, lie beside the interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
-from tests.support.repository import SHARED
+from tests.support.repository import REPOSITORY, SHARED
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,17 @@ def shared_dir() -> Path:
 def golden_dir(shared_dir: Path) -> Path:
     """Tensors recorded from the released code."""
     return shared_dir / "parity" / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: what starts servers, ranks or Ray stays in one process.
+
+    Each such test uses all cores by itself; other modules go to the other process file by file.
+    """
+    for item in items:
+        own = item.path.relative_to(REPOSITORY / "tests").parts
+        group = "servers" if own[0] in ("distributed", "end_to_end") else "/".join(own)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.images.packing.classes import ClassMap
-from data_pipelines.images.packing.index import IndexOptions
+from data_pipelines.images.packing.tar_index import IndexOptions
 from data_pipelines.manifest import ShardEntry, manifest_digest
 from data_pipelines.order.plan import SamplePlan
 from data_pipelines.tokens.format import SHARD_FOLDER, ExtraColumn, TokenSpec
@@ -49,11 +48,12 @@ def test_every_field_of_a_plan_has_a_case() -> None:
 
 
 def test_an_index_is_another_with_every_option() -> None:
-    options = IndexOptions(ClassMap({"cat": 0, "dog": 1}, ["cat", "dog"]), True, 1000, 2)
+    options = IndexOptions()
     changes: dict[str, Any] = {
-        "classes": ClassMap({"cat": 1, "dog": 0}, ["cat", "dog"]),
         "validate": False,
-        "max_pixels": 1001,
+        "max_pixels": options.max_pixels + 1,
+        "image_key": "jpg",
+        "label_key": "cls",
     }
     for name, value in changes.items():
         assert replace(options, **{name: value}).identity() != options.identity(), name

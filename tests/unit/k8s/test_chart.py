@@ -14,6 +14,8 @@ import yaml
 from tests.support.kube_api import load_tool
 from tests.support.repository import REPOSITORY
 
+pytestmark = pytest.mark.heavy
+
 CHART = REPOSITORY / "k8s" / "chart"
 CLUSTER_CHART = REPOSITORY / "k8s" / "cluster-chart"
 OVERLAYS: list[str | None] = [None, "kind", "gpu8"]

@@ -21,6 +21,8 @@ from launchers.on_kubernetes.profile import ClusterProfile
 from tests.support.kube_api import Api, in_background, load_tool, run_through
 from tests.support.repository import REPOSITORY
 
+pytestmark = pytest.mark.heavy
+
 
 def commands(page: str) -> list[list[str]]:
     """Every command of the page's bash blocks, as words."""

@@ -15,6 +15,8 @@ import yaml
 from ifsq_train.metrics.names import METRICS
 from tests.support.repository import REPOSITORY
 
+pytestmark = pytest.mark.heavy
+
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))
 ALERTS = sorted((REPOSITORY / "k8s" / "alerts").glob("*.yaml"))
 ALERT_TESTS = sorted((REPOSITORY / "k8s" / "alerts" / "tests").glob("*.yaml"))

@@ -18,6 +18,8 @@ from data_pipelines.order.plan import SamplePlan
 from data_pipelines.storage.open import open_storage
 from tests.support.s3_server import environment, flaky_proxy, s3_server
 
+pytestmark = pytest.mark.heavy
+
 pytest.importorskip("obstore", reason="obstore is not installed")
 
 

@@ -23,6 +23,8 @@ from ifsq_train.data.images import ImageTrainData, open_images
 from ifsq_train.data.preview import dataset_config, preview_batch
 from tests.support.image_folders import write_photos
 
+pytestmark = pytest.mark.heavy
+
 SEED, BATCH, STEPS = 11, 14, 10
 
 

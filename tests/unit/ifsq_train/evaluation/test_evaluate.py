@@ -20,6 +20,8 @@ from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.repa import SIZES, DinoTeacher
 from tests.support.small_run import VIEW, train_tokenizer, write_images
 
+pytestmark = pytest.mark.heavy
+
 COUNT = 11
 
 

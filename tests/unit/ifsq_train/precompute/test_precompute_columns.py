@@ -29,6 +29,8 @@ from tests.support.precompute_parts import (
     write_tokenizer,
 )
 
+pytestmark = pytest.mark.heavy
+
 IDS = np.repeat(np.arange(NUM_IMAGES), NUM_VIEWS)
 VIEWS = np.tile(np.arange(NUM_VIEWS), NUM_IMAGES)
 

@@ -15,6 +15,8 @@ from ifsq_train.sampling.draw import Samples, draw_samples, read_samples
 from ifsq_train.sampling.files import image_grid
 from tests.support.generator_parts import CLASSES, make_generators, sampling
 
+pytestmark = pytest.mark.heavy
+
 KINDS = ["autoregressive", "diffusion"]
 
 

@@ -17,6 +17,8 @@ from ifsq_train.sampling.autoregressive import SamplingConfig, draw_compiled, sa
 from ifsq_train.sampling.static_decoder import length_bucket, row_bucket, static_decoder
 from tests.unit.ifsq_train.sampling.test_sampling import build
 
+pytestmark = pytest.mark.heavy
+
 
 def as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function

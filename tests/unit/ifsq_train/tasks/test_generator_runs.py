@@ -29,6 +29,8 @@ from ifsq_train.tasks.frozen import ImageEncoder, TokenInputs
 from ifsq_train.train import run
 from tests.support.precompute_parts import configure, make_parts, write_images, write_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 CPU = torch.device("cpu")
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
 

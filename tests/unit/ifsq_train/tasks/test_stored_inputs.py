@@ -22,6 +22,8 @@ from ifsq_train.train import run
 from tests.support.precompute_parts import configure, make_parts, write_tokenizer
 from tests.support.repa_ways import WAYS, largest_difference, losses
 
+pytestmark = pytest.mark.heavy
+
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
 
 

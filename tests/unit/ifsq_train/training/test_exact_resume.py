@@ -15,6 +15,8 @@ from tests.support.exact_resume import STEPS, run_and_resume
 from tests.support.ranks import run_ranks
 from tests.support.small_run import write_images
 
+pytestmark = pytest.mark.heavy
+
 ENGINES = [{"kind": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2, 3)]
 
 

@@ -23,6 +23,8 @@ from launchers.on_kubernetes.logs import PodLog, is_noise
 from launchers.on_kubernetes.objects import RayJob
 from tests.support.kube_api import Api, in_background, make_job, run_through
 
+pytestmark = pytest.mark.heavy
+
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
 
 

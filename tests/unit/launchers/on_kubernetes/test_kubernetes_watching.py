@@ -24,6 +24,8 @@ from launchers.on_kubernetes.follow import follow_job
 from tests.support.kube_api import Api, in_background, make_job, run_through
 from tests.support.repository import REPOSITORY
 
+pytestmark = pytest.mark.heavy
+
 SUBMIT = ["submit", "demo/tokenizer", "--image", "i", "--storage", "data", "--nodes", "2"]
 
 

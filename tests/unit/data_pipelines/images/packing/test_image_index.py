@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError, UserError
+from data_pipelines.images.packing.classes import ClassMap
 from data_pipelines.images.packing.index import index_tars
 from data_pipelines.images.packing.samples import group_samples
 from data_pipelines.images.packing.tar import scan_tar, split_name
 from data_pipelines.images.reader import ImageReader
 from data_pipelines.images.verify import verify_dataset
-from data_pipelines.manifest import ShardManifest
+from data_pipelines.manifest import MANIFEST_JSON, MANIFEST_TABLE, ShardManifest
 from tests.support.image_samples import encode, smooth_pixels
 
 
@@ -225,3 +226,16 @@ def test_tars_without_a_usable_image_make_no_dataset(tmp_path):
     for missing in (tmp_path / "nothing", tars / "a.tar"):
         with pytest.raises(UserError, match=r"give the folder the \.tar files are in"):
             index_tars(missing)
+
+
+def test_a_kept_index_is_not_taken_with_another_numbering(tmp_path):
+    """The run before was killed after its indices and before its manifest."""
+    _tars(tmp_path, lambda i: ("cls", b"cat" if i % 2 else b"dog"))
+    first = ClassMap({"cat": 0, "dog": 1}, ["cat", "dog"])
+    index_tars(tmp_path, class_map=first)
+    for name in (MANIFEST_JSON, MANIFEST_TABLE):
+        (tmp_path / name).unlink()
+    other = ClassMap({"cat": 1, "dog": 0}, ["dog", "cat"])
+    manifest = index_tars(tmp_path, class_map=other)
+    assert manifest.classes == ["dog", "cat"]
+    assert [s.label for s in _read(manifest)] == [i % 2 for i in range(8)]
