@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ifsq_train.models.quantizers.vq import NormalizedVQ
 from ifsq_train.models.weight_files import read_weight_file
 
-_PLACES = {
-    ("tokenizer", True): ("ema_state_dict",),
-    ("tokenizer", False): ("state_dict", "gen_model"),
-    ("generator", True): ("ema",),
-    ("generator", False): ("model",),
-}
+_AVERAGED = (("ema_state_dict",), ("ema",), ("model_ema",))
+_LIVE = (("state_dict", "gen_model"), ("model",), ("state_dict",), ("module",))
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load_released_tokenizer(network: nn.Module, path: Path, *, averaged: bool = True) -> None:
@@ -48,8 +46,7 @@ def load_llamagen_tokenizer(network: nn.Module, path: Path) -> None:
     Raises:
         ValueError: another kind of file, or tensors missing, left over or of another shape.
     """
-    content: Any = read_weight_file(path)
-    found = next((content[key] for key in ("ema", "model") if key in content), content)
+    found = _weights_in(path, averaged=True)
     levels = len(network.get_submodule("decoder.up"))  # pyright: ignore[reportArgumentType]
     weights = {
         _llamagen_name(name, levels): value
@@ -82,24 +79,66 @@ def load_released_generator(network: nn.Module, path: Path, *, averaged: bool = 
 
 
 def _load(network: nn.Module, path: Path, kind: str, averaged: bool) -> None:
-    place = _PLACES[kind, averaged]
-    content: Any = read_weight_file(path)
-    for key in place:
-        if not isinstance(content, Mapping) or key not in content:
-            where = ".".join(place)
-            raise ValueError(f"{path}: no '{where}', so not a released {kind} checkpoint")
-        content = content[key]
     known = network.state_dict()
-    weights: dict[str, Tensor] = {}
-    for name, value in content.items():
-        plain = name.removeprefix("module.")
-        if plain in known or not plain.startswith("quantize."):
-            weights[plain] = value
+    weights = {
+        name: value
+        for name, value in _weights_in(path, averaged=averaged, kind=kind).items()
+        if name in known or not name.startswith("quantize.")
+    }
     _load_strictly(network, weights, path)
 
 
+def _weights_in(path: Path, *, averaged: bool, kind: str = "tokenizer") -> dict[str, Tensor]:
+    """The tensors of a file, wherever in it they are; a set that is missing is the other one.
+
+    Files hold ``{"model": ..., "ema": ...}``, ``{"state_dict": {"gen_model": ...}}``, one of them
+    alone, or plain tensors by name; wrappers of parallel or compiled networks precede names.
+    """
+    content: Any = read_weight_file(path)
+    places = (*_AVERAGED, *_LIVE, ()) if averaged else (*_LIVE, (), *_AVERAGED)
+    for place in places:
+        found: Any = content
+        for key in place:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping) and any(isinstance(v, Tensor) for v in found.values()):
+            return _plain(found, path)
+    names = ", ".join(str(name)[:30] for name in list(content)[:8])
+    raise ValueError(f"{path}: not a released {kind} checkpoint; no weights in it, only: {names}")
+
+
+def _plain(found: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for name, value in found.items():
+        plain = str(name)
+        while plain.startswith(_WRAPPERS):
+            plain = plain.partition(".")[2]
+        if not isinstance(value, Tensor):
+            what = getattr(value, "source", type(value).__name__)
+            raise ValueError(f"{path}: {plain} is no tensor but {what}; give a file of weights")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path}: {plain} has values that are not finite; take another file")
+        weights[plain] = value
+    return weights
+
+
 def _load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    known = network.state_dict()
+    both = [name for name in known if name in weights]
+    others = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(known[name].shape)}"
+        for name in both
+        if weights[name].shape != known[name].shape
+    ]
+    faults = {
+        "missing": [name for name in known if name not in weights],
+        "left over": [name for name in weights if name not in known],
+        "size mismatch": others,
+    }
+    if found := [f"{what}: {_some(names)}" for what, names in faults.items() if names]:
+        raise ValueError(f"{path}: weights of another architecture ({'; '.join(found)})")
+    network.load_state_dict(weights, strict=True)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:80] for name in names[:3]) + more

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ifsq_train.models.safe_pickle import load_torch_file
+
 
 def read_weight_file(path: Path) -> Mapping[str, Any]:
-    """Content of a .safetensors file, or of a torch file restricted to tensors and containers.
+    """Content of a .safetensors file, or of a torch file without running anything in it.
+
+    Objects that are neither tensors nor plain values are `safe_pickle.Placeholder`.
 
     Raises:
         ValueError: the file cannot be read as either.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a torch file of plain tensors ({reason})") from error
+        content = load_file(path) if path.suffix == ".safetensors" else load_torch_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected tensors by name")
     return content

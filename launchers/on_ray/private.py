@@ -18,7 +18,7 @@ from data_pipelines.storage.private import make_private
 
 _KEPT_SESSIONS = 2
 """Folders of ended sessions that are kept, for their logs."""
-_LONGEST_FOLDER = 40
+_LONGEST_FOLDER = 36
 """Characters; the name of a Unix socket below it must stay under the system's 107."""
 
 
@@ -48,7 +48,8 @@ def private_ray() -> Iterator[dict[str, Any]]:
     }
     try:
         with _environment(environment, unset=("RAY_AUTH_TOKEN",)), _on_loopback():
-            yield {"_temp_dir": str(folder)}
+            # One folder further down: Ray opens its own to everybody.
+            yield {"_temp_dir": str(folder / "ray")}
     finally:
         token.unlink(missing_ok=True)
 
@@ -116,7 +117,7 @@ def _prune(folder: Path) -> None:
     """Delete tokens and session folders of processes that are gone."""
     ended = [
         path
-        for path in folder.glob("session_*_*")
+        for path in (folder / "ray").glob("session_*_*")
         if not path.is_symlink() and not _is_alive(path.name.rpartition("_")[2])
     ]
     ended.sort(key=lambda path: path.name)

@@ -65,8 +65,9 @@ def test_other_architectures_and_files_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"/a: .*size mismatch"):
         load_released_tokenizer(tokenizer(), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"no 'state_dict\.gen_model'"):
-        load_released_tokenizer(tokenizer(), tmp_path / "a", averaged=False)
+    torch.save({"notes": "x", "steps": 3}, tmp_path / "c")
+    with pytest.raises(ValueError, match=r"no weights in it, only: notes, steps"):
+        load_released_tokenizer(tokenizer(), tmp_path / "c", averaged=False)
     torch.save([1, 2], tmp_path / "b")
     with pytest.raises(ValueError, match="holds a list"):
         load_released_generator(tokenizer(), tmp_path / "b")
