@@ -18,13 +18,15 @@ import yaml
 from ifsq_train.config.load import Recipe, load_recipe
 from ifsq_train.metrics.jsonl import read_jsonl
 from launchers.first_steps.digits import write_digits
+from launchers.jobs.code import CodeBundle
+from launchers.jobs.demo import DemoConfig
 from launchers.jobs.request import JobRequest
 from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.describe import describe_job
 from launchers.on_kubernetes.follow import follow_job
 from launchers.on_kubernetes.profile import ClusterProfile
-from launchers.on_kubernetes.rayjob import build_rayjob
+from launchers.on_kubernetes.submission import submit_job
 from launchers.stages import held_out, pack_images
 from tests.support.repository import REPOSITORY, SHARED
 
@@ -122,9 +124,15 @@ class Stage:
         self.submit_recipe(cluster, name, load_recipe("demo/tokenizer", overrides), queue)
 
     def submit_recipe(
-        self, cluster: KubernetesCluster, name: str, recipe: Recipe, queue: str | None = None
+        self,
+        cluster: KubernetesCluster,
+        name: str,
+        recipe: Recipe | DemoConfig,
+        queue: str | None = None,
+        code: CodeBundle | None = None,
     ) -> None:
-        """Any recipe on two nodes."""
+        """Any recipe on two nodes; with local code the packages of the image are not used."""
+        env = {} if code else {"PYTHONPATH": str(REPOSITORY)}
         request = JobRequest(
             name=name,
             recipe=recipe,
@@ -133,7 +141,8 @@ class Stage:
             queue=queue,
             claim=CLAIM,
             mount=f"/mnt/ifsq-{os.getpid()}",
-            env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            env={**env, "OMP_NUM_THREADS": "1"},
+            code=code,
         )
         profile = ClusterProfile(
             cpus_per_node="1",
@@ -144,7 +153,7 @@ class Stage:
             backoff_limit=1,
             ttl_seconds_after_finished=0,
         )
-        cluster.submit(build_rayjob(request, profile, NAMESPACE))
+        submit_job(cluster, request, profile)
 
     def run_folder(self, name: str) -> Path:
         return self.storage / "runs" / name

@@ -12,6 +12,7 @@ and prints what it measured as one line of JSON:
 - suspend: Kueue's way of preempting: suspended half way, later resumed.
 - preempt: a worker pod gets SIGTERM; a checkpoint of that very step must be there.
 - pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
+- demo: the whole demo, pack to report, as one job on an empty claim, with local code (`--code`).
 - mistake: a recipe whose dataset is not there; it must end with its message after one attempt.
 - outage: the API server is stopped for 30 s half way; the job runs on, the watcher returns.
 
@@ -31,6 +32,8 @@ from typing import Any
 import psutil
 
 from ifsq_train.config.load import load_recipe
+from launchers.jobs.code import bundle_code
+from launchers.jobs.demo import DemoConfig
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from tests.support.pod_stage import (
     NAMESPACE,
@@ -41,6 +44,7 @@ from tests.support.pod_stage import (
     wait_until,
     worker_pods,
 )
+from tests.support.repository import REPOSITORY
 
 OUTAGE_SECONDS = 30
 
@@ -148,7 +152,24 @@ def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
     return in_parallel(stage, cluster, "outage", disturb, facts)
 
 
+def scenario_demo(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    """`ifsq submit demo --code .` with short trainings."""
+    began = time.monotonic()
+    recipe = DemoConfig(output="runs/whole", steps=stage.steps)
+    stage.submit_recipe(cluster, "whole", recipe, code=bundle_code(REPOSITORY))
+    outcome = stage.follow(cluster, "whole")
+    folder = stage.run_folder("whole")
+    result = folder / "result.json"
+    return {
+        "outcome": outcome,
+        "seconds": time.monotonic() - began,
+        "report": (folder / "report.html").is_file(),
+        "stages": sorted(json.loads(result.read_text())["stages"]) if result.is_file() else [],
+    }
+
+
 SCENARIOS = {
+    "demo": scenario_demo,
     "mistake": make_a_mistake,
     "complete": scenario_complete,
     "outage": scenario_outage,
