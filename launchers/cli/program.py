@@ -13,6 +13,7 @@ from data_pipelines.errors import UserError, as_user_error
 from ifsq_train.distributed.interruption import Interrupted
 from launchers.cli import checkpoint as cli_checkpoint
 from launchers.cli import data as cli_data
+from launchers.cli import data_copy
 from launchers.cli import plan as cli_plan
 from launchers.cli import study as cli_study
 from launchers.cli.codes import export_codes, import_codes
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
 app.add_typer(cli_data.app, name="data")
+cli_data.app.command("copy")(data_copy.copy)
 cli_data.app.command("import-codes")(import_codes)
 cli_data.app.command("export-codes")(export_codes)
 cli_data.app.command("digits")(digits)

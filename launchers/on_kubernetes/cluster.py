@@ -119,6 +119,22 @@ class KubernetesCluster:
             *self.place, body, field_validation="Strict", _request_timeout=TIMEOUT, **options
         )
 
+    def create_pod(self, body: dict[str, Any]) -> None:
+        """Create a pod.
+
+        Raises:
+            UserError: access is denied, or the server refuses it.
+        """
+        self._call(
+            "create pods and",
+            body["metadata"]["name"],
+            lambda: self.core.create_namespaced_pod(
+                self.namespace,
+                body,  # pyright: ignore[reportArgumentType]
+                _request_timeout=TIMEOUT,
+            ),
+        )
+
     @property
     def place(self) -> tuple[str, str, str, str]:
         return GROUP, VERSION, self.namespace, PLURAL

@@ -34,8 +34,8 @@ class Reason:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Equal for reasons a person would call the same."""
-        return self.about, self.reason, self.message
+        """Equal for reasons a person would call the same: numbers and addresses may differ."""
+        return self.about, self.reason, re.sub(r"[0-9]+", "0", self.message)
 
     def line(self) -> str:
         """One line for a person."""

@@ -209,6 +209,8 @@ def _operator_reasons(
             " does it watch this namespace? (kubectl logs deployment/kuberay-operator -n ...)"
         )
         yield Reason("job", "NotNoticed", text, now)
+    current = (job.get("status") or {}).get("rayClusterName")
+    pods = [pod for pod in pods if _belongs_to(pod, current)]
     ready = [when for pod in pods if (when := _ready_since(pod)) is not None]
     if phase == "Initializing" and ready and len(ready) == len(pods):
         waited = _age(max(ready))
@@ -219,6 +221,14 @@ def _operator_reasons(
                 " or a network policy between the operator and the head)"
             )
             yield Reason("job", "NotSubmitted", text, now)
+
+
+def _belongs_to(pod: dict[str, Any], cluster: str | None) -> bool:
+    """Pods of an earlier attempt end while the next one starts."""
+    meta = pod["metadata"]
+    return (meta.get("labels") or {}).get("ray.io/cluster") == cluster and not meta.get(
+        "deletionTimestamp"
+    )
 
 
 def _ready_since(pod: dict[str, Any]) -> datetime | None:

@@ -16,6 +16,7 @@ from launchers.jobs.state import (
     JobState,
 )
 
+_LONGEST_DETAIL = 300
 STOPPED = "STOPPED"
 NOT_RETRIED = "stopped without a retry, as a mistake of its recipe or data would meet it again"
 _PHASES = {
@@ -42,6 +43,8 @@ def rayjob_state(job: dict[str, Any]) -> JobState:
     detail = ""
     if phase in (FAILED, RETRYING):
         detail = ": ".join(part for part in (status.get("reason"), status.get("message")) if part)
+        # Ray's message holds the last lines of the output, which are shown from the output itself.
+        detail = " ".join(detail.split())[:_LONGEST_DETAIL]
     if phase == SUCCEEDED and status.get("jobStatus") == STOPPED:
         # KubeRay calls a stopped Ray job Complete and does not retry it: see `on_ray.refusal`.
         phase, detail = FAILED, NOT_RETRIED

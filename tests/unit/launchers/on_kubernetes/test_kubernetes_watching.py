@@ -176,7 +176,12 @@ def test_pods_that_are_ready_without_a_submission_are_noticed(
     cluster.submit(make_job())
     api.set_status("tok", jobDeploymentStatus="Initializing", rayClusterName="tok-abcde")
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    api.add_pod("tok-abcde-head-xyz12", {"ifsq.dev/job": "tok"}, conditions=[ready])
+    earlier = {"ifsq.dev/job": "tok", "ray.io/cluster": "tok-fghij"}
+    api.add_pod("tok-fghij-head-xyz12", earlier, conditions=[ready])
+    before = CliRunner().invoke(app, ["status", "tok"])
+    assert "does not submit" not in before.output
+    labels = {"ifsq.dev/job": "tok", "ray.io/cluster": "tok-abcde"}
+    api.add_pod("tok-abcde-head-xyz12", labels, conditions=[ready])
     shown = CliRunner().invoke(app, ["status", "tok"])
     assert "KubeRay does not submit the job" in shown.output
 
