@@ -23,8 +23,13 @@ from ifsq_train.config.tasks import AUTOENCODER, DISCRIMINATOR, GENERATOR
 from ifsq_train.metrics.flops import FlopCounter
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.generator_spec import GeneratorSpec
+from ifsq_train.models.perceptual import Lpips
+from ifsq_train.models.repa import SIZES as DINO_SIZES
+from ifsq_train.models.repa import DinoTeacher
 
 FP32_BYTES = 4
+_STAGE3_LIVE_PARAMETERS = 10**9
+"""DeepSpeed's `stage3_max_live_parameters`."""
 DEFAULT_EFFICIENCY = 0.35
 """Reached part of the peak that the days are computed with; see docs."""
 
@@ -84,7 +89,8 @@ def estimate(
     with FakeTensorMode():
         networks, inputs = build_networks(config, spec)
         parameters = {name: count_parameters(module) for name, module in networks.items()}
-        per_sample = step_flops(config, forward_flops(networks, inputs))
+        forward = forward_flops(networks, inputs) | frozen_flops(config, spec)
+        per_sample = step_flops(config, forward)
     share = -(-batch // workers)
     micro = min(config.strategy.micro_batch_size or share, share)
     count = -(-share // micro)
@@ -179,17 +185,20 @@ def communication_bytes(parameters: int, stage: int, workers: int, micro_batches
     """Bytes one worker sends per step, with ring algorithms.
 
     A ring all-reduce of P values sends 2 P (W - 1) / W per worker, a reduce-scatter or an
-    all-gather half of it. Stages 0 and 1 reduce once per step; stage 2 reduces after each
-    micro-batch; stage 3 also gathers the parameters for each forward and backward pass.
+    all-gather half of it. As DeepSpeed does it: stages 1 and 2 all-reduce gradients in buckets
+    that hold pieces of many workers, stage 1 once per step and stage 2 after each micro-batch, and
+    gather the updated weights; stage 3 reduce-scatters after each micro-batch and gathers the
+    weights for it, twice where they are more than it keeps between forward and backward.
     """
     one = FP32_BYTES * parameters * (workers - 1) / workers
     if stage == 0:
         return 2 * one
     if stage == 1:
-        return 2 * one
+        return 3 * one
     if stage == 2:
-        return (micro_batches + 1) * one
-    return 3 * micro_batches * one
+        return (2 * micro_batches + 1) * one
+    gathers = 1 if parameters <= _STAGE3_LIVE_PARAMETERS else 2
+    return (gathers + 1) * micro_batches * one
 
 
 def forward_flops(
@@ -204,15 +213,40 @@ def forward_flops(
     return result
 
 
+def frozen_flops(config: TrainConfig, spec: GeneratorSpec | None) -> dict[str, float]:
+    """Operations of one sample's forward pass through networks that are not trained, by name.
+
+    `perceptual` is LPIPS of an image (a distance takes two), `teacher` REPA's DINOv2 where it runs
+    beside the generator.
+    """
+    task = config.task
+    if isinstance(task, TokenizerTaskConfig):
+        if task.perceptual.weights is None or task.perceptual.weight == 0:
+            return {}
+        assert config.data.kind == "images"
+        image = torch.zeros(1, 3, config.data.view.image_size, config.data.view.image_size)
+        pair = forward_flops({"perceptual": Lpips("vgg16")}, {"perceptual": (image, image)})
+        return {"perceptual": pair["perceptual"] / 2.0}
+    repa = getattr(task, "repa", None)  # plug-ins have tasks without one
+    if repa is None or repa.teacher is None or spec is None:
+        return {}
+    patch = getattr(getattr(task, "model", None), "patch_size", 1)
+    grid = (spec.grid[0] // patch, spec.grid[1] // patch)
+    teacher = DinoTeacher(**DINO_SIZES[repa.size], grid=grid)
+    image = torch.zeros(1, 3, 14 * grid[0], 14 * grid[1])
+    return forward_flops({"teacher": teacher}, {"teacher": (image,)})
+
+
 def step_flops(config: TrainConfig, forward: Mapping[str, float]) -> float:
     """Operations of one sample in an average step: a backward pass is two forward passes.
 
     A tokenizer's step against the discriminator passes through both, and the discriminator's own
-    step needs the reconstruction and two passes. Frozen networks (LPIPS, teachers) are left out.
+    step needs the reconstruction and two passes. LPIPS passes both images forward and one back,
+    a teacher only forward.
     """
     if not isinstance(config.task, TokenizerTaskConfig):
-        return 3.0 * next(iter(forward.values()))
-    autoencoder = 3.0 * forward[AUTOENCODER]
+        return 3.0 * next(iter(forward.values())) + forward.get("teacher", 0.0)
+    autoencoder = 3.0 * (forward[AUTOENCODER] + forward.get("perceptual", 0.0))
     adversarial = config.task.adversarial
     if adversarial is None or adversarial.start_step >= config.steps:
         return autoencoder

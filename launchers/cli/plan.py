@@ -39,6 +39,9 @@ def plan(
         list[int] | None, typer.Option(min=2, help="Generators: once per token group.")
     ] = None,
     latent_channels: Annotated[int | None, typer.Option(min=1, help="Diffusion.")] = None,
+    link_gb_per_s: Annotated[
+        float, typer.Option(min=0.001, help="What one GPU sends; the default is a 400 Gb/s link.")
+    ] = 50.0,
 ) -> None:
     """Memory per GPU by ZeRO stage, FLOPs, communication and days, from arithmetic."""
     from ifsq_train.config import TrainConfig
@@ -59,8 +62,22 @@ def plan(
         efficiency=efficiency,
         spec=spec,
     )
-    for line in describe(found, config, efficiency):
+    lines = describe(found, config, efficiency)
+    computing = found.flops_per_step / found.workers / (peak_tflops * 1e12 * efficiency)
+    lines.append(step_line(found, config, computing, link_gb_per_s * 1e9))
+    for line in lines:
         sys.stdout.write(f"{line}\n")
+
+
+def step_line(found: Estimate, config: TrainConfig, computing: float, link: float) -> str:
+    """Seconds of a step by what takes them, and which is the bottleneck; `link` in bytes/s."""
+    stage = config.strategy.zero_stage if config.strategy.kind == "deepspeed" else 0
+    sending = found.communication_bytes[stage] / link
+    name = "the network" if sending > computing else "computing"
+    return (
+        f"step               {1e3 * computing:.3g} ms computing, {1e3 * sending:.3g} ms sending"
+        f" (overlapped at best): the bottleneck is {name}"
+    )
 
 
 def _spec(config: TrainConfig) -> GeneratorSpec | None:
