@@ -227,7 +227,7 @@ def frozen_flops(config: TrainConfig, spec: GeneratorSpec | None) -> dict[str, f
         image = torch.zeros(1, 3, config.data.view.image_size, config.data.view.image_size)
         pair = forward_flops({"perceptual": Lpips("vgg16")}, {"perceptual": (image, image)})
         return {"perceptual": pair["perceptual"] / 2.0}
-    repa = getattr(task, "repa", None)  # plug-ins have tasks without one
+    repa = task.repa if isinstance(task, GeneratorTaskConfig) else None
     if repa is None or repa.teacher is None or spec is None:
         return {}
     patch = getattr(getattr(task, "model", None), "patch_size", 1)
