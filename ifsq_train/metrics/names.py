@@ -162,7 +162,7 @@ TAG = MetricSpec(
     "ifsq_training_tag",
     "gauge",
     "1 for each of the recipe's tags, such as `study` and `variant`.",
-    ("key", "value"),
+    ("key", "text"),
 )
 RESTARTS = MetricSpec(
     "ifsq_training_restarts_total",

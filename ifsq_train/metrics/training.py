@@ -111,7 +111,7 @@ class TrainingMetrics:
             precision=strategy.precision,
         )
         for key, value in config.tags.items():
-            self._metrics.set(names.TAG, 1.0, key=key, value=value)
+            self._metrics.set(names.TAG, 1.0, key=key, text=value)
         self._metrics.observe_storage(self._folder)
 
     def waited(self, seconds: float) -> None:

@@ -46,6 +46,11 @@ def sleep(shared: tuple[str, float], key: str) -> None:
     time.sleep(seconds_of(key, unit))
 
 
+def _rest() -> None:
+    """Long enough that every slot has to start a worker."""
+    time.sleep(8)
+
+
 def ideal(nodes: list[Node], slots: int, unit: float) -> float:
     """The list schedule's length when nothing but sleeping takes time."""
     waiting, done, running, now = list(nodes), set(), [], 0.0
@@ -77,7 +82,7 @@ def main() -> None:
         cluster.add_node(num_cpus=args.slots, include_dashboard=False)
     ray.init(address=args.address or cluster.address, log_to_driver=False)
     try:
-        ray.get([ray.remote(time.sleep).remote(8) for _ in range(slots)])
+        ray.get([ray.remote(_rest).remote() for _ in range(slots)])
         with tempfile.TemporaryDirectory() as folder:
             arguments = {node.key: (node.key,) for node in nodes}
             began = time.perf_counter()
