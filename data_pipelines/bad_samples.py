@@ -1,4 +1,4 @@
-"""How many bad samples a run puts up with, and where they are named."""
+"""The limit on unreadable samples and the quarantine file that lists them."""
 
 import json
 import threading

@@ -105,7 +105,7 @@ class Piece:
         return f"{self.network}/{self.parameter}/{self.state}@{self.start}"
 
     def record(self) -> dict[str, Any]:
-        """What the index says of it."""
+        """This piece's entry in the rank's index file."""
         return {
             "network": self.network,
             "parameter": self.parameter,

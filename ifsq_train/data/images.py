@@ -85,7 +85,7 @@ class ImageTrainData:
 
 
 def image_budget(config: ImageDataConfig, run_folder: Path, rank: int) -> ErrorBudget:
-    """How many bad images a rank puts up with; they are named in a file of its own."""
+    """Limit on a rank's unreadable images, which are listed in a file of the rank's own."""
     return ErrorBudget(config.max_bad_samples, run_folder / f"quarantine-rank{rank:05d}.jsonl")
 
 

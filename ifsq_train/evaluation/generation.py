@@ -99,7 +99,7 @@ class FeatureMoments:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> FeatureMoments:
-        """What `state` was taken of."""
+        """Restore an accumulator from its `state`."""
         moments = cls(len(state["mean"]))
         moments._count = int(state["count"])
         moments._mean, moments._scatter = state["mean"].clone(), state["scatter"].clone()

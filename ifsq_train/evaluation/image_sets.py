@@ -61,7 +61,7 @@ class StoredImages:
 
     @property
     def num_samples(self) -> int:
-        """N."""
+        """Number of images, N."""
         return len(self.images)
 
     def batches(self, context: RunContext) -> Iterator[Tensor]:

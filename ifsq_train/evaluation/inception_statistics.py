@@ -43,7 +43,7 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, moments: FeatureMoments) -> GaussianStatistics:
-        """Those of counted features.
+        """Mean, covariance and count of the accumulated features.
 
         Raises:
             ValueError: fewer than two images.

@@ -33,8 +33,8 @@ def alignment_loss(
         targets: per teacher, its patch features [B, T, Z]; no gradient goes into them.
         way: ``plain`` composes torch's operations. ``fused`` makes value and gradient in one visit,
             ``compiled`` in one kernel of torch.compile; both can be differentiated once.
-        weight: what the result will be multiplied by. It changes no number; the gradient is
-            ready for it, where another factor would cost a pass over it.
+        weight: factor that the caller multiplies the result by. The returned value does not
+            depend on it; the gradient is prepared for it, and another factor costs one more pass.
 
     Returns:
         fp32 scalar in [-1, 1].

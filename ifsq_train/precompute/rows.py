@@ -95,7 +95,7 @@ class ItemRows:
     def _add_latents(
         self, at: slice, encoded: EncodedArrays
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """What the reader will give back: rounded to the columns' precision where stored."""
+        """Store latents; returns them as a reader gets them, rounded to the columns' precision."""
         mean, logvar = encoded.latents, encoded.logvar
         if LATENT_MEAN in self._extra:
             self._extra[LATENT_MEAN][at] = mean

@@ -160,7 +160,7 @@ def _try_update(
 
 
 def _eager(config: TrainConfig, device: str) -> AbstractContextManager[object]:
-    """Where operations are counted nothing is compiled, nor, unless it is put off, ever after."""
+    """Run eagerly where the strategy compiles: compiled code hides the operations to be counted."""
     compiled = config.strategy.compiles_on(device)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 

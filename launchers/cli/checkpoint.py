@@ -1,4 +1,4 @@
-"""`ifsq checkpoint`: look into checkpoints, check them, take weights out and released ones in."""
+"""`ifsq checkpoint`: inspect and verify checkpoints, export weights, import released ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from data_pipelines.errors import UserError
 
-app = typer.Typer(help="Look into checkpoints, export and import weights.", no_args_is_help=True)
+app = typer.Typer(help="Inspect checkpoints, export and import weights.", no_args_is_help=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")]
 
@@ -75,7 +75,7 @@ def import_(
         float, typer.Option(min=1e-9, help="DiT: what latents were multiplied by.")
     ] = 1.0,
 ) -> None:
-    """Take over a released tokenizer, LlamaGen or DiT checkpoint."""
+    """Import a released tokenizer, LlamaGen or DiT checkpoint."""
     from ifsq_train.artifacts.exchange import import_released, released_spec
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
