@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_pipelines.bad_samples import BadSample, ErrorBudget
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.hashing import hash_u64
+from data_pipelines.images.collection import CollectionDataset, CollectionReader
 from data_pipelines.images.decoders.base import ImageDecoder, to_unit_range
 from data_pipelines.images.reader import EncodedBatch, ImageReader
 from data_pipelines.manifest import ShardManifest
@@ -149,7 +150,7 @@ class ImageSource(PixelSource):
 
     def __init__(
         self,
-        manifest: ShardManifest,
+        manifest: ShardManifest | CollectionDataset,
         spec: ViewSpec,
         decoder: ImageDecoder,
         budget: ErrorBudget,
@@ -162,7 +163,9 @@ class ImageSource(PixelSource):
         self.decoder = decoder
         self.budget = budget
         self.seed = seed
-        self._reader, self._verify = ImageReader(manifest), verify
+        made = isinstance(manifest, CollectionDataset)
+        self._reader = CollectionReader(manifest) if made else ImageReader(manifest)
+        self._verify = verify
 
     def _make(
         self, ids: NDArray[np.int64], epochs: NDArray[np.int64], views: NDArray[np.int64]

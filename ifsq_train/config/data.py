@@ -10,6 +10,7 @@ from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
 from ifsq_train.config.kinds import OneOf
 from ifsq_train.config.paths import RunPath
+from ifsq_train.config.sources import ImagePlace
 
 # Which crops of an image are seen; the kinds and their options are in data_pipelines.views.
 ViewConfig = Annotated[AnyViewSpec, OneOf("ifsq.views")]
@@ -29,7 +30,7 @@ def without_machine_keys(values: Any) -> Any:
 class MixedDatasetConfig(Config):
     """One dataset of a mixture."""
 
-    url: RunPath
+    url: ImagePlace
     """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
     weight: float = Field(gt=0)
     """Share of every batch, relative to the other weights: 3 and 1 are three quarters and one."""
@@ -39,7 +40,7 @@ class ImageDataConfig(Config):
     """Batches of decoded images from a packed or indexed dataset, or from a mixture of several."""
 
     kind: Literal["images"] = "images"
-    url: RunPath | None = None
+    url: ImagePlace | None = None
     """Dataset folder written by `ifsq data pack` or `ifsq data index` (path or s3://)."""
     mix: tuple[MixedDatasetConfig, ...] = ()
     """Datasets to draw from by weight, instead of `url`."""
@@ -66,7 +67,7 @@ class ImageDataConfig(Config):
         return self
 
     @property
-    def urls(self) -> tuple[str, ...]:
+    def urls(self) -> tuple[str | Config, ...]:
         """All datasets that are read."""
         if self.url is not None:
             return (self.url,)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import ViewConfig
 from ifsq_train.config.paths import RunPath
+from ifsq_train.config.sources import ImagePlace
 
 Metric = Literal[
     "psnr", "ssim", "l1", "lpips", "code_use", "cknna", "rfid",
@@ -47,7 +48,7 @@ class EvaluateConfig(Config):
     tokenizer: RunPath | None = None
     """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
     `frechet_distance`."""
-    data: RunPath | None = None
+    data: ImagePlace | None = None
     """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
     view: ViewConfig | None = None
     """How the data are seen; goes with `data`."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import ViewConfig
 from ifsq_train.config.paths import RunPath
+from ifsq_train.config.sources import ImagePlace
 
 
 class TeacherFeaturesConfig(Config):
@@ -25,7 +26,7 @@ class PrecomputeConfig(Config):
     """Encode a dataset into token shards, once."""
 
     kind: Literal["precompute"]
-    source: RunPath
+    source: ImagePlace
     """Image dataset folder (path or s3://)."""
     tokenizer: RunPath
     """Run folder or checkpoint of a tokenizer; its averaged weights are used if it has any."""

@@ -21,6 +21,7 @@ from data_pipelines.views import ViewSpec, choose_views
 from ifsq_train.config import ImageDataConfig
 from ifsq_train.data.base import DataFacts, positions
 from ifsq_train.data.batch import Batch
+from ifsq_train.plugins.sources import open_images_of
 
 
 @dataclass
@@ -104,7 +105,7 @@ def open_images(
     """
     view = config.view
     decoder = open_decoder(config.decoder, view.image_size, device, threads)
-    manifests = [ShardManifest.open(url) for url in config.urls]
+    manifests = [open_images_of(url) for url in config.urls]
     sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
     source = MixedSource(sources) if config.mix else sources[0]
     return ImageTrainData(_image_plan(config, manifests, seed), source, view.num_views, seed)
@@ -146,7 +147,7 @@ def open_image_source(
         UserError: missing or damaged dataset, or a decoder that is not installed.
     """
     return ImageSource(
-        ShardManifest.open(url),
+        open_images_of(url),
         view,
         open_decoder(decoder, view.image_size, device, threads),
         ErrorBudget(max_bad_samples, quarantine_path),

@@ -11,12 +11,12 @@ import torch
 from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import UserError
 from data_pipelines.images.contact_sheet import contact_sheet
-from data_pipelines.manifest import ShardManifest
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.views import ViewSpec
 from ifsq_train.config import ImageDataConfig, TrainConfig
 from ifsq_train.config.load import load_recipe
 from ifsq_train.data.images import open_images
+from ifsq_train.plugins.sources import open_images_of
 
 
 def recipe_config(recipe: str, overrides: Sequence[str]) -> tuple[ImageDataConfig, int]:
@@ -40,7 +40,7 @@ def dataset_config(url: str, view: str, image_size: int, batch_size: int) -> Ima
         UserError: an unknown view, or no dataset.
     """
     spec = ViewSpec.from_dict({"kind": view, "image_size": image_size})
-    size = min(batch_size, ShardManifest.open(url).num_samples)
+    size = min(batch_size, open_images_of(url).num_samples)
     return ImageDataConfig(url=url, view=spec, global_batch_size=size)
 
 
@@ -67,7 +67,7 @@ def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, out
         shown = f"{label} {name}" if label >= 0 and name != str(label) else str(label)
         captions.append((key, f"replaced: {shown}" if position in replaced else shown))
     title = (
-        f"{', '.join(config.urls)}  batch {step}, {len(ids)} of {config.global_batch_size},"
+        f"{', '.join(map(str, config.urls))}  batch {step}, {len(ids)} of {config.global_batch_size},"
         f" {config.view.kind} {config.view.image_size} px, seed {seed}"
     )
     buffer = io.BytesIO()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import ViewSpec
 from ifsq_train.data.images import open_image_source
 from ifsq_train.distributed.context import RunContext
+from ifsq_train.plugins.sources import open_images_of
 from ifsq_train.sampling.draw import read_samples
 
 VIEW_SEED, EPOCH = 0, 0
@@ -31,7 +31,7 @@ class HeldOutImages:
     batch_size: int
 
     def __post_init__(self) -> None:
-        manifest = ShardManifest.open(self.url)
+        manifest = open_images_of(self.url)
         self.num_samples, self.digest = manifest.num_samples, manifest.digest
         self.decoder = ""
 

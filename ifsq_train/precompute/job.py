@@ -24,6 +24,7 @@ from data_pipelines.tokens.format import ExtraColumn, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
 from ifsq_train.artifacts.token_meaning import token_grid
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.plugins.sources import open_images_of
 from ifsq_train.precompute.encoder import TokenEncoder, open_encoder
 from ifsq_train.precompute.pixels import ViewPixels
 from ifsq_train.precompute.progress import (
@@ -88,7 +89,7 @@ def preflight(config: PrecomputeConfig) -> TokenSpec:
         UserError: missing dataset, tokenizer or teacher, or parts that do not fit together.
     """
     encoder = open_encoder(config, "cpu")
-    manifest = ShardManifest.open(config.source)
+    manifest = open_images_of(config.source)
     spec = describe_job(config, manifest, encoder, config.decoder)
     return with_growth(open_storage(config.output), spec, manifest)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.bad_samples import BadSample, ErrorBudget
+from data_pipelines.images.collection import CollectionDataset
 from data_pipelines.images.decoders.base import ImageDecoder, to_unit_range
 from data_pipelines.images.decoders.open import open_decoder
 from data_pipelines.images.source import ImageBatch, ImageSource
@@ -20,6 +21,7 @@ from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import ViewGeometry, view_geometry
 from data_pipelines.work_items import WorkItem
 from ifsq_train.config import PrecomputeConfig
+from ifsq_train.plugins.sources import open_images_of
 
 EPOCH = 0
 """Token datasets hold the views of epoch 0."""
@@ -94,7 +96,7 @@ class ViewPixels:
         decode_threads: int | None = None,
         readers: int = 2,
     ) -> None:
-        self.manifest = ShardManifest.open(config.source)
+        self.manifest = open_images_of(config.source)
         self.num_readers = readers
         self._num_views = config.view.num_views
         self._decoder: ImageDecoder = open_decoder(
@@ -168,7 +170,7 @@ def _windows(geometry: ViewGeometry) -> NDArray[np.uint16]:
 
 
 def _image_sizes(
-    manifest: ShardManifest, ids: NDArray[np.int64]
+    manifest: ShardManifest | CollectionDataset, ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     shards, rows = manifest.locate(ids)
     heights, widths = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)

@@ -134,6 +134,8 @@ def with_growth(storage: Storage, spec: TokenSpec, manifest: ShardManifest) -> T
 
 def _begins_with(manifest: ShardManifest, num_samples: int, digest: str) -> bool:
     """Whether the first shards of a source are, all together, the source of that digest."""
+    if not isinstance(manifest, ShardManifest):
+        return manifest.digest == digest
     ends = np.cumsum(manifest.shard_sizes)
     count = int(np.searchsorted(ends, num_samples)) + 1
     if count > len(ends) or ends[count - 1] != num_samples:

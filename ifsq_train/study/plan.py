@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from data_pipelines.errors import UserError
 from ifsq_train.config import PrecomputeConfig, SampleConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.study import STAGE_PREFIX
+from ifsq_train.plugins.sources import open_images_of
 from ifsq_train.study.costs import stage_estimate, token_facts
 from ifsq_train.study.expand import Expansion
 from ifsq_train.study.stage import Stage
@@ -100,13 +101,12 @@ def _encoding(
     recipe: PrecomputeConfig, stages: Mapping[str, Stage]
 ) -> tuple[float | None, float | None]:
     """About half an autoencoder's forward pass per view; None where the images are not packed."""
-    from data_pipelines.manifest import ShardManifest
 
     tokenizer = _trained(recipe.tokenizer, stages)
     if tokenizer is None or not isinstance(tokenizer.task, TokenizerTaskConfig):
         return None, None
     try:
-        views = ShardManifest.open(recipe.source).num_samples * recipe.view.num_views
+        views = open_images_of(recipe.source).num_samples * recipe.view.num_views
     except (UserError, OSError):
         return None, None
     per_sample = stage_estimate(tokenizer, None).flops_per_sample

@@ -8,9 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from ifsq_train.config import StrategyConfig
+from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.models.quantizers import FSQ
 from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
-from ifsq_train.tasks.generator import GENERATOR
 from tests.benchmarks.generators.engine_step import engine_step
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.steps import build_tokenizer, dit_task, llamagen_task, random_images

@@ -12,9 +12,9 @@ from pathlib import Path
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import CheckpointConfig, StrategyConfig
+from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.strategy.torch import TorchStrategy
-from ifsq_train.tasks.generator import GENERATOR
 from ifsq_train.training.saved_state import collect_state
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.steps import llamagen_task
