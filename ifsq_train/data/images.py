@@ -19,6 +19,7 @@ from data_pipelines.order.mix import MixMember, MixPlan
 from data_pipelines.order.plan import DataPlan, SamplePlan
 from data_pipelines.views import ViewSpec, choose_views
 from ifsq_train.config import ImageDataConfig
+from ifsq_train.config.sources import ImagePlace
 from ifsq_train.data.base import DataFacts, positions
 from ifsq_train.data.batch import Batch
 from ifsq_train.plugins.sources import open_images_of
@@ -131,7 +132,7 @@ def _image_plan(
 
 
 def open_image_source(
-    url: str,
+    url: ImagePlace,
     view: ViewSpec,
     *,
     decoder: DecoderKind,

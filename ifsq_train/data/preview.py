@@ -67,7 +67,8 @@ def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, out
         shown = f"{label} {name}" if label >= 0 and name != str(label) else str(label)
         captions.append((key, f"replaced: {shown}" if position in replaced else shown))
     title = (
-        f"{', '.join(map(str, config.urls))}  batch {step}, {len(ids)} of {config.global_batch_size},"
+        f"{', '.join(map(str, config.urls))}  batch {step}, {len(ids)} of"
+        f" {config.global_batch_size},"
         f" {config.view.kind} {config.view.image_size} px, seed {seed}"
     )
     buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipelines.errors import DataError
 from data_pipelines.views import ViewSpec
+from ifsq_train.config.sources import ImagePlace
 from ifsq_train.data.images import open_image_source
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.plugins.sources import open_images_of
@@ -26,7 +27,7 @@ VIEW_SEED, EPOCH = 0, 0
 class HeldOutImages:
     """A dataset in one view, in order of sample ids, read anew by every `batches()`."""
 
-    url: str
+    url: ImagePlace
     view: ViewSpec
     batch_size: int
 
