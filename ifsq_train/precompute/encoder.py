@@ -48,6 +48,15 @@ class EncodedViews:
     latents: Tensor
     logvar: Tensor | None = None
     features: Tensor | None = None
+    not_finite: Tensor | None = None
+    """Bool [B, 2]: of which images the tokenizer's, the teacher's values are not all finite."""
+
+    def faults(self) -> list[tuple[int, str]]:
+        """Image and network wherever one gave values that are not finite; waits for the device."""
+        if self.not_finite is None or not bool(self.not_finite.any()):
+            return []
+        networks = ("the tokenizer's encoder", "the teacher")
+        return [(image, networks[which]) for image, which in self.not_finite.nonzero().tolist()]
 
     def arrays(self) -> EncodedArrays:
         """The same on the host; waits for the device."""
@@ -158,9 +167,9 @@ class TokenEncoder:
         latents, logvar = self._latents(moments, tokens)
         # The teacher never runs in bf16: what it gives is stored as it is.
         features = None if self._teacher is None else self._teacher(images)[:count]
-        return EncodedViews(
-            tokens[:count], latents[:count], None if logvar is None else logvar[:count], features
-        )
+        logvar = None if logvar is None else logvar[:count]
+        faults = torch.stack([_not_finite(moments[:count]), _not_finite(features, moments[:count])])
+        return EncodedViews(tokens[:count], latents[:count], logvar, features, faults.T)
 
     def _latents(self, moments: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.codebook_sizes:
@@ -189,7 +198,16 @@ def _joined(parts: list[EncodedViews]) -> EncodedViews:
         torch.cat([part.latents for part in parts]),
         torch.cat(logvars) if logvars else None,
         torch.cat(features) if features else None,
+        torch.cat([part.not_finite for part in parts if part.not_finite is not None]),
     )
+
+
+def _not_finite(values: Tensor | None, like: Tensor | None = None) -> Tensor:
+    """Bool [B]: images with a value that is NaN or infinite; none where there are no values."""
+    if values is None:
+        assert like is not None
+        return torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    return ~values.flatten(1).isfinite().all(1)
 
 
 def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:

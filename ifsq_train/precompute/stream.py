@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 
+from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.writer import publish_shard
@@ -203,12 +204,28 @@ class EncodeStream:
             joined = images[0] if len(images) == 1 else torch.cat(images)
             self._on_device.append((parts, self.encoder.encode(joined)))
 
+    def _refuse(self, parts: list[_Part], faults: list[tuple[int, str]]) -> None:
+        """Raise UserError: what is not a number is no token, no latent and no feature."""
+        rows = [part.pixels.rows for part in parts for _ in range(part.part.start, part.part.stop)]
+        places = [at for part in parts for at in range(part.part.start, part.part.stop)]
+        image, network = faults[0]
+        found = rows[image]
+        row = found.first + places[image]
+        sample = found.item.first_sample + row // self.spec.num_views
+        raise UserError(
+            f"{network} gives values that are not finite for {len(faults)} of {len(rows)} views of"
+            f" a batch, first for sample {sample} (view {row % self.spec.num_views}); its weights"
+            " have diverged, or precision is too low: take another checkpoint or precision: fp32"
+        )
+
     def _collect(self, pool: ThreadPoolExecutor, all_of_it: bool) -> None:
         """Fetch what the device has finished. One batch stays behind, so that it has work."""
         while len(self._on_device) > (0 if all_of_it else 1):
             parts, views = self._on_device.popleft()
             with self._timed("encode"):
-                arrays = views.arrays()
+                arrays, faults = views.arrays(), views.faults()
+            if faults:
+                self._refuse(parts, faults)
             at = 0
             for part in parts:
                 rows = part.part.stop - part.part.start

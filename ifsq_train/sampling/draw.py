@@ -137,6 +137,14 @@ class Sampler:
         labels = np.array([self.spec.labels[row] for row in rows], np.int64)
         seeds = [derive_seed(self._config.seed, "sample", row) for row in rows]
         images = self._images(torch.as_tensor(labels).to(self._device), seeds)
+        finite = images.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            first = rows[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"{int((~finite).sum())} of {len(images)} samples of a batch have values that are"
+                f" not finite, first sample {first}, drawn from {self._config.generator} and"
+                f" decoded by {self._config.tokenizer}; one has diverged: take another checkpoint"
+            )
         return SamplePart(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), labels)
 
     @torch.inference_mode()

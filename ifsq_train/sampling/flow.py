@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from data_pipelines.errors import UserError
 from ifsq_train.losses.flow_matching import expand_time, shift_times
 from ifsq_train.models.dit import DiT
 
@@ -98,6 +99,7 @@ def integrate_adaptive(
 
     Raises:
         RuntimeError: after 10,000 steps.
+        UserError: a velocity is not finite.
     """
     x, t = noise, torch.zeros(len(noise), dtype=torch.float64)
     size = torch.full_like(t, _FIRST_STEP)
@@ -107,6 +109,13 @@ def integrate_adaptive(
         after, last, error = _dopri5_step(velocity, x, t, step, first)
         scale = atol + rtol * torch.maximum(x.abs(), after.abs())
         ratio = (error / scale).flatten(1).square().mean(1).sqrt().cpu().double()
+        if not bool(ratio.isfinite().all()):
+            where = int((~ratio.isfinite()).nonzero()[0])
+            raise UserError(
+                f"dopri5: the network's velocity is not finite at time {float(t[where]):.4f} for"
+                f" {int((~ratio.isfinite()).sum())} of {len(x)} samples; its weights have diverged:"
+                " take another checkpoint"
+            )
         accepted = ratio <= 1.0
         keep = expand_time(accepted.to(x.device), x)
         x, first = torch.where(keep, after, x), torch.where(keep, last, first)

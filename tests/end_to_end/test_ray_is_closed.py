@@ -67,7 +67,8 @@ def test_a_process_of_this_machine_without_the_token_is_refused(
     session: tuple[str, Path], mode: str
 ):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
-    environment["RAY_AUTH_MODE"] = "disabled"
+    # So that Ray asks at the loopback address, where the session listens.
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     if mode == "wrong token":
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", _JOIN, session[0]]

@@ -98,7 +98,30 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """Latents float32 [B, C, H, W] of indices int64 [B, H, W, num_groups]; exact inverse."""
+        """Latents float32 [B, C, H, W] of indices int64 [B, H, W, num_groups]; exact inverse.
+
+        Raises:
+            ValueError: an index outside its codebook (on a GPU the device's own assertion).
+        """
+
+    def check_indices(self, indices: Tensor) -> None:
+        """Refuse indices [..., num_groups] outside their codebooks; no wait for a GPU.
+
+        Raises:
+            ValueError: there are some; on a GPU the device asserts.
+        """
+        if torch.compiler.is_compiling():
+            return
+        most = [min(size, 2**63 - 1) for size in self.codebook_sizes]
+        sizes = torch.tensor(most, device=indices.device)
+        outside = (indices < 0) | (indices >= sizes)
+        if indices.device.type == "cuda":
+            torch._assert_async(~outside.any())
+        elif bool(outside.any()):
+            raise ValueError(
+                f"token {int(indices[outside][0])} is outside the codebooks"
+                f" {list(self.codebook_sizes)}; the tokens are of another tokenizer or damaged"
+            )
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

@@ -261,6 +261,7 @@ class FSQ(Quantizer, RunningMoments):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
+        self.check_indices(indices)
         centred = self.indices_to_digits(indices) - self.levels // 2
         codes = centred.to(torch.float32) / (self.levels // 2).to(torch.float32)
         return codes.permute(0, 3, 1, 2).contiguous()

@@ -121,6 +121,7 @@ class LFQ(Quantizer):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
+        self.check_indices(indices)
         parts = []
         for group, size in enumerate(self.groups):
             shifts = torch.arange(size, device=indices.device)

@@ -127,6 +127,7 @@ class VQ(Quantizer, RunningMoments):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
+        self.check_indices(indices)
         return self.embedding(indices[..., 0]).float().permute(0, 3, 1, 2).contiguous()
 
     def spec(self) -> dict[str, Any]:
@@ -204,6 +205,7 @@ class NormalizedVQ(Quantizer):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """See Quantizer.indices_to_latents."""
+        self.check_indices(indices)
         codebook = F.normalize(self.embedding.weight.float(), dim=-1)
         return codebook[indices[..., 0]].permute(0, 3, 1, 2).contiguous()
 
