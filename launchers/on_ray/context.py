@@ -55,9 +55,12 @@ class RayTrainContext:
             self._capacity = CapacityWatch(launch, self.world_size)
 
     def interruption(self) -> Interruption:
-        """The driver's wish to stop, a node that is being drained, room to grow."""
+        """The driver's wish to stop, a node that is being drained, room to grow.
+
+        Only rank 0 looks for the wish, in the shared run folder; the vote tells the others.
+        """
         now = time.monotonic()
-        if now - self._stop_looked > STOP_POLL_SECONDS:
+        if self.rank == 0 and now - self._stop_looked > STOP_POLL_SECONDS:
             self._stop_looked = now
             self._stopping = self._stop_file.exists()
         if self._stopping:
