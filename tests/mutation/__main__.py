@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -46,12 +47,31 @@ def run(command: list[str], checkout: Path) -> None:
     subprocess.run(command, cwd=checkout, env=environment, check=True)
 
 
-def keep_sample(session: Path, count: int, seed: int) -> int:
+def annotated_lines(path: Path) -> set[tuple[int, int]]:
+    """(line, column) of everything inside annotations, which are never evaluated here."""
+    places = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        for name in ("annotation", "returns"):
+            part = getattr(node, name, None)
+            if isinstance(part, ast.AST):
+                places |= {
+                    (inner.lineno, inner.col_offset)
+                    for inner in ast.walk(part)
+                    if isinstance(inner, ast.expr)
+                }
+    return places
+
+
+def keep_sample(session: Path, count: int, seed: int, skipped: set[tuple[int, int]]) -> int:
     """Leave that many of the session's mutants; returns how many there were."""
     from cosmic_ray.work_db import WorkDB, use_db
 
     with use_db(str(session), WorkDB.Mode.open) as found:
-        items = sorted(found.work_items, key=lambda item: str(item.mutations))
+        items = [
+            item
+            for item in sorted(found.work_items, key=lambda item: str(item.mutations))
+            if not any(part.start_pos in skipped for part in item.mutations)
+        ]
     session.unlink()
     chosen = random.Random(seed).sample(items, min(count, len(items)))
     with use_db(str(session), WorkDB.Mode.create) as kept:
@@ -102,7 +122,9 @@ def main() -> None:
         )
         tool = [sys.executable, "-m", "cosmic_ray.cli"]
         run([*tool, "init", str(config), str(session)], checkout)
-        total = keep_sample(session, options.sample, options.seed)
+        total = keep_sample(
+            session, options.sample, options.seed, annotated_lines(checkout / options.module)
+        )
         run([*tool, "exec", str(config), str(session)], checkout)
         report(session, total)
 

@@ -28,10 +28,11 @@ from launchers.on_kubernetes.follow import follow_job
 from launchers.on_kubernetes.profile import ClusterProfile
 from launchers.on_kubernetes.submission import submit_job
 from launchers.stages import held_out, pack_images
+from tests.support.ranks import free_port
 from tests.support.repository import REPOSITORY, SHARED
 
 TOOLS = SHARED / "tools"
-PORT = 18765
+PORT = free_port()
 CLAIM = "data"
 NAMESPACE = "default"
 

@@ -19,6 +19,7 @@ from launchers.cli.program import app
 from launchers.monitoring.prometheus_server import find_prometheus
 from launchers.on_kubernetes.profile import ClusterProfile
 from tests.support.kube_api import Api, in_background, load_tool, run_through
+from tests.support.ranks import free_port
 from tests.support.repository import REPOSITORY
 
 pytestmark = pytest.mark.heavy
@@ -108,7 +109,9 @@ def test_the_commands_of_monitoring(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "runs").mkdir()
     for words in commands("monitoring.md"):
         if words[0] == "ifsq":
-            flags = ["--seconds", "0.5"] + (["--port", "19393"] if find_prometheus() else [])
+            flags = ["--seconds", "0.5"] + (
+                ["--port", str(free_port())] if find_prometheus() else []
+            )
             run_ifsq([*words, *flags])
         else:
             assert words == ["python", "-m", "k8s.dashboards.build"]
