@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import DataConfig
+from ifsq_train.config.kinds import OneOf
 from ifsq_train.config.paths import RunPath
 from ifsq_train.config.tasks import TaskConfig
 
@@ -105,6 +106,9 @@ class ProfileConfig(Config):
     """Also record allocations."""
 
 
+TrackerConfig = Annotated[Config, OneOf("ifsq.trackers")]
+
+
 class TrainConfig(Config):
     """A training run."""
 
@@ -135,6 +139,8 @@ class TrainConfig(Config):
     watchdog_seconds: float | None = Field(default=900.0, gt=0)
     """A step that takes longer ends the worker and names the rank that hangs; null: never."""
     profile: ProfileConfig | None = None
+    trackers: tuple[TrackerConfig, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Plug-ins that the logged numbers go to besides metrics.jsonl and Prometheus."""
 
     @model_validator(mode="after")
     def _optimizers_fit(self) -> TrainConfig:

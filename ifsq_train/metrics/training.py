@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ifsq_train.checkpoint.train_state import TrainState
-from ifsq_train.config import ImageDataConfig, TokenizerTaskConfig, TrainConfig
+from ifsq_train.config import ImageDataConfig, TokenizerTaskConfig, TrainConfig, to_dict
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.metrics import names
 from ifsq_train.metrics.goodput import Goodput
 from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
 from ifsq_train.metrics.names import MetricSpec
 from ifsq_train.metrics.prometheus import HOST_VARIABLE, endpoint_port, open_metrics
+from ifsq_train.metrics.trackers import TrackedRun, Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,12 @@ class TrainingMetrics:
         self._folder = folder
         self._tokens_per_sample = tokens_per_sample(config, task or {})
         self._goodput: Goodput | None = None
+        self._trackers = Trackers((), TrackedRun(config.name, folder, {}))
         if context.rank == 0:
+            self._trackers = Trackers(
+                config.trackers, TrackedRun(config.name, folder, to_dict(config))
+            )
+            self._trackers.resume(first_step)
             self._log = JsonlWriter(folder / "metrics.jsonl", first_step)
             starts = record_start(folder / STARTS, first_step, context.world_size)
             self._goodput = Goodput(folder / "metrics.jsonl", folder / STARTS)
@@ -165,6 +171,9 @@ class TrainingMetrics:
                 "wall_time": time.time(),
             }
         )
+        self._trackers.scalars(
+            state.step, {**record, "samples_per_second": samples_per_second, **(speed or {})}
+        )
         self._export(record)
         self._export_speed(speed or {})
         self._metrics.set(names.STEP, state.step)
@@ -212,6 +221,7 @@ class TrainingMetrics:
 
     def close(self) -> None:
         """Close the log; local rank 0 also stops its node's endpoint."""
+        self._trackers.close()
         if self._log is not None:
             self._log.close()
         self._metrics.close()
