@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ifsq_train.config import LoadingConfig, TrainConfig, to_dict
 from ifsq_train.config.shares import check_shares, num_micro_batches
 from ifsq_train.data.base import TrainData
 from ifsq_train.data.batch import Batch
+from ifsq_train.data.classes import classes_of
 from ifsq_train.data.open import Serve, extras_for, open_train_data, without_helpers
 from ifsq_train.distributed.collectives import any_rank, mean_over_ranks
 from ifsq_train.distributed.context import RunContext
@@ -38,7 +40,7 @@ from ifsq_train.training.ema import WeightAverage
 from ifsq_train.training.failure import FailureLog
 from ifsq_train.training.nonfinite import NonFiniteGuard, as_number
 from ifsq_train.training.profiling import StepProfiler
-from ifsq_train.training.saved_state import collect_state, restore, roll_back
+from ifsq_train.training.saved_state import Start, collect_state, restore, roll_back
 from ifsq_train.training.watchdog import Watchdog
 from ifsq_train.versions import library_versions, run_environment
 
@@ -63,6 +65,10 @@ class Run:
     guard: NonFiniteGuard
     watchdog: Watchdog
     resumed_from: int | None = None
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that changed between starts of the run, with the step."""
+    classes: tuple[int, ...] | None = None
+    """Classes that a generator's data has; None where that is not known."""
 
     def load(self, step: int) -> Batch:
         """This worker's share of a global batch, in host memory."""
@@ -75,6 +81,7 @@ def run(
     context: RunContext,
     serve: Serve = without_helpers,
     loading: LoadingConfig | None = None,
+    allow_changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train to `config.steps`, resuming from the newest intact checkpoint if there is one.
 
@@ -86,6 +93,7 @@ def run(
         serve: replaces the training data by a source of the same batches, such as a pool of
             decoding actors.
         loading: how batches are loaded ahead.
+        allow_changes: keys in which the recipe may differ from the checkpoint's.
 
     Returns:
         The run's result, which rank 0 also writes to ``result.json`` in the run folder.
@@ -99,7 +107,8 @@ def run(
     failures = FailureLog(folder, context.launch_id)
     attempt = shared_attempt_id()
     try:
-        parts = assemble(config, context, serve, attempt, failures, loading or LoadingConfig())
+        loading = loading or LoadingConfig()
+        parts = assemble(config, context, serve, attempt, failures, loading, allow_changes)
         try:
             with catching_sigterm(), parts.watchdog:
                 fit(parts)
@@ -120,6 +129,7 @@ def assemble(
     attempt: str,
     failures: FailureLog,
     loading: LoadingConfig,
+    allow_changes: Sequence[str],
 ) -> Run:
     """Open the data, build and wrap the networks, take over saved state."""
     folder = Path(config.output).absolute()
@@ -134,6 +144,7 @@ def assemble(
         extras=extras_for(config.task),
         decode_threads=loading.decode_threads or 1,
     )
+    classes = _trained_classes(config, data, context)
     data = serve(data, config)
     task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
@@ -147,7 +158,8 @@ def assemble(
     if context.rank == 0:
         fence.take()
     state = TrainState(data.plan.digest)
-    resumed_from = restore(folder, context, strategy, averages, state)
+    start = Start(config, data.describe(), allow_changes)
+    resumed_from, changes = restore(folder, context, strategy, averages, state, start)
     return Run(
         config=config,
         context=context,
@@ -165,7 +177,19 @@ def assemble(
         guard=NonFiniteGuard(config.on_nonfinite),
         watchdog=_open_watchdog(config, context, attempt, failures),
         resumed_from=resumed_from,
+        changes=changes,
+        classes=classes,
     )
+
+
+def _trained_classes(
+    config: TrainConfig, data: TrainData, context: RunContext
+) -> tuple[int, ...] | None:
+    """The classes a generator's data has; None if that is not known, or for a tokenizer."""
+    seen = None
+    if context.rank == 0 and config.task.kind != "tokenizer":
+        seen = classes_of(data)
+    return (seen.known or None) if seen is not None and seen.complete else None
 
 
 def _weight_averages(
@@ -173,7 +197,8 @@ def _weight_averages(
 ) -> dict[str, WeightAverage]:
     if config.ema_decay is None:
         return {}
-    return {name: WeightAverage(strategy, name, config.ema_decay) for name in task.averaged()}
+    decay, warmup = config.ema_decay, config.ema_warmup
+    return {name: WeightAverage(strategy, name, decay, warmup) for name in task.averaged()}
 
 
 def _open_writer(
@@ -321,7 +346,9 @@ def checkpoint_header(run: Run) -> dict[str, Any]:
         "train_state": run.state.to_dict(),
         "optimizer_steps": {n: run.strategy.optimizer_steps(n) for n in run.task.modules()},
         "recipe": to_dict(run.config),
+        "changes": run.changes,
         "data": run.data.describe(),
+        "classes": run.classes,
         "task": run.task.describe(),
         "engine": run.strategy.describe(),
         "versions": library_versions(),
@@ -335,6 +362,7 @@ def finish(run: Run, failures: FailureLog, seconds: float) -> dict[str, Any]:
         "kind": run.config.task.kind,
         "steps": run.state.step,
         "resumed_from": run.resumed_from,
+        "changes": run.changes,
         "samples_seen": run.state.samples_seen,
         "skipped_updates": run.guard.skipped,
         "final_loss": run.state.last_record.get("loss"),

@@ -72,6 +72,7 @@ def index_images(
     image_key: str | None = None,
     label_key: str | None = None,
     map_shards: MapShards | None = None,
+    overwrite: bool = False,
 ) -> ShardManifest:
     """Existing tars to a manifest; see `data_pipelines.images.index.index_tars`."""
     from data_pipelines.images.packing.index import index_tars
@@ -79,6 +80,7 @@ def index_images(
     return index_tars(
         tars, dataset, class_map=class_map, num_classes=num_classes, image_key=image_key,
         label_key=label_key, max_bad_samples=max_bad_samples, map_shards=map_shards,
+        overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -132,8 +134,16 @@ def precompute_tokens(
     gpus_per_actor: float,
     address: str | None,
     num_readers: int = 0,
+    overwrite: bool = False,
 ) -> PrecomputeReport:
-    """Encode a dataset on Ray with a progress line; see `launchers.on_ray.precompute`."""
+    """Encode a dataset with a progress line: on Ray, or in this process with 0 actors."""
+    if not num_actors:
+        from ifsq_train.precompute.job import run_precompute_local
+
+        with _progress("shards", "precompute") as show:
+            return run_precompute_local(
+                config, lambda done, total, _: show(done, total), overwrite=overwrite
+            )
     from launchers.on_ray.precompute import precompute_on_ray
 
     return precompute_on_ray(
@@ -142,6 +152,7 @@ def precompute_tokens(
         gpus_per_actor=gpus_per_actor,
         num_readers=num_readers,
         address=address,
+        overwrite=overwrite,
         show_progress=True,
     )
 
@@ -160,13 +171,14 @@ def sample_images(
     num_actors: int = 0,
     gpus_per_actor: float = 0,
     address: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Draw images with a progress line, in this process or on actors; returns their number."""
     with _progress("images", "sample") as show:
         if not num_actors:
             from ifsq_train.sampling.draw import draw_samples
 
-            return draw_samples(config, on_batch=show)
+            return draw_samples(config, on_batch=show, overwrite=overwrite)
         from launchers.on_ray.sample import sample_on_ray
 
         return sample_on_ray(
@@ -175,15 +187,16 @@ def sample_images(
             gpus_per_actor=gpus_per_actor,
             address=address,
             on_batch=show,
+            overwrite=overwrite,
         )
 
 
-def evaluate_images(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_images(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Measure with a progress line; see `ifsq_train.evaluate.evaluate`."""
     from ifsq_train.evaluation.evaluate import evaluate
 
     with _progress("images", "evaluate") as show:
-        return evaluate(config, on_batch=show)
+        return evaluate(config, on_batch=show, overwrite=overwrite)
 
 
 @contextmanager

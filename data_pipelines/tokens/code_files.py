@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import open_storage
+from data_pipelines.storage.outputs import Writer, claim
 from data_pipelines.tokens.format import ShardMetadata, TokenSpec, shard_name
 from data_pipelines.tokens.latents import LatentSums
 from data_pipelines.tokens.reader import TokenDataset
@@ -132,15 +133,28 @@ def import_released(released: ReleasedCodes, output: str | Path, like: TokenSpec
     return publish_tokens(storage, spec, entries, LatentSums.combine(sums))
 
 
-def export_released(dataset: TokenDataset, codes: Path, labels: Path) -> int:
+CODE_EXPORTER = Writer("ifsq data export-codes", ("[0-9]*.npy",))
+
+
+def export_released(
+    dataset: TokenDataset, codes: Path, labels: Path, *, overwrite: bool = False
+) -> int:
     """Write a token dataset in the released layout; returns the number of images.
 
+    Args:
+        dataset: the tokens.
+        codes: folder of the codes.
+        labels: folder of the labels.
+        overwrite: remove what was exported to the folders before.
+
     Raises:
-        UserError: the dataset has no tokens.
+        UserError: the dataset has no tokens, or a folder holds something else.
     """
     if not dataset.spec.has_tokens:
         raise UserError(f"{dataset.storage.url} has latents and no tokens to export")
     for folder in (codes, labels):
+        job = {"tokens": dataset.digest}
+        claim(open_storage(folder), CODE_EXPORTER, job, finished=True, overwrite=overwrite)
         folder.mkdir(parents=True, exist_ok=True)
     views = np.arange(dataset.num_views)
     for ids in _batches(dataset.num_samples):

@@ -119,6 +119,7 @@ class TokensShape(TypedDict):
     num_bad_samples: Count
     table_sha256: Sha256
     spec: Json
+    tokenizer_weights: NotRequired[Literal["averaged", "live"]]
     sha256: NotRequired[Sha256]
 
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.open import Storage
+from data_pipelines.storage.outputs import Writer, claim
 from data_pipelines.tokens import schema
 from data_pipelines.tokens.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
+    JOB_JSON,
     METADATA_KEY,
     TOKENS_JSON,
     ShardMetadata,
@@ -151,12 +153,43 @@ def publish_shard(storage: Storage, index: int, data: bytes) -> bool:
     return False
 
 
+def _holds_job(storage: Storage) -> bool:
+    """Whether a folder is a token dataset, finished or not; ``job.json`` is its marker."""
+    for name in (JOB_JSON, TOKENS_JSON):
+        if storage.exists(name):
+            try:
+                found = json.loads(storage.read(name))
+            except ValueError:
+                return True  # damaged: its reader says so
+            return isinstance(found, dict) and str(found.get("format")).startswith(FORMAT_NAME)
+    return bool(found := storage.list()) and TOKEN_WRITER.own_files(storage) == found
+
+
+TOKEN_WRITER = Writer(
+    "ifsq precompute",
+    (
+        "job.json",
+        "job-[0-9][0-9][0-9][0-9].json",
+        "tokens.json",
+        "tokens.arrow",
+        "tokens-[0-9][0-9][0-9][0-9].arrow",
+        "shards/tokens-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9].arrow",
+        "quarantine.jsonl",
+    ),
+    _holds_job,
+    marks=False,
+    result="token dataset",
+)
+
+
 def pin_job(storage: Storage, spec: TokenSpec) -> None:
     """Record what a folder is being filled with; nothing happens if it says the same already.
 
     Raises:
         DataError: the folder was begun with another spec; names every difference.
+        UserError: the folder holds something else than a token dataset.
     """
+    claim(storage, TOKEN_WRITER)
     generation = len(spec.grown_from)
     if generation:
         before = _read_job(storage, job_name(generation - 1))
@@ -204,8 +237,17 @@ def publish_tokens(
     shards: Sequence[TokenShardEntry],
     statistics: LatentStatistics | None,
     num_bad_samples: int = 0,
+    notes: Mapping[str, str] | None = None,
 ) -> str:
     """Write the shard table, then tokens.json, after which the dataset exists.
+
+    Args:
+        storage: the dataset's folder.
+        spec: of the dataset.
+        shards: all of them.
+        statistics: of the latents.
+        num_bad_samples: images that could not be read.
+        notes: further facts for readers of tokens.json.
 
     Returns:
         Its digest.
@@ -227,6 +269,7 @@ def publish_tokens(
         "num_bad_samples": num_bad_samples,
         "table_sha256": hashlib.sha256(data).hexdigest(),
         "spec": spec.with_statistics(statistics).to_dict(),
+        **(notes or {}),
     }
     facts["sha256"] = facts_sha256(facts)
     # A growing dataset stays readable: its old table is under another name.

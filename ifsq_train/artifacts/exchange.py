@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.open import open_storage
+from data_pipelines.storage.outputs import Writer, claim
 from ifsq_train.artifacts.networks import build_generator, build_tokenizer
 from ifsq_train.artifacts.token_meaning import spec_of_images
 from ifsq_train.artifacts.trained import load_tokenizer
@@ -25,22 +27,29 @@ from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.released import load_released_generator, load_released_tokenizer
 from ifsq_train.versions import library_versions
 
+EXPORTER = Writer("ifsq checkpoint export", ("*.safetensors", "recipe.json"))
+IMPORTER = Writer("ifsq checkpoint import", ("checkpoints/*",))
 
-def export_weights(path: str | Path, output: Path) -> list[Path]:
+
+def export_weights(path: str | Path, output: Path, *, overwrite: bool = False) -> list[Path]:
     """Every network of a checkpoint as safetensors with plain parameter names.
 
     Args:
         path: run folder or checkpoint folder.
         output: folder; gets ``NETWORK.safetensors``, ``NETWORK-ema.safetensors`` where averages
             were kept, and ``recipe.json``.
+        overwrite: remove weights that were exported to the folder before.
 
     Returns:
         The weight files.
 
     Raises:
         CheckpointError: nothing intact is there.
+        UserError: the folder holds something else, or weights of another checkpoint.
     """
     checkpoint = open_checkpoint(path)
+    job = {"step": checkpoint.step, "files": checkpoint.header["files"]}
+    claim(open_storage(output), EXPORTER, job, finished=True, overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     facts = {"step": str(checkpoint.step), "format": "pt"}
     written = []
@@ -99,6 +108,7 @@ def import_released(
         raise UserError(f"{output}: holds checkpoints already; give a new folder")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a released checkpoint")
+    claim(open_storage(output), IMPORTER, {"file": source.name, "task": config.task.kind})
     name, live, described = _build(config, spec)
     _, average, _ = _build(config, spec)
     load = load_released_tokenizer if name == AUTOENCODER else load_released_generator

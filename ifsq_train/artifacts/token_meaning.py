@@ -6,7 +6,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.latents import DigitTable
 from ifsq_train.artifacts.networks import quantizer_from_spec
-from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
+from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer, load_tokenizer_of
 from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.quantizers.base import Quantizer
 
@@ -29,7 +29,7 @@ def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
             f"tokens of kind '{spec.quantizer['kind']}' become latents through a learned"
             " codebook; name data.tokenizer or task.tokenizer"
         )
-    trained = load_tokenizer(tokenizer)
+    trained = load_tokenizer_of(tokenizer, spec.tokenizer_fingerprint)
     if trained.fingerprint != spec.tokenizer_fingerprint:
         raise UserError(
             f"{tokenizer} is tokenizer {trained.fingerprint[:12]}, the tokens come from"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.checkpoint.averages import NOTED_SHARE, initial_share
 from ifsq_train.checkpoint.reader import Checkpoint, open_checkpoint
 from ifsq_train.config import (
     GeneratorTaskConfig,
@@ -27,6 +29,13 @@ from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.generator_spec import GeneratorSpec
 
+Weights = Literal["averaged", "live"]
+
+logger = logging.getLogger(__name__)
+
+_MENTIONED: set[str] = set()
+"""Checkpoints whose averages have been warned of."""
+
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
@@ -37,12 +46,14 @@ class TrainedTokenizer:
         config: its architecture.
         fingerprint: sha256 over weights and configuration; tokens carry it.
         step: optimizer steps of the run it comes from.
+        weights: ``averaged`` or ``live``.
     """
 
     network: Tokenizer
     config: TokenizerConfig
     fingerprint: str
     step: int
+    weights: str = "averaged"
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class TrainedGenerator:
         spec: what it speaks.
         step: optimizer steps of the run it comes from.
         fingerprint: sha256 over weights, shape and scaling.
+        weights: ``averaged`` or ``live``.
+        classes: those that its data had; None where that is not known.
     """
 
     network: nn.Module
@@ -62,6 +75,8 @@ class TrainedGenerator:
     spec: GeneratorSpec
     step: int
     fingerprint: str
+    weights: str = "averaged"
+    classes: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -75,8 +90,12 @@ class TrainedGenerator:
         return None if mean is None or std is None else LatentStatistics(mean, std, 0)
 
 
-def load_tokenizer(path: str | Path) -> TrainedTokenizer:
-    """Open a tokenizer with its averaged weights, or the live ones if none were kept.
+def load_tokenizer(path: str | Path, weights: Weights = "averaged") -> TrainedTokenizer:
+    """Open a tokenizer.
+
+    Args:
+        path: run folder or checkpoint.
+        weights: the averaged ones, which are the live ones where none were kept, or the live ones.
 
     Raises:
         UserError: no complete checkpoint at `path`, or not one of a tokenizer.
@@ -89,8 +108,8 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
         )
     network = build_tokenizer(task.model)
     assert isinstance(network, Tokenizer)
-    load_weights(checkpoint, AUTOENCODER, network)
-    return TrainedTokenizer(network, task.model, network.fingerprint(), checkpoint.step)
+    used = load_weights(checkpoint, AUTOENCODER, network, weights)
+    return TrainedTokenizer(network, task.model, network.fingerprint(), checkpoint.step, used)
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
@@ -98,8 +117,22 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     return load_tokenizer(path).fingerprint
 
 
-def load_generator(path: str | Path) -> TrainedGenerator:
-    """Open a generator with its averaged weights, or the live ones if none were kept.
+def load_tokenizer_of(path: str | Path, fingerprint: str) -> TrainedTokenizer:
+    """The tokenizer at `path` with those of its weights that have a fingerprint, if any have;
+    else the averaged ones, whose fingerprint the caller then finds to be another."""
+    averaged = load_tokenizer(path)
+    if averaged.fingerprint == fingerprint or averaged.weights == "live":
+        return averaged
+    live = load_tokenizer(path, "live")
+    return live if live.fingerprint == fingerprint else averaged
+
+
+def load_generator(path: str | Path, weights: Weights = "averaged") -> TrainedGenerator:
+    """Open a generator.
+
+    Args:
+        path: run folder or checkpoint.
+        weights: the averaged ones, which are the live ones where none were kept, or the live ones.
 
     Raises:
         UserError: no complete checkpoint at `path`, or not one of a generator.
@@ -113,9 +146,11 @@ def load_generator(path: str | Path) -> TrainedGenerator:
     stored = checkpoint.header["task"]
     spec = GeneratorSpec.from_dict(stored)
     network = build_generator(task, spec)
-    load_weights(checkpoint, GENERATOR, network)
+    used = load_weights(checkpoint, GENERATOR, network, weights)
     fingerprint = _generator_fingerprint(network, stored)
-    return TrainedGenerator(network, task, spec, checkpoint.step, fingerprint)
+    classes = checkpoint.header.get("classes")
+    known = None if classes is None else tuple(classes)
+    return TrainedGenerator(network, task, spec, checkpoint.step, fingerprint, used, known)
 
 
 def _generator_fingerprint(network: nn.Module, stored: dict[str, Any]) -> str:
@@ -124,15 +159,45 @@ def _generator_fingerprint(network: nn.Module, stored: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(checkpoint: Checkpoint, name: str, network: nn.Module) -> None:
-    """Averaged weights and buffers where the checkpoint has them, else the live ones."""
-    averaged = checkpoint.has_average(name)
+def load_weights(
+    checkpoint: Checkpoint, name: str, network: nn.Module, wanted: Weights = "averaged"
+) -> Weights:
+    """Fill a network from a checkpoint and put it into eval mode.
+
+    Args:
+        checkpoint: opened.
+        name: of the network in it.
+        network: of the same architecture.
+        wanted: averaged weights and buffers, if the checkpoint has them, or the live ones.
+
+    Returns:
+        Which ones it got.
+    """
+    averaged = wanted == "averaged" and checkpoint.has_average(name)
     weights = checkpoint.weights(name, "ema" if averaged else "master")
     buffers = checkpoint.buffers(f"live/{name}")
     if averaged:
         buffers |= checkpoint.buffers(f"ema/{name}")
+        _mention_initial_weights(checkpoint, name)
     network.load_state_dict(weights | buffers, strict=True)
     network.eval().requires_grad_(False)
+    return "averaged" if averaged else "live"
+
+
+def _mention_initial_weights(checkpoint: Checkpoint, name: str) -> None:
+    """Warn, once, where an average is still near the weights the run began with."""
+    recipe, updates = checkpoint.header["recipe"], checkpoint.header.get("optimizer_steps") or {}
+    if name not in updates or recipe.get("ema_decay") is None:
+        return
+    share = initial_share(recipe["ema_decay"], recipe.get("ema_warmup", False), updates[name])
+    if share > NOTED_SHARE and str(checkpoint.folder) not in _MENTIONED:
+        _MENTIONED.add(str(checkpoint.folder))
+        logger.warning(
+            "%s: %.1f %% of the averaged weights are those the run began with; use weights: live,"
+            " a smaller ema_decay, or train longer",
+            checkpoint.folder,
+            100 * share,
+        )
 
 
 def _recipe(checkpoint: Checkpoint) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,23 +32,30 @@ class TrainState:
         """JSON-able form kept in a checkpoint."""
         return asdict(self)
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(
+        self, saved: dict[str, Any], changed: Sequence[str] = (), *, other_order: bool = False
+    ) -> None:
         """Take over a saved state.
+
+        Args:
+            saved: see `to_dict`.
+            changed: what makes the order of the data another one, ``key: was -> is``.
+            other_order: go on with another order of the data, which has been allowed.
 
         Raises:
             UserError: written by another version, or the data order is not the one the
-                checkpoint was made with; names both values.
+                checkpoint was made with; names what changed with both values.
         """
         if saved.get("version") != STATE_VERSION:
             raise UserError(
                 f"checkpoint state has version {saved.get('version')}, this program reads"
                 f" {STATE_VERSION}; resume with the release that wrote it"
             )
-        if saved["plan_digest"] != self.plan_digest:
+        if saved["plan_digest"] != self.plan_digest and not other_order:
+            what = "; ".join(changed) or "dataset, global_batch_size, seed or shuffle_window"
             raise UserError(
-                f"the checkpoint was made with data order {saved['plan_digest'][:12]}, this run"
-                f" has {self.plan_digest[:12]}: dataset, global_batch_size, seed or"
-                " shuffle_window changed; restore them or start with another output folder"
+                f"the checkpoint was made with another order of the data ({what}); restore it, or"
+                " start with another output folder"
             )
         self.step = int(saved["step"])
         self.samples_seen = int(saved["samples_seen"])

@@ -48,6 +48,8 @@ class EvaluateConfig(Config):
     tokenizer: RunPath | None = None
     """Run folder or checkpoint; reconstructs the data, and its encoder is the feature network of
     `frechet_distance`."""
+    weights: Literal["averaged", "live"] = "averaged"
+    """Of the tokenizer: the averaged weights where the run keeps some, or those being trained."""
     data: ImagePlace | None = None
     """Held-out image dataset folder; samples are compared with it unless `reference` is given."""
     view: ViewConfig | None = None

@@ -40,6 +40,8 @@ class LaunchConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """Restarts of the worker group before the run is given up."""
     loading: LoadingConfig = LoadingConfig()
+    allow_changes: tuple[str, ...] = ()
+    """Keys of the recipe, with everything below them, that may differ from the checkpoint's."""
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> LaunchConfig:

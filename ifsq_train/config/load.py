@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,12 +35,19 @@ _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
 on_change(lambda: _ADAPTER.rebuild(force=True))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+FurtherFaults = Callable[[Mapping[str, Any]], list[str]]
+"""Finds faults beyond the schema in resolved values, as ``key: what is wrong``."""
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), further: FurtherFaults | None = None
+) -> Recipe:
     """Read, merge and check a recipe.
 
     Args:
         name: a YAML file, or the name of a shipped recipe such as ``demo/tokenizer``.
         overrides: ``key=value`` strings, dots between nested keys, applied last.
+        further: checks beyond the schema, such as `artifacts.recipe_faults`.
 
     Raises:
         UserError: file missing, not YAML, or any key or value not allowed; all faults of
@@ -49,7 +56,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name)
     values = resolve_recipe(path, overrides)
     _mention_machine_keys(values, str(name))
-    return validate_recipe(values, source=str(name))
+    return validate_recipe(values, str(name), further)
 
 
 def _mention_machine_keys(values: dict[str, Any], source: str) -> None:
@@ -170,23 +177,39 @@ def _checked(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def validate_recipe(values: dict[str, Any], source: str) -> Recipe:
+def validate_recipe(
+    values: dict[str, Any], source: str, further: FurtherFaults | None = None
+) -> Recipe:
     """Check resolved values against the schema.
+
+    Args:
+        values: see `resolve_recipe`.
+        source: named in messages.
+        further: checks beyond the schema; their faults are reported together with its own.
 
     Raises:
         UserError: one line per fault with its path, what was found and what is allowed.
     """
-    return validate_model(_ADAPTER, values, source)
+    return validate_model(_ADAPTER, values, source, further)
 
 
-def validate_model(adapter: TypeAdapter[Any], values: dict[str, Any], source: str) -> Any:
+def validate_model(
+    adapter: TypeAdapter[Any],
+    values: dict[str, Any],
+    source: str,
+    further: FurtherFaults | None = None,
+) -> Any:
     """Check values against a schema; see `validate_recipe`."""
     load_installed(set(_kinds_named(values)))
+    more = further(values) if further is not None else []
     try:
-        return adapter.validate_python(values)
+        recipe = adapter.validate_python(values)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(fault, values)}" for fault in error.errors()]
-        raise UserError("\n".join(lines)) from error
+        faults = [*(_explain(fault, values) for fault in error.errors()), *more]
+        raise UserError("\n".join(f"{source}: {fault}" for fault in faults)) from error
+    if more:
+        raise UserError("\n".join(f"{source}: {fault}" for fault in more))
+    return recipe
 
 
 def _kinds_named(values: Any) -> Iterator[str]:
@@ -225,6 +248,26 @@ def unpacked(message: Mapping[str, Any], kind: type[ConfigT]) -> ConfigT:
     load_installed(set(_kinds_named(message["values"])))
     return kind.model_validate(message["values"])
 
+
+_CHANNELS = (
+    "images have 3 channels, and latents as many as the quantizer has levels or num_channels"
+)
+_OTHER_NAMES = {
+    "in_channels": _CHANNELS,
+    "out_channels": _CHANNELS,
+    "image_channels": _CHANNELS,
+    "channels": _CHANNELS,
+    "embed_dim": _CHANNELS,
+    "latent_channels": _CHANNELS,
+    "hidden_size": "the width of transformers is dim, that of tokenizers base_channels",
+    "vocab_size": "codebook sizes follow from the tokenizer",
+    "learning_rate": "learning rates are optim.NETWORK.lr",
+    "batch_size": "the batch over all workers is data.global_batch_size",
+    "epochs": "the length of a run is steps",
+    "num_epochs": "the length of a run is steps",
+    "resolution": "the size of images is data.view.image_size",
+}
+"""What keys of other programs are here."""
 
 _REMEDIES = {
     "missing": "required key is missing; add it",
@@ -272,10 +315,11 @@ def _key_path(location: tuple[int | str, ...], values: Any) -> list[str]:
 
 def _suggestion(location: tuple[int | str, ...], keys: list[str]) -> str:
     allowed = _allowed_keys(location[:-1])
+    known = f"; allowed here: {', '.join(sorted(allowed))}" if allowed else "; remove it"
+    if keys[-1] in _OTHER_NAMES:
+        return f"; {_OTHER_NAMES[keys[-1]]}{known}"
     near = difflib.get_close_matches(keys[-1], allowed, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; allowed here: {', '.join(sorted(allowed))}" if allowed else "; remove it"
+    return f"; did you mean '{near[0]}'?" if near else known
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:

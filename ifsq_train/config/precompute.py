@@ -29,7 +29,7 @@ class PrecomputeConfig(Config):
     source: ImagePlace
     """Image dataset folder (path or s3://)."""
     tokenizer: RunPath
-    """Run folder or checkpoint of a tokenizer; its averaged weights are used if it has any."""
+    """Run folder or checkpoint of a tokenizer; see `weights`."""
     output: RunPath
     """Token dataset folder to write (path or s3://)."""
     view: ViewConfig
@@ -39,6 +39,8 @@ class PrecomputeConfig(Config):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the encoder's convolutions: tf32 (GPUs only; a CPU computes fp32) rounds their inputs to
     10 bits, bf16 (autocast) to 7; the bound and the rounding stay fp32."""
+    weights: Literal["averaged", "live"] = "averaged"
+    """Of the tokenizer: the averaged weights where the run keeps some, or those being trained."""
     latents: Literal["auto", "fp16", "fp32"] = "auto"
     """Also store latents; auto does so (in fp32) where there are no tokens to take them from."""
     teacher: TeacherFeaturesConfig | None = None

@@ -42,6 +42,8 @@ class SampleConfig(Config):
     """Run folder or checkpoint of the tokenizer its tokens came from."""
     output: RunPath
     """Folder to write (path or s3://)."""
+    weights: Literal["averaged", "live"] = "averaged"
+    """Of the generator: the averaged weights where the run keeps some, or those being trained."""
     samples_per_class: int = Field(default=100, ge=1)
     classes: tuple[int, ...] | None = None
     """Class indices to draw; all when not given."""

@@ -129,6 +129,9 @@ class TrainConfig(Config):
     strategy: StrategyConfig = StrategyConfig()
     ema_decay: float | None = Field(default=0.9999, ge=0, lt=1)
     """Decay of the averaged weights; null turns averaging off."""
+    ema_warmup: bool = True
+    """The decay rises to `ema_decay`: it is min(ema_decay, (1 + n) / (10 + n)) at update n, so
+    that averages of short runs are not near the initial weights. The released code has none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: int = Field(default=10, ge=1)
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

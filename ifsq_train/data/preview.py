@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from data_pipelines.bad_samples import ErrorBudget
 from data_pipelines.errors import UserError
 from data_pipelines.images.contact_sheet import contact_sheet
 from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.outputs import claim_file
 from data_pipelines.views import ViewSpec
 from ifsq_train.config import ImageDataConfig, TrainConfig
 from ifsq_train.config.load import load_recipe
 from ifsq_train.data.images import open_images
 from ifsq_train.plugins.sources import open_images_of
+
+COMMAND = "ifsq data preview"
 
 
 def recipe_config(recipe: str, overrides: Sequence[str]) -> tuple[ImageDataConfig, int]:
@@ -44,6 +50,14 @@ def dataset_config(url: str, view: str, image_size: int, batch_size: int) -> Ima
     return ImageDataConfig(url=url, view=spec, global_batch_size=size)
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Raise UserError if a file is there that `ifsq data preview` did not make."""
+    made_by = None
+    with contextlib.suppress(OSError), Image.open(path) as image:
+        made_by = image.info.get("Software")
+    claim_file(path, COMMAND, {} if made_by == COMMAND else None, {}, overwrite=False)
+
+
 def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, output: Path) -> int:
     """Write the first `count` images of global batch `step` as a PNG; returns how many there are.
 
@@ -51,8 +65,10 @@ def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, out
     shows its replacement and says so.
 
     Raises:
-        UserError: missing or damaged dataset, or more bad images than the recipe allows.
+        UserError: missing or damaged dataset, more bad images than the recipe allows, or a file
+            at `output` that is no preview.
     """
+    _refuse_foreign(output)
     budget = ErrorBudget(config.max_bad_samples)
     data = open_images(config, seed=seed, budget=budget, device=torch.device("cpu"))
     ids = data.plan.rank_ids(step, 0, 1)[:count]
@@ -71,8 +87,9 @@ def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, out
         f" {config.global_batch_size},"
         f" {config.view.kind} {config.view.image_size} px, seed {seed}"
     )
-    buffer = io.BytesIO()
-    contact_sheet(batch.pixels.numpy(), captions, title).save(buffer, "PNG")
+    buffer, made_by = io.BytesIO(), PngInfo()
+    made_by.add_text("Software", COMMAND)
+    contact_sheet(batch.pixels.numpy(), captions, title).save(buffer, "PNG", pnginfo=made_by)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, buffer.getvalue())
     return len(ids)

@@ -80,9 +80,12 @@ class TokenTrainData:
 def open_tokens(
     config: TokenDataConfig, seed: int, extras: Extras, device: torch.device
 ) -> TokenTrainData:
-    from ifsq_train.artifacts.trained import tokenizer_fingerprint
+    from ifsq_train.artifacts.trained import load_tokenizer_of
 
-    expected = tokenizer_fingerprint(config.tokenizer) if config.tokenizer else None
+    expected = None
+    if config.tokenizer:
+        found = TokenDataset.open(config.url).spec.tokenizer_fingerprint
+        expected = load_tokenizer_of(config.tokenizer, found).fingerprint
     dataset = TokenDataset.open(config.url, expected_fingerprint=expected)
     if extras.features and FEATURES not in dataset.spec.extra_columns:
         raise UserError(

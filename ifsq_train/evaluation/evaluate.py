@@ -19,8 +19,9 @@ from torch import Tensor
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
-from ifsq_train.config import EvaluateConfig
+from ifsq_train.config import EvaluateConfig, to_dict
 from ifsq_train.config.evaluate import NEEDS, Metric
+from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.distributed.context import InProcessContext, RunContext, TorchrunContext
 from ifsq_train.evaluation.classifier_features import Judge, measure_samples_by
 from ifsq_train.evaluation.codes import CodeUsage
@@ -49,6 +50,7 @@ from ifsq_train.evaluation.result import (
     EvaluationResult,
     FeatureNetwork,
     Reference,
+    claim_result,
     network_digest,
 )
 from ifsq_train.models.inception import FidInception, load_fid_inception
@@ -88,13 +90,25 @@ Counts = TypeVar("Counts", bound=Mergeable)
 
 
 def evaluate(
-    config: EvaluateConfig, on_batch: OnBatch | None = None, context: RunContext | None = None
+    config: EvaluateConfig,
+    on_batch: OnBatch | None = None,
+    context: RunContext | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measure what a recipe names and write the result; returns it as a dictionary.
 
+    Args:
+        config: the recipe.
+        on_batch: called after every batch.
+        context: this worker's place; a process of its own if not given.
+        overwrite: replace a result of other settings.
+
     Raises:
-        UserError: missing tokenizer, weights, dataset or samples, or parts that do not fit.
+        UserError: missing tokenizer, weights, dataset or samples, parts that do not fit, or an
+            output that is something else or a result of other settings.
     """
+    claim_result(Path(config.output), settings_of(config), overwrite=overwrite)
     tools = Tools.open(config, context or _own_context())
     metrics: dict[str, Any] = {}
     if tools.tokenizer is not None and config.wants(*_RECONSTRUCTION_METRICS):
@@ -114,10 +128,18 @@ def evaluate(
         preprocessing=_preprocessing(config, tools),
         subject=_subject(config, tools),
         networks=_networks(tools, metrics),
+        recipe=settings_of(config),
     )
     if tools.context.rank == 0:
         result.write(Path(config.output))
     return result.to_dict()
+
+
+def settings_of(config: EvaluateConfig) -> dict[str, Any]:
+    """The recipe as its result records it: with absolute paths, without the output."""
+    values = to_dict(with_absolute_paths(config))
+    del values["output"]
+    return values
 
 
 @dataclass
@@ -145,7 +167,7 @@ class Tools:
             UserError: as `evaluate`.
         """
         size, device = config.batch_size, context.device
-        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        tokenizer = load_tokenizer(config.tokenizer, config.weights) if config.tokenizer else None
         if tokenizer is not None:
             optimize_for_inference(tokenizer.network.to(device))
         images = samples = inception = lpips = teacher = None
@@ -374,7 +396,9 @@ def _preprocessing(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
 def _subject(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if tools.tokenizer is not None:
-        found = {"tokenizer": tools.tokenizer.fingerprint, "step": tools.tokenizer.step}
+        tokenizer = tools.tokenizer
+        found = {"tokenizer": tokenizer.fingerprint, "step": tokenizer.step}
+        found["weights"] = tokenizer.weights
     if config.samples is not None and config.samples.endswith(".npz"):
         found["samples"] = file_digest(config.samples)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.outputs import claim_file
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.versions import library_versions
 
@@ -60,6 +62,7 @@ class EvaluationResult:
         subject: what was measured, such as a tokenizer's fingerprint and step.
         networks: feature networks by metric, for those that use one.
         versions: libraries, see `ifsq_train.versions`.
+        recipe: the settings of the evaluation; not part of what makes numbers comparable.
     """
 
     kind: str
@@ -70,6 +73,7 @@ class EvaluationResult:
     subject: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, FeatureNetwork] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; numbers that are not finite (PSNR of equal images) become None."""
@@ -104,6 +108,20 @@ def read_result(path: Path) -> EvaluationResult:
             f" and without {sorted(missing)}; this version reads format {FORMAT_VERSION}"
         )
     return EvaluationResult(**stored, networks=networks, reference=reference)
+
+
+def claim_result(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make sure that a result may be written to `path`.
+
+    Raises:
+        UserError: another file is there, or a result of other settings.
+    """
+    was: dict[str, Any] | None = None
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and {"format_version", "kind", "metrics"} <= set(found):
+            was = found.get("recipe") or {}
+    claim_file(path, "ifsq evaluate", was, settings, overwrite=overwrite)
 
 
 def network_digest(network: nn.Module, description: Mapping[str, Any]) -> str:

@@ -211,13 +211,13 @@ def _not_finite(values: Tensor | None, like: Tensor | None = None) -> Tensor:
 
 
 def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:
-    """Tokenizer (with averaged weights if it has any) and teacher of a recipe.
+    """Tokenizer and teacher of a recipe.
 
     Raises:
         UserError: no complete checkpoint of a tokenizer, no teacher file, or parts that do not
             fit together.
     """
-    network = load_tokenizer(config.tokenizer).network
+    network = load_tokenizer(config.tokenizer, config.weights).network
     grid = token_grid(config.view.image_size, network.downsample_ratio)
     teacher = None
     if config.teacher is not None:

@@ -19,9 +19,11 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.storage.open import open_storage
+from data_pipelines.storage.outputs import claim
 from data_pipelines.tokens.features import feature_columns
 from data_pipelines.tokens.format import ExtraColumn, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN
+from data_pipelines.tokens.writer import TOKEN_WRITER
 from ifsq_train.artifacts.token_meaning import token_grid
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.plugins.sources import open_images_of
@@ -53,30 +55,40 @@ def run_precompute_local(
     on_item: OnItem | None = None,
     *,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> PrecomputeReport:
     """Do the whole job in this process, or what is left of it.
 
     Args:
         on_item: called after every item.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
+        overwrite: remove tokens that were written to the folder before.
 
     Raises:
         UserError: something in the recipe or its data, or the output folder holds another job.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    storage = open_storage(config.output)
+    claim(storage, TOKEN_WRITER, overwrite=overwrite)
     encoder = ItemEncoder(config, device)
     try:
-        storage = open_storage(config.output)
         report = published_report(storage, encoder.spec, config.decoder)
         if report is not None:
             return report
-        run = PrecomputeRun(storage, encoder.spec, config.max_bad_samples, on_item)
+        run = PrecomputeRun(
+            storage, encoder.spec, config.max_bad_samples, on_item, notes=notes_of(config)
+        )
         for items in run.rounds():
             for result in encoder.make(ListedItems(items), publishing(storage)):
                 run.done(result)
         return run.finish()
     finally:
         encoder.close()
+
+
+def notes_of(config: PrecomputeConfig) -> dict[str, str]:
+    """What a dataset says of its making besides its spec."""
+    return {"tokenizer_weights": config.weights}
 
 
 def preflight(config: PrecomputeConfig) -> TokenSpec:

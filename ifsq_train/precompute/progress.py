@@ -212,6 +212,8 @@ class PrecomputeRun:
     on_item: OnItem | None = None
     check: CheckShards | None = None
     """Reads shards back; None does it in threads of this process."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Further facts for readers of the finished dataset."""
     _items: list[WorkItem] = field(init=False)
     _bad: dict[tuple[str, str], BadSample] = field(default_factory=dict)
     _checked: list[CheckedShard] = field(default_factory=list)
@@ -283,7 +285,9 @@ class PrecomputeRun:
         self._write_quarantine()
         statistics = LatentSums.combine([shard.metadata.latent_sums for shard in self._checked])
         entries = [shard.entry for shard in self._checked]
-        digest = publish_tokens(self.storage, self.spec, entries, statistics, len(self._bad))
+        digest = publish_tokens(
+            self.storage, self.spec, entries, statistics, len(self._bad), self.notes
+        )
         count = sum((shard.count for shard in self._checked), RowCount())
         skipped = len(self._items) if self._items_skipped is None else self._items_skipped
         return PrecomputeReport(

@@ -7,6 +7,7 @@ and whatever is drawn beside it, it is the same image up to rounding of the netw
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ifsq_train.artifacts.trained import (
     TrainedGenerator,
     TrainedTokenizer,
     load_generator,
-    load_tokenizer,
+    load_tokenizer_of,
     to_uint8,
 )
 from ifsq_train.config import SampleConfig
@@ -48,6 +49,8 @@ from ifsq_train.sampling.job import (
 
 Draw = Callable[[nn.Module, Tensor, Sequence[int], SampleConfig], Tensor]
 """See `ifsq_train.plugins.GeneratorKind.draw`."""
+logger = logging.getLogger(__name__)
+
 OnBatch = Callable[[int, int], None]
 """Called after every batch with (samples done, samples in all)."""
 
@@ -67,17 +70,26 @@ class Samples:
     facts: dict[str, Any]
 
 
-def draw_samples(config: SampleConfig, on_batch: OnBatch | None = None) -> int:
+def draw_samples(
+    config: SampleConfig, on_batch: OnBatch | None = None, *, overwrite: bool | None = None
+) -> int:
     """Draw all images a recipe asks for and write them; returns their number.
 
     A folder that holds the result of the same recipe and the same networks is left as it is; a
     job that was interrupted goes on.
 
+    Args:
+        config: the recipe.
+        on_batch: called after every batch.
+        overwrite: see `SampleJob.claim`.
+
     Raises:
-        UserError: missing networks, networks that do not belong together, unknown classes.
+        UserError: a folder that holds something else, missing networks, networks that do not
+            belong together, unknown classes.
     """
     sampler = Sampler(config, default_device(0))
     job = SampleJob(open_storage(config.output), sampler.spec, config)
+    job.claim(overwrite)
     if job.is_finished():
         return len(sampler.spec.labels)
     left = job.begin()
@@ -168,8 +180,9 @@ def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]
     Raises:
         UserError: one is missing, or they do not belong together; names both fingerprints.
     """
-    tokenizer, generator = load_tokenizer(config.tokenizer), load_generator(config.generator)
+    generator = load_generator(config.generator, config.weights)
     wanted = generator.spec.tokenizer_fingerprint
+    tokenizer = load_tokenizer_of(config.tokenizer, wanted)
     if wanted != tokenizer.fingerprint:
         raise UserError(
             f"{config.generator} was trained on tokens of tokenizer {wanted[:12]},"
@@ -179,17 +192,27 @@ def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]
     return tokenizer, generator
 
 
-def sample_labels(config: SampleConfig, num_classes: int) -> NDArray[np.int64]:
+def sample_labels(
+    config: SampleConfig, num_classes: int, trained: Sequence[int] | None = None
+) -> NDArray[np.int64]:
     """Class of every sample, int64 [N]; sample i is the i-th, whatever the batches.
+
+    Args:
+        config: the recipe; all trained classes where it names none.
+        num_classes: of the generator.
+        trained: the classes its data had; all where that is not known.
 
     Raises:
         UserError: a class the generator was not trained for.
     """
-    classes = range(num_classes) if config.classes is None else config.classes
+    everything = range(num_classes) if trained is None else trained
+    classes = everything if config.classes is None else config.classes
     if unknown := [label for label in classes if not 0 <= label < num_classes]:
         raise UserError(
             f"classes: found {unknown[0]}; the generator knows classes 0 to {num_classes - 1}"
         )
+    if missing := sorted(set(classes) - set(everything)):
+        logger.warning("classes: the generator's data had no images of %s", missing)
     return np.repeat(np.asarray(classes, dtype=np.int64), config.samples_per_class)
 
 
@@ -254,7 +277,7 @@ def _spec(
 ) -> SampleSpec:
     return describe_samples(
         config,
-        sample_labels(config, generator.num_classes),
+        sample_labels(config, generator.num_classes, generator.classes),
         generator=generator.fingerprint,
         generator_step=generator.step,
         tokenizer=tokenizer.fingerprint,

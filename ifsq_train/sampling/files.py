@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -24,6 +25,15 @@ Parts = Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]
 SAMPLES_NPZ, PREVIEW = "samples.npz", "preview.png"
 IMAGE_FOLDER, SHARD_FOLDER = "images/", "shards/"
 LABELS_NPY = "images/labels.npy"
+_SIX = "[0-9]" * 6
+IMAGE_FILES = (
+    SAMPLES_NPZ,
+    PREVIEW,
+    LABELS_NPY,
+    *(f"{IMAGE_FOLDER}{_SIX}{more}.{kind}" for kind in ("png", "webp") for more in ("", "[0-9]*")),
+    f"{SHARD_FOLDER}samples-{_SIX}[0-9][0-9].tar",
+)
+"""Patterns of the files that a set of samples consists of."""
 _ENCODE_THREADS = 4
 
 
@@ -66,13 +76,6 @@ def read_images(
     if digest.hexdigest() != sha256:
         raise _damaged(storage)
     return images, labels
-
-
-def remove_images(storage: Storage) -> None:
-    """Remove whatever images a folder has."""
-    single = [name for name in (SAMPLES_NPZ, PREVIEW) if storage.exists(name)]
-    for name in [*single, *storage.list(IMAGE_FOLDER), *storage.list(SHARD_FOLDER)]:
-        storage.delete(name)
 
 
 def write_preview(storage: Storage, wanted: int, count: int, parts: Parts) -> None:
@@ -166,7 +169,11 @@ def _write_folder(kind: Literal["png", "webp"], storage: Storage, count: int, pa
 
 
 def _read_folder(storage: Storage) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    names = [name for name in sorted(storage.list(IMAGE_FOLDER)) if name != LABELS_NPY]
+    names = [
+        name
+        for name in sorted(storage.list(IMAGE_FOLDER))
+        if name != LABELS_NPY and any(fnmatchcase(name, pattern) for pattern in IMAGE_FILES)
+    ]
     images = np.stack([_decode(storage.read(name)) for name in names])
     return images, np.load(io.BytesIO(storage.read(LABELS_NPY)), allow_pickle=False)
 

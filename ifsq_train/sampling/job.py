@@ -25,14 +25,16 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import DataError
 from data_pipelines.storage.open import Storage
+from data_pipelines.storage.outputs import Writer, claim, refuse_other_settings, remove_own
 from data_pipelines.work_items import WorkItem
 from ifsq_train.config import SampleConfig, to_dict
-from ifsq_train.sampling.files import remove_images, write_images, write_preview
+from ifsq_train.sampling.files import IMAGE_FILES, write_images, write_preview
 
 logger = logging.getLogger(__name__)
 
 JOB_JSON, SAMPLES_JSON = "job.json", "samples.json"
 PART_FOLDER = "parts/"
+PART_FILES = "parts/part-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9].npz"
 _PLACES = ("generator", "tokenizer", "output")
 """Where things lie does not decide what is drawn; the fingerprints do."""
 
@@ -85,6 +87,19 @@ def publish_part(storage: Storage, item: WorkItem, part: SamplePart) -> None:
     storage.put_if_absent(part_name(item.index), buffer.getvalue())
 
 
+def _holds_samples(storage: Storage) -> bool:
+    """Whether a folder holds samples, finished or not; ``job.json`` is their marker."""
+    found = _read_json(storage, SAMPLES_JSON) or _read_json(storage, JOB_JSON) or {}
+    recipe = found.get("recipe")
+    return isinstance(recipe, dict) and recipe.get("kind") == "sample"
+
+
+SAMPLER = Writer(
+    "ifsq sample", (SAMPLES_JSON, JOB_JSON, PART_FILES, *IMAGE_FILES), _holds_samples, marks=False,
+    result="set of samples",
+)  # fmt: skip
+
+
 class SampleJob:
     """The parts of a job and where they lie.
 
@@ -110,10 +125,26 @@ class SampleJob:
             self.spec.facts
         )
 
+    def claim(self, overwrite: bool | None) -> None:
+        """Make sure that the samples may be written to the folder.
+
+        Args:
+            overwrite: True removes samples drawn there before; False refuses to replace a finished
+                set of other settings; None replaces it.
+
+        Raises:
+            UserError: the folder holds something else than samples, or see `overwrite`.
+        """
+        claim(self.storage, SAMPLER, overwrite=overwrite)
+        was = read_facts(self.storage)
+        if was is not None and overwrite is False:
+            was.pop("sha256", None)
+            refuse_other_settings(self.storage, SAMPLER, was, self.spec.facts)
+
     def begin(self) -> list[WorkItem]:
-        """The items left to do; what another job left in the folder is removed."""
+        """The items left to do; the parts of a job with other settings are removed."""
         if _read_json(self.storage, JOB_JSON) != self.spec.facts:
-            self._remove_all()
+            remove_own(self.storage, SAMPLER)
             self.storage.write(JOB_JSON, _json_bytes(self.spec.facts))
         present = set(self.storage.list(PART_FOLDER))
         left = [item for item in self.items if part_name(item.index) not in present]
@@ -154,18 +185,24 @@ class SampleJob:
                 ) from error
             yield images, labels
 
-    def _remove_all(self) -> None:
-        """What tells a finished set goes first, so that no reader takes half of one."""
-        if self.storage.exists(SAMPLES_JSON):
-            self.storage.delete(SAMPLES_JSON)
-        for name in self.storage.list(PART_FOLDER):
-            self.storage.delete(name)
-        remove_images(self.storage)
-
 
 def read_facts(storage: Storage) -> dict[str, Any] | None:
     """What a finished set says of itself; None where there is none."""
     return _read_json(storage, SAMPLES_JSON)
+
+
+def _with_defaults(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an earlier release's samples, with the settings that it did not have."""
+    recipe = facts.get("recipe")
+    if not isinstance(recipe, dict) or recipe.get("kind") != "sample":
+        return facts
+    added = {
+        name: field.default
+        for name, field in SampleConfig.model_fields.items()
+        if name not in recipe and name not in _PLACES and not field.is_required()
+    }
+    added = json.loads(json.dumps({k: v for k, v in added.items() if not hasattr(v, "model_dump")}))
+    return {**facts, "recipe": recipe | added}
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -175,7 +212,7 @@ def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
         found = json.loads(storage.read(name))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return _with_defaults(found) if isinstance(found, dict) else None
 
 
 def _json_bytes(values: dict[str, Any]) -> bytes:

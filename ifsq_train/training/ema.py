@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ifsq_train.checkpoint.averages import average_decay
 from ifsq_train.checkpoint.format import AVERAGE, MASTER
 from ifsq_train.checkpoint.reader import Checkpoint
 from ifsq_train.strategy.base import Strategy
@@ -17,10 +18,21 @@ from ifsq_train.strategy.fragments import Fragment
 
 
 class WeightAverage:
-    """Average of one network: ``a <- decay a + (1 - decay) w`` after each of its updates."""
+    """Average of one network: ``a <- d a + (1 - d) w`` after each of its updates.
 
-    def __init__(self, strategy: Strategy, network: str, decay: float) -> None:
-        self._strategy, self._network, self._decay = strategy, network, decay
+    Args:
+        strategy: holds the network.
+        network: its name.
+        decay: d, in [0, 1).
+        warmup: whether d rises to `decay` over the first updates, see `average_decay`. The number
+            of updates is that of the network's optimizer, so a resumed run goes on where it was.
+    """
+
+    def __init__(
+        self, strategy: Strategy, network: str, decay: float, warmup: bool = False
+    ) -> None:
+        self._strategy, self._network = strategy, network
+        self._decay, self._warmup = decay, warmup
         self._fragments = strategy.owned_fragments(network)
         self._weights = [fragment.states[MASTER] for fragment in self._fragments]
         self._averages = [weights.clone() for weights in self._weights]
@@ -30,10 +42,12 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """One step of the average; fused over all tensors."""
-        torch._foreach_lerp_(self._averages, self._weights, 1.0 - self._decay)
+        before = self._strategy.optimizer_steps(self._network) - 1
+        weight = 1.0 - average_decay(self._decay, self._warmup, max(before, 0))
+        torch._foreach_lerp_(self._averages, self._weights, weight)
         if self._buffers:
             current = list(self._buffers.values())
-            torch._foreach_lerp_(self._buffer_averages, current, 1.0 - self._decay)
+            torch._foreach_lerp_(self._buffer_averages, current, weight)
 
     def pieces(self) -> list[tuple[Fragment, Tensor]]:
         """Each owned piece with its average, fp32 1-D."""

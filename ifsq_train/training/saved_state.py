@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,21 @@ from data_pipelines.errors import UserError
 from ifsq_train.checkpoint.format import AVERAGE, Piece, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint
 from ifsq_train.checkpoint.train_state import TrainState
+from ifsq_train.config import TrainConfig
+from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.collectives import broadcast
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.strategy.base import Strategy
 from ifsq_train.training.ema import WeightAverage
+from ifsq_train.training.experiment import (
+    ORDER_KEYS,
+    Changes,
+    changes_to_record,
+    covers,
+    order_changes,
+    recipe_changes,
+    refuse_changes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +66,61 @@ def restore(
     strategy: Strategy,
     averages: Mapping[str, WeightAverage],
     state: TrainState,
-) -> int | None:
-    """Load the launcher's choice or the newest intact checkpoint (collective).
+    start: Start,
+) -> tuple[int | None, list[dict[str, Any]]]:
+    """Load the newest intact checkpoint (collective).
 
     Returns:
-        The step resumed from, or None where there is no checkpoint.
+        The step resumed from, or None where there is no checkpoint; and all changes of settings
+        in the run so far, see `changes_to_record`.
 
     Raises:
-        UserError: the checkpoint belongs to another data order or another model.
+        UserError: the checkpoint belongs to another experiment, data order or model.
     """
     checkpoint = _agreed_checkpoint(folder / "checkpoints", context)
     if checkpoint is None:
-        return None
-    state.restore(checkpoint.header["train_state"])
+        return None, []
+    take_over_progress(checkpoint, state, start)
+    changes = changes_to_record(checkpoint.header, start.changes(checkpoint.header))
     _load(checkpoint, strategy, averages)
     if context.rank == 0:
         logger.info("resumed from %s at step %d", checkpoint.folder.name, state.step)
-    return state.step
+    return state.step, changes
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start of a run is compared with its checkpoint by.
+
+    Attributes:
+        config: the recipe.
+        data: what was opened, see `TrainData.describe`.
+        allowed: keys in which the recipe may differ from the checkpoint's.
+    """
+
+    config: TrainConfig
+    data: Mapping[str, Any]
+    allowed: Sequence[str] = ()
+
+    def changes(self, header: Mapping[str, Any]) -> Changes:
+        """Keys of the recipe whose values differ from the checkpoint's."""
+        saved = header.get("recipe")
+        return recipe_changes(saved, self.config) if saved else {}
+
+
+def take_over_progress(checkpoint: Checkpoint, state: TrainState, start: Start) -> None:
+    """Fill in the state, if this start is the same experiment.
+
+    Raises:
+        UserError: it is not; lists every change.
+    """
+    header, changes = checkpoint.header, start.changes(checkpoint.header)
+    where = str(checkpoint.folder.parent.parent)
+    refuse_changes(where, checkpoint.step, changes, start.allowed)
+    allowed = any(covers(start.allowed, key) for key in ORDER_KEYS)
+    state.restore(
+        header["train_state"], order_changes(header, changes, start.data), other_order=allowed
+    )
 
 
 def roll_back(
@@ -111,21 +162,28 @@ def _agreed_checkpoint(folder: Path, context: RunContext) -> Checkpoint | None:
     return Checkpoint(step_folder(folder, int(step)), verify=False)
 
 
-def check_resumable(folder: Path, plan_digest: str, steps: int) -> None:
+def check_resumable(config: TrainConfig, data: TrainData, allowed: Sequence[str] = ()) -> None:
     """Before anything is started: would the run folder's checkpoint be taken?
 
+    Args:
+        config: the recipe.
+        data: opened.
+        allowed: keys in which the recipe may differ from the checkpoint's.
+
     Raises:
-        UserError: it was made with another data order, or is already past `steps`.
+        UserError: it was made with other settings or another data order, or is already past the
+            recipe's last step.
     """
+    folder = Path(config.output).absolute()
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         return
-    state = TrainState(plan_digest)
-    state.restore(checkpoint.header["train_state"])
-    if state.step > steps:
+    state = TrainState(data.plan.digest)
+    take_over_progress(checkpoint, state, Start(config, data.describe(), allowed))
+    if state.step > config.steps:
         raise UserError(
             f"{folder}: already trained for {state.step} steps, the recipe asks for"
-            f" {steps}; raise steps or use another output folder"
+            f" {config.steps}; raise steps or use another output folder"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
+from launchers.cli.options import Overwrite
 
 app = typer.Typer(help="Inspect checkpoints, export and import weights.", no_args_is_help=True)
 
@@ -22,7 +23,7 @@ def info(path: RunFolder) -> None:
 
     checkpoint = open_checkpoint(path)
     facts = {"folder": str(checkpoint.folder), "networks": checkpoint.networks()}
-    shown = ("step", "world_size", "train_state", "engine", "data", "task", "versions")
+    shown = ("step", "world_size", "train_state", "changes", "engine", "data", "task", "versions")
     facts |= {key: checkpoint.header[key] for key in shown if key in checkpoint.header}
     typer.echo(json.dumps(facts, indent=1))
 
@@ -54,11 +55,12 @@ def verify(path: RunFolder) -> None:
 def export(
     path: RunFolder,
     output: Annotated[Path, typer.Argument(help="Folder for the safetensors files.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Weights, and averaged weights where kept, as safetensors with plain names."""
     from ifsq_train.artifacts.exchange import export_weights
 
-    for written in export_weights(path, output):
+    for written in export_weights(path, output, overwrite=overwrite):
         typer.echo(str(written))
 
 

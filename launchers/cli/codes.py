@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from launchers.cli.options import Overwrite
+
 
 def import_codes(
     codes: Annotated[Path, typer.Argument(help="Folder with 0.npy, 1.npy, ... of codes.")],
@@ -31,10 +33,11 @@ def export_codes(
     dataset: Annotated[str, typer.Argument(help="Token dataset.")],
     codes: Annotated[Path, typer.Argument(help="Folder for 0.npy, 1.npy, ... of codes.")],
     labels: Annotated[Path, typer.Argument(help="Folder for 0.npy, 1.npy, ... of labels.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a token dataset as one .npy per image, as the released training reads them."""
     from data_pipelines.tokens.code_files import export_released
     from data_pipelines.tokens.reader import TokenDataset
 
-    count = export_released(TokenDataset.open(dataset), codes, labels)
+    count = export_released(TokenDataset.open(dataset), codes, labels, overwrite=overwrite)
     sys.stdout.write(f"{count} images in {codes}\n")

@@ -12,7 +12,7 @@ import typer
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import open_storage
-from launchers.cli.options import Address
+from launchers.cli.options import Address, Overwrite
 
 if TYPE_CHECKING:
     from data_pipelines.images.packing.classes import ClassMap
@@ -61,6 +61,7 @@ def pack(
     num_classes: NumClasses = None,
     workers: Workers = None,
     address: Address = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write images as WebDataset tar shards with a manifest; run again to finish it."""
     from data_pipelines.images.packing.parquet_files import ParquetColumns
@@ -74,6 +75,7 @@ def pack(
             "max_bad_samples": max_bad_samples,
             "resize": ResizeSpec(resize, quality) if resize else None,
             "map_shards": map_shards,
+            "overwrite": overwrite,
         }
         numbers = _class_map(class_map)
         columns = ParquetColumns(image_column, label_column or None)
@@ -104,6 +106,7 @@ def index(
     ] = None,
     workers: Workers = None,
     address: Address = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a manifest for existing WebDataset tars."""
     from launchers.stages import index_images
@@ -118,6 +121,7 @@ def index(
             image_key=image_key.lower().lstrip(".") if image_key else None,
             label_key=label_key.lstrip(".") if label_key else None,
             map_shards=map_shards,
+            overwrite=overwrite,
         )
     _print_info(manifest)
 

@@ -52,6 +52,23 @@ Loading = Annotated[
 ]
 
 
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="Resume although this key of the recipe, or one below it, has changed; may be"
+        " repeated.",
+    ),
+]
+
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Remove what this command wrote to the output before; nothing else."
+    ),
+]
+
+
 def loading_config(items: list[str] | None) -> LoadingConfig:
     """What `--loading` was given.
 

@@ -44,12 +44,13 @@ def plan(
     ] = 50.0,
 ) -> None:
     """Memory per GPU by ZeRO stage, FLOPs, communication and days, from arithmetic."""
+    from ifsq_train.artifacts.recipe_faults import recipe_faults
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
     from ifsq_train.models.generator_spec import GeneratorSpec
     from ifsq_train.planning.estimate import estimate
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe, overrides or [], recipe_faults)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', `ifsq plan` needs a 'train' recipe")
     spec = _spec(config)

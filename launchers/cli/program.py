@@ -22,8 +22,10 @@ from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
 from launchers.cli.options import (
     Address,
+    AllowChange,
     Loading,
     Overrides,
+    Overwrite,
     Plugins,
     RecipeName,
     gpu_count,
@@ -81,6 +83,8 @@ def train(
     max_failures: Annotated[int, typer.Option(min=0, help="Restarts before giving up.")] = 3,
     launcher: Annotated[str, typer.Option(help="ray, or local: one worker in-process.")] = "ray",
     loading: Loading = None,
+    allow_change: AllowChange = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a tokenizer or a generator; run again to resume."""
     from ifsq_train.config import LaunchConfig, TrainConfig
@@ -98,6 +102,7 @@ def train(
         address=address,
         max_failures=max_failures,
         loading=loading_config(loading),
+        allow_changes=tuple(allow_change or ()),
     )
     if launcher == "local":
         from launchers.local import train_locally
@@ -106,11 +111,11 @@ def train(
             raise UserError(
                 f"--launcher local runs one worker, found --workers {workers}; use --launcher ray"
             )
-        result = train_locally(config, launch.gpus_per_worker, launch.loading)
+        result = train_locally(config, launch, overwrite=overwrite)
     elif launcher == "ray":
         from launchers.on_ray.train import train_on_ray
 
-        result = train_on_ray(config, launch)
+        result = train_on_ray(config, launch, overwrite=overwrite)
     else:
         raise UserError(f"--launcher '{launcher}' is unknown; use ray or local")
     typer.echo(
@@ -124,13 +129,17 @@ def precompute(
     recipe: RecipeName,
     overrides: Overrides = None,
     plugin: Plugins = None,
-    actors: Annotated[int, typer.Option(min=1, help="Encoders, one per GPU on a cluster.")] = 1,
+    actors: Annotated[
+        int,
+        typer.Option(min=0, help="Encoders, one per GPU on a cluster; 0 encodes in this process."),
+    ] = 1,
     gpus_per_actor: Annotated[float, typer.Option(min=0, help="Below 1 they share one.")] = 0,
     readers: Annotated[int, typer.Option(min=0, help="Decode in so many other actors.")] = 0,
     address: Address = None,
     verify: Annotated[
         int, typer.Option(min=0, help="Only encode so many samples again and compare.")
     ] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Encode a dataset into token shards; run again to finish what was interrupted."""
     from ifsq_train.config import PrecomputeConfig
@@ -148,6 +157,7 @@ def precompute(
         gpus_per_actor=gpus_per_actor,
         num_readers=readers,
         address=address,
+        overwrite=overwrite,
     )
     typer.echo(f"{report.rows} rows of {report.expected_rows} in {config.output}")
 
@@ -162,25 +172,37 @@ def sample(
     ] = 0,
     gpus_per_actor: Annotated[float, typer.Option(min=0)] = 0,
     address: Address = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw images from a trained generator; run again to finish what was interrupted."""
     from ifsq_train.config import SampleConfig
     from launchers.stages import sample_images
 
     config = _load(recipe, overrides, SampleConfig, "sample")
-    count = sample_images(config, num_actors=actors, gpus_per_actor=gpus_per_actor, address=address)
+    count = sample_images(
+        config,
+        num_actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        address=address,
+        overwrite=overwrite,
+    )
     typer.echo(f"{count} images in {config.output}")
 
 
 @app.command()
-def evaluate(recipe: RecipeName, overrides: Overrides = None, plugin: Plugins = None) -> None:
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    plugin: Plugins = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Measure reconstructions, and samples if the recipe names some."""
     from ifsq_train.config import EvaluateConfig
     from launchers.reports.measures import measure_lines
     from launchers.stages import evaluate_images
 
     config = _load(recipe, overrides, EvaluateConfig, "evaluate")
-    result = evaluate_images(config)
+    result = evaluate_images(config, overwrite=overwrite)
     for line in measure_lines(result):
         typer.echo(line)
     typer.echo(f"all numbers: {config.output}")
@@ -227,9 +249,10 @@ def config_validate(
     recipe: RecipeName, overrides: Overrides = None, plugin: Plugins = None
 ) -> None:
     """Check a recipe; reports every fault."""
+    from ifsq_train.artifacts.recipe_faults import recipe_faults
     from ifsq_train.config.load import load_recipe
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe, overrides or [], recipe_faults)
     typer.echo(f"{recipe}: valid {config.kind} recipe")
 
 
@@ -242,9 +265,10 @@ def config_schema(plugin: Plugins = None) -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> Any:
+    from ifsq_train.artifacts.recipe_faults import recipe_faults
     from ifsq_train.config.load import load_recipe
 
-    config = load_recipe(recipe, overrides or [])
+    config = load_recipe(recipe, overrides or [], recipe_faults)
     if not isinstance(config, kind):
         raise UserError(
             f"{recipe}: kind '{config.kind}', `ifsq {name}` needs '{name}';"

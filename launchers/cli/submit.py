@@ -24,7 +24,7 @@ from launchers.cli.cluster_options import (
     note,
     watch,
 )
-from launchers.cli.options import Loading, Overrides, Plugins, loading_config
+from launchers.cli.options import AllowChange, Loading, Overrides, Plugins, loading_config
 
 if TYPE_CHECKING:
     from launchers.jobs.request import JobRequest
@@ -89,6 +89,7 @@ def submit(
     dry_run: DryRun = False,
     wait: Wait = True,
     loading: Loading = None,
+    allow_change: AllowChange = None,
 ) -> None:
     """Run a recipe on a cluster and watch it; Ctrl-C only stops watching."""
     from launchers.jobs.request import check_request, parse_env, parse_secrets
@@ -96,7 +97,8 @@ def submit(
     given = _Given(image, queue, storage or [], profile).with_defaults(to)
     request = _request(recipe, overrides, nodes, gpus_per_node, name, given)
     request = replace(request, env=parse_env(env or []), secrets=parse_secrets(secret or []))
-    request = replace(request, loading=loading_config(loading))
+    changes = tuple(allow_change or ())
+    request = replace(request, loading=loading_config(loading), allow_changes=changes)
     check_request(request)
     if to == "k8s":
         request = replace(request, code=_bundle(code))

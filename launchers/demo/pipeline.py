@@ -18,6 +18,8 @@ from typing import Any
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.open import open_storage
+from data_pipelines.storage.outputs import Writer, claim
 from ifsq_train.config import (
     EvaluateConfig,
     LaunchConfig,
@@ -41,6 +43,12 @@ from launchers.stages import (
 SHARD_BYTES = 1 << 20
 MAX_BAD_SAMPLES = 20
 HELD_OUT_PERCENT = 20
+DEMO = Writer(
+    "ifsq demo",
+    ("used.json", "result.json", "report.html"),
+    lambda storage: storage.exists("used.json"),
+    result="demo",
+)
 MAX_SAMPLES = 1000
 """Drawn in all, of a folder with many classes."""
 
@@ -117,6 +125,9 @@ class Demo:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Count time and memory of the block to what earlier starts used."""
+        storage, job = open_storage(self.folder), {"data": str(self.images or "digits")}
+        finished = (self.folder / "report.html").exists()
+        claim(storage, DEMO, job, finished=finished, overwrite=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "used.json"
         earlier = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -149,7 +160,7 @@ class Demo:
     @contextmanager
     def ray(self) -> Iterator[None]:
         """One local Ray for all stages that need it; none if they are finished."""
-        from launchers.on_ray.preflight import finished_result
+        from ifsq_train.training.preflight import finished_result
 
         manifest = self.folder / "tokens" / "tokens.json"
         if manifest.is_file() and finished_result(self._train_config("generator")) is not None:

@@ -90,6 +90,7 @@ class JobRequest:
         env: environment of all processes.
         secrets: Secrets whose values become environment variables (Kubernetes).
         loading: how training workers load their batches.
+        allow_changes: keys in which a training recipe may differ from the checkpoint's.
     """
 
     name: str
@@ -105,6 +106,7 @@ class JobRequest:
     env: dict[str, str] = field(default_factory=dict)
     secrets: tuple[SecretRef, ...] = ()
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    allow_changes: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
@@ -130,6 +132,7 @@ class JobRequest:
             cpus_per_worker=cpus_per_node / max(1, self.gpus_per_node),
             address="auto",
             loading=self.loading,
+            allow_changes=self.allow_changes,
         )
 
     def job_environment(self, cpus_per_node: float) -> dict[str, str]:

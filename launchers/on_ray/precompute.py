@@ -14,12 +14,14 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage, open_storage
+from data_pipelines.storage.outputs import claim
 from data_pipelines.tokens.format import TokenSpec
+from data_pipelines.tokens.writer import TOKEN_WRITER
 from data_pipelines.work_items import WorkItem
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.config.load import packed_recipe
 from ifsq_train.config.paths import with_absolute_paths
-from ifsq_train.precompute.job import preflight
+from ifsq_train.precompute.job import notes_of, preflight
 from ifsq_train.precompute.metrics import PrecomputeMetrics
 from ifsq_train.precompute.progress import (
     CheckedShard,
@@ -64,6 +66,7 @@ def precompute_on_ray(
     address: str | None = None,
     on_item: OnItem | None = None,
     show_progress: bool = False,
+    overwrite: bool = False,
 ) -> PrecomputeReport:
     """Encode a dataset with several encoders, or what is left of it.
 
@@ -79,6 +82,7 @@ def precompute_on_ray(
         cpus_per_reader: CPU slots of a reader, also its number of decoding threads.
         address: Ray cluster to join; None starts one on this machine.
         on_item: called in this process after every item.
+        overwrite: remove tokens that were written to the folder before.
         show_progress: one line with views per second, time left, and what encoders wait for.
 
     Raises:
@@ -89,6 +93,9 @@ def precompute_on_ray(
         raise UserError(f"num_actors={num_actors} is not allowed; use 1 or more")
     config = with_absolute_paths(config)
     storage, requested = open_storage(config.output), preflight(config)
+    claim(storage, TOKEN_WRITER, overwrite=overwrite)
+    if overwrite:
+        requested = preflight(config)  # what was there no longer counts as grown
     report = published_report(storage, requested, config.decoder)
     if report is not None:
         return report
@@ -105,7 +112,12 @@ def precompute_on_ray(
             ):
                 counting = metrics.counting(on_item)
                 run = PrecomputeRun(
-                    storage, pool.opened(), config.max_bad_samples, counting, _checker(ray)
+                    storage,
+                    pool.opened(),
+                    config.max_bad_samples,
+                    counting,
+                    _checker(ray),
+                    notes_of(config),
                 )
                 metrics.expect(run.spec.num_rows)
                 for items in run.rounds():

@@ -39,6 +39,7 @@ def sample_on_ray(
     gpus_per_actor: float = 0,
     address: str | None = None,
     on_batch: OnBatch | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Draw all images a recipe asks for, or what is left of them; returns their number.
 
@@ -49,6 +50,7 @@ def sample_on_ray(
         gpus_per_actor: 0 samples on the CPU.
         address: Ray cluster to join; None starts one on this machine.
         on_batch: called in this process after every batch.
+        overwrite: remove samples that were drawn to the folder before.
 
     Raises:
         UserError: something in the recipe, or actors keep dying.
@@ -60,6 +62,7 @@ def sample_on_ray(
     spec = Sampler(config, torch.device("cpu")).spec  # the user's mistakes come to light here
     spec = SampleSpec({**spec.facts, "device": device}, spec.labels)
     job = SampleJob(open_storage(config.output), spec, config)
+    job.claim(overwrite)
     if job.is_finished():
         return len(spec.labels)
     left = job.begin()

@@ -21,20 +21,24 @@ from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.interruption import Interrupted, Interruption
 from ifsq_train.training.failure import FailureLog
+from ifsq_train.training.preflight import preflight
 from launchers.monitoring.progress_line import follow_progress
 from launchers.on_ray.cluster import ray_session
 from launchers.on_ray.context import RESIZE_CHECK_SECONDS, RayTrainContext, worker_resources
 from launchers.on_ray.failure import explain
 from launchers.on_ray.gpus import settle_gpus
 from launchers.on_ray.network_check import check_network
-from launchers.on_ray.preflight import finished_result, preflight
 from launchers.on_ray.reservation import take_over_reservation
 
 logger = logging.getLogger(__name__)
 
 
 def train_on_ray(
-    config: TrainConfig, launch: LaunchConfig, on_ready: Callable[[], None] | None = None
+    config: TrainConfig,
+    launch: LaunchConfig,
+    on_ready: Callable[[], None] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run a training recipe on Ray and wait for it.
 
@@ -42,6 +46,7 @@ def train_on_ray(
         config: the recipe.
         launch: shape of the worker group.
         on_ready: called once Ray is up.
+        overwrite: remove the run that is in the folder.
 
     Returns:
         The run's result as rank 0 wrote it.
@@ -53,9 +58,7 @@ def train_on_ray(
     """
     config = with_absolute_paths(config)
     folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    preflight(config, launch)
-    finished = finished_result(config)
+    finished = preflight(config, launch, overwrite=overwrite)
     if finished is not None:
         return finished
     launch_id = secrets.token_hex(8)
@@ -200,7 +203,8 @@ def _worker(settings: dict[str, Any]) -> None:
     try:
         serve = partial(_decoded_by_actors, launch=launch, rank=context.rank)
         settled = {"decode_threads": launch.decode_threads}
-        run(config, context, serve, launch.loading.model_copy(update=settled))
+        loading = launch.loading.model_copy(update=settled)
+        run(config, context, serve, loading, launch.allow_changes)
     except Interrupted as interrupted:
         # A worker that returns ends the run; one that raises is started again elsewhere.
         if interrupted.reason != Interruption.STOP:

@@ -66,8 +66,8 @@ def _train(
     study: StudyConfig,
     launch: LaunchConfig,
 ) -> dict[str, Any]:
+    from ifsq_train.training.preflight import finished_result
     from launchers.local import train_locally
-    from launchers.on_ray.preflight import finished_result
 
     assert isinstance(stage.recipe, TrainConfig)
     if study.budget.equal == "time" and study.budget.stage == stage.name:

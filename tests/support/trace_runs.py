@@ -83,6 +83,7 @@ def tokenizer_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tu
             "discriminator": optim | {"max_grad_norm": None},
         },
         ema_decay=settings["ema_decay"],
+        ema_warmup=False,
     )
     task: Any = _tokenizer_task(config)
     task.modules()["autoencoder"].load_state_dict(golden.under("sd."))
@@ -130,6 +131,7 @@ def llamagen_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tup
         task={"kind": "autoregressive", "model": SHAPE | {"class_dropout": 0.0}},
         optim={"generator": optim},
         ema_decay=settings["ema"],
+        ema_warmup=False,
     )
     alignment = Alignment(None, settings["lambda_repa"])
     task: Any = config.task
@@ -182,6 +184,7 @@ def dit_trace(golden: Golden, output: str, strategy: dict[str, Any]) -> tuple:
         task={"kind": "diffusion", "model": SHAPE},
         optim={"generator": {"lr": 1e-3, "betas": (0.9, 0.95), "max_grad_norm": None}},
         ema_decay=0.99,
+        ema_warmup=False,
     )
     channels = settings["in_channels"]
     latents = LatentInputs(LatentStatistics((0.0,) * channels, (1.0,) * channels, 0), model.grid)
@@ -234,6 +237,7 @@ def smooth_trace(output: str, strategy: dict[str, Any]) -> tuple:
         task={"kind": "tokenizer", "model": network, "adversarial": adversarial},
         optim={"autoencoder": optim, "discriminator": optim | {"max_grad_norm": None}},
         ema_decay=0.9,
+        ema_warmup=False,
     )
     images = torch.rand(8, 6, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
     labels = torch.zeros(8, 6, dtype=torch.int64)

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_pipelines.bad_samples import BadSample, ErrorBudget
@@ -44,12 +45,24 @@ from data_pipelines.manifest import (
     read_manifest_json,
 )
 from data_pipelines.storage.open import Storage, as_local_file, open_storage
+from data_pipelines.storage.outputs import Writer, claim
 from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4", ".tzst", ".txz")
 _OWN_FILES = ("manifest.json", "manifest.arrow", "quarantine.jsonl")
+INDEXED_FILES = ("index/*", *_OWN_FILES)
+
+
+def _indexed_before(storage: Storage) -> bool:
+    """Whether a folder without a marker was indexed, or begun, by an earlier release."""
+    names = [name for name in storage.list() if not name.startswith(".")]
+    own = all(any(fnmatchcase(name, pattern) for pattern in INDEXED_FILES) for name in names)
+    return own and any(name.startswith("index/") for name in names)
+
+
+INDEXER = Writer("ifsq data index", INDEXED_FILES, _indexed_before, result="dataset")
 
 
 def index_tars(
@@ -66,6 +79,7 @@ def index_tars(
     threads: int | None = None,
     validate: bool = True,
     map_shards: MapShards | None = None,
+    overwrite: bool = False,
 ) -> ShardManifest:
     """Make a dataset of all `*.tar` below `source_url`, in order of their names.
 
@@ -79,6 +93,7 @@ def index_tars(
         max_bad_samples: images that may be lost, or be without a label where others have one.
         validate: decode every image completely; False trusts everything behind its header.
         map_shards: where tars are indexed; None does one after the other in this process.
+        overwrite: remove an earlier index from `target_url`.
 
     Raises:
         UserError: no tars, labels of two kinds or out of range, or another dataset at the target.
@@ -87,6 +102,8 @@ def index_tars(
     source = open_storage(source_url)
     target = source if target_url is None else open_storage(target_url)
     names, account = _tar_names(source)
+    if target.url != source.url:
+        claim(target, INDEXER, {"tars": source.url, "validate": validate}, overwrite=overwrite)
     if target.exists(MANIFEST_JSON):
         return _existing(source, target, names)
     threads = threads or (1 if map_shards else default_threads())

@@ -18,6 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -54,6 +55,7 @@ from data_pipelines.manifest import (
     read_manifest_json,
 )
 from data_pipelines.storage.open import Storage, open_storage
+from data_pipelines.storage.outputs import Writer, claim
 from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,23 @@ DEFAULT_SHARD_BYTES = 256 << 20
 DEFAULT_MAX_BAD_SAMPLES = 10
 QUARANTINE_FILE = "quarantine.jsonl"
 _PROBED_IMAGES = 64
+
+
+def _packed_before(storage: Storage) -> bool:
+    """Whether a folder without a marker was packed, or begun, by an earlier release."""
+    names = [name for name in storage.list() if not name.startswith(".")]
+    own = all(any(fnmatchcase(name, pattern) for pattern in PACKED_FILES) for name in names)
+    return own and any(name.startswith("index/") for name in names)
+
+
+PACKED_FILES = (
+    "shard-[0-9][0-9][0-9][0-9][0-9][0-9].tar",
+    "index/shard-[0-9][0-9][0-9][0-9][0-9][0-9].arrow",
+    "manifest.json",
+    "manifest.arrow",
+    "quarantine.jsonl",
+)
+PACKER = Writer("ifsq data pack", PACKED_FILES, _packed_before, result="dataset")
 
 Progress = Callable[[int, int | None], None]
 """Called with (images done, images in all or None if unknown)."""
@@ -82,6 +101,7 @@ class PackOptions:
         threads: per shard being made; None takes the CPUs of this process, or 1 with `map_shards`.
         map_shards: where shards are made; None makes one after the other in this process.
         on_progress: called from this process.
+        overwrite: remove what was packed into the target before.
     """
 
     shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -92,6 +112,7 @@ class PackOptions:
     threads: int | None = None
     map_shards: MapShards | None = None
     on_progress: Progress | None = None
+    overwrite: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the bytes of a dataset."""
@@ -110,6 +131,7 @@ class PackArguments(TypedDict, total=False):
     threads: int | None
     map_shards: MapShards | None
     on_progress: Progress | None
+    overwrite: bool
 
 
 def pack_folder(
@@ -271,7 +293,15 @@ class _Packing:
 
     def run(self, works: Iterable[ShardWork]) -> ShardManifest:
         """Make all shards and the manifest, or what is missing of them."""
-        if self.storage.exists(MANIFEST_JSON):
+        finished = self.storage.exists(MANIFEST_JSON)
+        claim(
+            self.storage,
+            PACKER,
+            self._job(),
+            finished=finished,
+            overwrite=self.options.overwrite,
+        )
+        if finished and not self.options.overwrite:
             return self._existing()
         if self.fingerprint is not None and (found := self.storage.list("index/shard-")):
             logger.info("continuing %s, which has %d shards", self.storage.url, len(found))
@@ -283,6 +313,12 @@ class _Packing:
         finally:
             self._write_quarantine()
         return self._publish()
+
+    def _job(self) -> dict[str, Any]:
+        """What decides the dataset, for the folder's marker."""
+        options = {**self.options.identity(), "seed": self.options.seed}
+        source = {"fingerprint": self.fingerprint, "images": self.num_items}
+        return {"source": source, **options}
 
     def _make(self, works: Iterable[ShardWork]) -> Iterator[ShardResult]:
         options = self.options
