@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.images.source import ImageSource, MixedSource
+from data_pipelines.manifest import ShardManifest
 from ifsq_train.data.base import TrainData
 from ifsq_train.data.images import ImageTrainData
 from ifsq_train.data.tokens import TokenTrainData
@@ -45,12 +46,14 @@ def classes_of(data: TrainData) -> ClassesSeen | None:
     return None
 
 
-def _of_images(source: ImageSource | MixedSource) -> ClassesSeen:
+def _of_images(source: ImageSource | MixedSource) -> ClassesSeen | None:
     parts = source.sources if isinstance(source, MixedSource) else [source]
     manifests = [part.manifest for part in parts]
+    if not all(isinstance(manifest, ShardManifest) for manifest in manifests):
+        return None  # made images say their labels one by one
     if isinstance(source, MixedSource) and not source.keeps_labels:
         return ClassesSeen((-1,), complete=True)  # labels are dropped
-    seen = [_seen(m.num_shards, lambda n, m=m: m.rows(n).label) for m in manifests]
+    seen = [_seen(len(m.shard_sizes), lambda n, m=m: m.rows(n).label) for m in manifests]
     labels = sorted({label for one in seen for label in one.labels})
     return ClassesSeen(tuple(labels), all(one.complete for one in seen))
 
