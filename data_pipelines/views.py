@@ -9,7 +9,7 @@ The same square in source pixels is `ViewGeometry.boxes`; resizing that region t
 `image_size x image_size` samples exactly the grid of "resize everything, then crop", which is how
 the released code works. Its ADM crops halve images of at least twice the size with a box filter
 before the bicubic resize; one antialiased resize is sharper there, and darker by about half a grey
-level per halving, because that filter rounds ties up twice.
+level per halving, because that filter rounds ties up twice. `box_halving` asks for it.
 """
 
 # The kinds turn class constants of the base into fields.
@@ -17,7 +17,7 @@ level per halving, because that filter rounds ties up twice.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -45,6 +45,8 @@ class ViewGeometry:
     tops: IntArray
     lefts: IntArray
     flips: NDArray[np.bool_]
+    box_halving: bool = False
+    """Images at least twice as large as they are resized to are halved by averages first."""
 
     def __len__(self) -> int:
         return len(self.tops)
@@ -63,9 +65,9 @@ class ViewGeometry:
         arrays = {
             f.name: getattr(self, f.name)[positions]
             for f in fields(self)
-            if f.name not in ("image_size", "interpolation")
+            if f.name not in ("image_size", "interpolation", "box_halving")
         }
-        return ViewGeometry(self.image_size, self.interpolation, **arrays)
+        return replace(self, **arrays)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ class ViewSpec(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with the kind; `from_dict` reads it back."""
-        return asdict(self)
+        values = asdict(self)
+        # Left out where it is off: datasets made before it existed go on as they are.
+        if not values.get("box_halving", True):
+            del values["box_halving"]
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "AnyViewSpec":
@@ -164,7 +170,15 @@ class RawView(ViewSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdmCenterView(ViewSpec):
+class AdmView(ViewSpec):
+    """Base of the views that ADM's crops are made into."""
+
+    box_halving: bool = False
+    """Halve large images by averages first, as the released code does; decodes all pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmCenterView(AdmView):
     """Centre crop of ADM (Dhariwal & Nichol): short side to `image_size`, central square."""
 
     kind: Literal["adm_center"] = "adm_center"
@@ -174,7 +188,7 @@ class AdmCenterView(ViewSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdmRandomView(ViewSpec):
+class AdmRandomView(AdmView):
     """Random crop of ADM as the generators are trained on.
 
     Short side uniform among the integers from `image_size` to 1.25 * `image_size`, position
@@ -190,7 +204,7 @@ class AdmRandomView(ViewSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CenterAndRandomView(ViewSpec):
+class CenterAndRandomView(AdmView):
     """View 0 is the ADM centre crop, views 1 to `num_views` - 1 are ADM random crops."""
 
     num_views: int = 2
@@ -210,7 +224,7 @@ class CenterAndRandomView(ViewSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CenterFlipView(ViewSpec):
+class CenterFlipView(AdmView):
     """View 0 is the ADM centre crop, view 1 its mirror image."""
 
     kind: Literal["center_flip"] = "center_flip"
@@ -261,7 +275,7 @@ class ResizeCenterView(ViewSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TenCropView(ViewSpec):
+class TenCropView(AdmView):
     """Ten crops of an ADM centre crop of `int(image_size * ratio)` pixels (LlamaGen extraction).
 
     Views 0-4: top left, top right, bottom left, bottom right, centre; views 5-9: the same regions
@@ -344,6 +358,7 @@ def view_geometry(
     return ViewGeometry(
         spec.image_size, spec.interpolation, request.heights, request.widths,
         placed.resized_heights, placed.resized_widths, placed.tops, placed.lefts, placed.flips,
+        bool(getattr(spec, "box_halving", False)),
     )  # fmt: skip
 
 

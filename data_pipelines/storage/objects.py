@@ -227,6 +227,12 @@ def _check_access(url: str) -> None:
     """Without credentials in the environment, obstore would ask the network for some."""
     if not url.removeprefix("s3:").strip("/"):
         raise UserError("s3:// names no bucket; use s3://bucket/prefix")
+    _, _, prefix = url.removeprefix("s3:").strip("/").partition("/")
+    if "\\" in prefix or "//" in prefix or {".", ".."} & set(prefix.split("/")):
+        raise UserError(
+            f"{url}: a prefix with a backslash, an empty part, `.` or `..` is another place on"
+            " some stores; use another one"
+        )
     skip = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
     if not skip and not any(os.environ.get(name) for name in CREDENTIALS):
         raise UserError(
@@ -241,11 +247,14 @@ def _open_store(
     max_retries: int = MAX_RETRIES,
     first_pause: timedelta = FIRST_PAUSE,
 ) -> Any:
-    from obstore.store import from_url
+    from obstore.store import S3Store
 
+    # Not by URL, in which %, # and ? mean something else: `exp#1` and `exp` are two places.
+    bucket, _, prefix = url.removeprefix("s3:").lstrip("/").partition("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
-    return from_url(
-        url,
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
         client_options={
             "timeout": f"{round(timeout_seconds * 1000)}ms",
             "allow_http": endpoint.startswith("http://"),

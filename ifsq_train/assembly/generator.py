@@ -15,6 +15,7 @@ from ifsq_train.assembly.generator_source import Source, open_source
 from ifsq_train.assembly.latent_scaling import latent_scaling
 from ifsq_train.config import AutoregressiveTaskConfig, GeneratorTaskConfig, RepaConfig, TrainConfig
 from ifsq_train.data.base import DataFacts, TrainData
+from ifsq_train.data.labels import check_labels
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
@@ -36,6 +37,9 @@ def build_generator_task(
     seed: int,
 ) -> TrainTask:
     """The task of a generator for this data; see `assembly.task.build_task`."""
+    num_classes = getattr(task.model, "num_classes", None)
+    if num_classes is not None:
+        check_labels(data, num_classes)
     source = open_source(config, task, data.facts)
     spec, inputs = source.spec, _token_inputs(task, source)
     if task.speaks == "latents":

@@ -95,6 +95,11 @@ class CpuDecoder:
 
     def _decode_one(self, data: Encoded, geometry: ViewGeometry, at: int) -> torch.Tensor:
         data = settled(data)
+        if geometry.box_halving:
+            pixels = decode_rgb(data, self._max_pixels, self._scratch)
+            _check_size(pixels, geometry, at, 1)
+            crop = _halve_and_crop(pixels, geometry, at)
+            return crop.flip(-1) if geometry.flips[at] else crop
         denominator = _denominator(geometry, at)
         crop = None
         if denominator > 1 and sniff_format(data) == "jpeg":
@@ -177,6 +182,23 @@ def _resize_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int)
         )
     top, left, size = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.image_size
     return image[0, :, top : top + size, left : left + size]
+
+
+def _halve_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int) -> torch.Tensor:
+    """As the released code: halve by averages while twice as large, then resize and crop."""
+    image = Image.fromarray(pixels)
+    height, width = int(geometry.resized_heights[at]), int(geometry.resized_widths[at])
+    while min(image.size) >= 2 * min(height, width):
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    top, left, size = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.image_size
+    if height * width > MAX_RESIZED_PIXELS:
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        crop = image.resize((size, size), _PILLOW_FILTERS[geometry.interpolation], box=box)
+    else:
+        whole = image.resize((width, height), _PILLOW_FILTERS[geometry.interpolation])
+        crop = whole.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
 def _resize_box(

@@ -104,7 +104,7 @@ class DaliDecoder:
     def _suits(self, data: Encoded, geometry: ViewGeometry, at: int) -> bool:
         """Whether DALI gets it: a JPEG of the recorded size, not too large. Others decode here."""
         try:
-            if sniff_format(data) != "jpeg":
+            if geometry.box_halving or sniff_format(data) != "jpeg":
                 return False
             facts = read_facts(data, self._max_pixels)
         except BadImage:
