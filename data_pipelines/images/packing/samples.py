@@ -103,11 +103,18 @@ def _groups(members: Iterable[TarMember]) -> list[tuple[str, list[TarMember]]]:
     groups = []
     for key, number in order:
         parts = runs[key]
-        if all(any(is_image(split_name(m.name)[1]) for m in part) for part in parts):
+        if _are_complete(parts):
             groups.append((key, parts[number]))
         elif number == 0:
             groups.append((key, [member for part in parts for member in part]))
     return groups
+
+
+def _are_complete(parts: Sequence[Sequence[TarMember]]) -> bool:
+    """Whether the same key comes as several samples, each with its image."""
+    extensions = [[split_name(member.name)[1] for member in part] for part in parts]
+    every = [extension for part in extensions for extension in part]
+    return len(set(every)) < len(every) and all(any(map(is_image, part)) for part in extensions)
 
 
 def _split_numbers(key: str, group: Sequence[TarMember]) -> Iterator[TarSample]:
