@@ -120,8 +120,10 @@ def resume(
     namespace: Namespace = None,
     context: Context = None,
     wait: Wait = True,
+    plugin: Plugins = None,
 ) -> None:
     """Go on with a finished Kubernetes job: same recipe and storage, a new job."""
+    del plugin  # loaded when the option was read
     from launchers.on_kubernetes.submission import resumed_request, submit_job
 
     cluster = connect_kubernetes(namespace, context)

@@ -18,7 +18,7 @@ from launchers.jobs.request import METRICS_PORT
 from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.rayjob import RUN_ANNOTATION
-from launchers.on_kubernetes.submission import stored_request
+from launchers.on_kubernetes.submission import stored_shape
 
 _HEAD, _WORKER = "head", "worker"
 _CONTAINERS = {_HEAD: "ray-head", _WORKER: "ray-worker"}
@@ -72,17 +72,17 @@ def rank_log(
         UserError: no such job or no such rank, or its pods are gone.
     """
     job = cluster.get(name)
-    request, _ = stored_request(job)
-    if rank >= request.num_workers:
+    shape = stored_shape(job)
+    if rank >= shape.num_workers:
         raise UserError(
-            f"job '{name}' has the ranks 0 to {request.num_workers - 1}, found --rank {rank}"
+            f"job '{name}' has the ranks 0 to {shape.num_workers - 1}, found --rank {rank}"
         )
     output = (job["metadata"].get("annotations") or {}).get(RUN_ANNOTATION, "")
-    path = str(Path(request.mount) / output / "logs" / f"rank-{rank:05d}.log")
+    path = str(Path(shape.mount) / output / "logs" / f"rank-{rank:05d}.log")
     try:
         pod = head_pod(cluster, name)
     except UserError as error:
-        raise UserError(f"{error}; the log is the file {path} of claim {request.claim}") from error
+        raise UserError(f"{error}; the log is the file {path} of claim {shape.claim}") from error
     lines = str(tail) if tail is not None else "+1"
     words = ["tail", "-n", lines, *(["-F"] if follow else []), path]
     return subprocess.call([*kubectl(cluster), "exec", pod, "-c", _CONTAINERS[_HEAD], "--", *words])
@@ -169,17 +169,17 @@ def rank_pod(cluster: KubernetesCluster, name: str, rank: int) -> str:
     """
     head = head_pod(cluster, name)
     job = cluster.get(name)
-    request, _ = stored_request(job)
+    shape = stored_shape(job)
     output = (job["metadata"].get("annotations") or {}).get(RUN_ANNOTATION, "")
-    pattern = f"{Path(request.mount) / output}/metrics_endpoint*.json"
+    pattern = f"{Path(shape.mount) / output}/metrics_endpoint*.json"
     words = [*kubectl(cluster), "exec", head, "-c", _CONTAINERS[_HEAD], "--"]
     words += ["sh", "-c", f"grep -H . {pattern}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     places = node_of_ranks(done.stdout)
     first = max((known for known in places if known <= rank), default=None)
-    if first is None or rank >= request.num_workers:
+    if first is None or rank >= shape.num_workers:
         raise UserError(
-            f"job '{name}' has no running rank {rank} (it asked for {request.num_workers} workers);"
+            f"job '{name}' has no running rank {rank} (it asked for {shape.num_workers} workers);"
             f" see `ifsq status {name}`"
         )
     return places[first]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from data_pipelines.errors import UserError
+from ifsq_train.plugins.files import PLUGINS_VARIABLE, packed
 from launchers.jobs.environment import parse_recipe
 from launchers.jobs.request import RECIPE_VARIABLE, JobRequest, SecretRef
 from launchers.on_kubernetes.cluster import KubernetesCluster
@@ -85,8 +86,23 @@ def free_name(cluster: KubernetesCluster, name: str) -> str:
     return found
 
 
-def stored_request(job: dict[str, Any]) -> tuple[JobRequest, ClusterProfile]:
-    """The request and profile a job was submitted with; without its code.
+@dataclass(frozen=True)
+class StoredShape:
+    """What a job was submitted with, as far as no recipe has to be read for it.
+
+    Attributes:
+        claim: that holds the run.
+        mount: where it is mounted.
+        num_workers: training workers.
+    """
+
+    claim: str | None
+    mount: str
+    num_workers: int
+
+
+def stored_shape(job: dict[str, Any]) -> StoredShape:
+    """Shape and storage of a job.
 
     Args:
         job: the RayJob as the API server gives it.
@@ -94,18 +110,40 @@ def stored_request(job: dict[str, Any]) -> tuple[JobRequest, ClusterProfile]:
     Raises:
         UserError: it was not submitted by a version that keeps them.
     """
-    name = job["metadata"]["name"]
+    values = _stored_values(job)
+    workers = values["nodes"] * max(1, values["gpus_per_node"])
+    return StoredShape(values["claim"], values["mount"], workers)
+
+
+def _stored_values(job: dict[str, Any]) -> dict[str, Any]:
     notes = job["metadata"].get("annotations") or {}
     try:
         values = json.loads(notes[REQUEST_ANNOTATION])
-        head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-        env = {v["name"]: v.get("value") for v in head["env"]}
-        recipe = parse_recipe(yaml.safe_load(env[RECIPE_VARIABLE]), RECIPE_VARIABLE)
-        profile = ClusterProfile.model_validate(values.pop("profile"))
+        return dict(values)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"job '{name}' does not hold what it was submitted with; use `ifsq submit` again"
+            f"job '{job['metadata']['name']}' does not hold what it was submitted with;"
+            " use `ifsq submit` again"
         ) from error
+
+
+def stored_request(job: dict[str, Any]) -> tuple[JobRequest, ClusterProfile]:
+    """The request and profile a job was submitted with; without its code.
+
+    Args:
+        job: the RayJob as the API server gives it.
+
+    Raises:
+        UserError: it was not submitted by a version that keeps them, or needs plug-ins.
+    """
+    name, values = job["metadata"]["name"], _stored_values(job)
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    env = {v["name"]: v.get("value") for v in head["env"]}
+    if env.get(PLUGINS_VARIABLE) and not packed():
+        # A job's own plug-ins are not run here: anybody may have submitted it.
+        raise UserError(f"job '{name}' ran with plug-in files; give them again with --plugin FILE")
+    recipe = parse_recipe(yaml.safe_load(env.get(RECIPE_VARIABLE) or ""), RECIPE_VARIABLE)
+    profile = ClusterProfile.model_validate(values.pop("profile"))
     values["secrets"] = tuple(SecretRef(*found) for found in values["secrets"])
     values["more_storage"] = tuple((claim, mount) for claim, mount in values["more_storage"])
     return JobRequest(name=name, recipe=recipe, **values), profile

@@ -254,3 +254,12 @@ def test_a_job_without_a_stored_request_says_so() -> None:
     job["metadata"]["annotations"] = {}
     with pytest.raises(UserError, match="use `ifsq submit` again"):
         stored_request(job)
+
+
+def test_plug_ins_of_a_job_are_asked_for_and_not_run_here() -> None:
+    """Anybody who may submit to the namespace could have put code into it."""
+    job = make_job().to_manifest()
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"].append({"name": "IFSQ_PLUGINS", "value": "anything"})
+    with pytest.raises(UserError, match="give them again with --plugin FILE"):
+        stored_request(job)
