@@ -64,7 +64,9 @@ def compile_blocks(network: nn.Module) -> int:
             continue
         for block in parent:
             inner = any(isinstance(part, nn.ModuleList) for part in block.modules())
-            if not inner and any(True for _ in block.children()):
+            # The compiler passes torch's own containers by: they would stay as they are.
+            own = not type(block).__module__.startswith("torch.")
+            if own and not inner and any(True for _ in block.children()):
                 block.compile(dynamic=False)
                 count += 1
     return count

@@ -40,7 +40,9 @@ def compiled_parts(network: nn.Module, device: str, **strategy: Any) -> list[str
 
 def small(kind: str) -> nn.Module:
     if kind == "llamagen":
-        return LlamaGen(**SMALL, codebook_sizes=[64], grid=(4, 4), projection_dims=[8])
+        return LlamaGen(
+            **SMALL, codebook_sizes=[64], grid=(4, 4), projection_dims=[8], projection_depth=2
+        )
     if kind == "dit":
         return DiT(**SMALL, latent_channels=4, grid=(4, 4))
     shape: dict[str, Any] = {"channel_multipliers": [1, 2], "base_channels": 32}
@@ -50,7 +52,7 @@ def small(kind: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("kind", "blocks"),
     [
-        ("llamagen", ["layers.0", "layers.1", "layers.2", "projectors.0"]),
+        ("llamagen", ["layers.0", "layers.1", "layers.2"]),
         ("dit", ["blocks.0", "blocks.1", "blocks.2"]),
         (
             "tokenizer",
