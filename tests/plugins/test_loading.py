@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import UserError
-from ifsq_train.config import TrainConfig, to_dict
+from ifsq_train.artifacts.networks import build_quantizer
+from ifsq_train.config import Config, TrainConfig, to_dict
 from ifsq_train.config.load import load_recipe, packed_recipe, unpacked, validate_recipe
 from ifsq_train.plugins.files import forget_files, load_files, load_packed, packed
 from ifsq_train.plugins.registry import forgotten_afterwards
@@ -92,3 +93,12 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "idea.py").write_text(own)
     with pytest.raises(UserError, match="quantizer kind 'vq' is taken by this program; rename it"):
         load_files([tmp_path / "idea.py"])
+
+
+def test_a_quantizer_nobody_builds_is_refused_and_no_bottleneck_takes_its_place() -> None:
+    class NewConfig(Config):
+        kind: str = "new"
+        num_channels: int = 4
+
+    with pytest.raises(UserError, match="quantizer kind 'new' is unknown; known are fsq, ifsq, vq"):
+        build_quantizer(NewConfig())  # type: ignore[arg-type]
