@@ -66,7 +66,7 @@ class ReleasedCodes:
             )
         if not (labels / f"{count - 1}.npy").is_file():
             raise UserError(f"{labels} has no {count - 1}.npy; give the labels of the same images")
-        shape = np.load(codes / "0.npy").shape
+        shape = _load_array(codes / "0.npy").shape
         groups = (len(codebook_sizes),) if len(codebook_sizes) > 1 else ()
         if len(shape) != 3 + len(groups) or shape[2:] != (num_tokens, *groups):
             raise UserError(
@@ -88,13 +88,25 @@ class ReleasedCodes:
     def read(self, index: int) -> tuple[NDArray[np.int64], int]:
         """Codes int64 [views, T] or [views, T, G], and the label."""
         path = self.codes / f"{index}.npy"
-        codes = np.load(path)[0].astype(np.int64)
+        codes = _load_array(path)[0].astype(np.int64)
         if codes.shape[0] != self.num_views:
             raise UserError(
                 f"{path} has {codes.shape[0]} views, the first file has {self.num_views}; all must"
                 " have the same"
             )
-        return codes, int(np.load(self.labels / f"{index}.npy").reshape(-1)[0])
+        return codes, int(_load_array(self.labels / f"{index}.npy").reshape(-1)[0])
+
+
+def _load_array(path: Path) -> NDArray[np.integer]:
+    """An .npy file of integers, nothing pickled; UserError where it is none."""
+    try:
+        found = np.load(path)
+        if isinstance(found, np.ndarray) and found.size and found.dtype.kind in "iu":
+            return found
+        what = "no array of integers"
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    raise UserError(f"{path} is not a readable .npy file of integers ({what}); extract it again")
 
 
 def import_released(released: ReleasedCodes, output: str | Path, like: TokenSpec) -> str:

@@ -77,7 +77,10 @@ def check_statistics(storage: Storage, spec: TokenSpec, table: pa.Table) -> None
     assert stored is not None
     again = LatentSums.combine(parts)
     if again is None or again.count != stored.count or not _same(again, stored):
-        raise does_not_match(storage)
+        raise DataError(
+            f"{storage.url}: the latent statistics in tokens.json are not those of the shards; run "
+            "ifsq data verify to see which is damaged"
+        )
 
 
 def _same(left: LatentStatistics, right: LatentStatistics) -> bool:

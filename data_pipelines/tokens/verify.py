@@ -80,7 +80,7 @@ def verify_tokens(url: str | Path | Storage, full: bool = True) -> TokenReport:
     Raises:
         DataError: there is no readable manifest; everything else ends up in the report.
     """
-    dataset = TokenDataset.open(url)
+    dataset = TokenDataset.open(url, add_up=False)
     spec, entries = dataset.spec, [dataset.entry(i) for i in range(dataset.num_shards)]
     report = TokenReport(dataset.storage.url, full, len(entries), spec.num_rows)
     if len(entries) != spec.num_shards:
