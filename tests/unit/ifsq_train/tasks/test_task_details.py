@@ -80,7 +80,8 @@ def batch(labels: list[int]) -> Batch:
 def test_unlabelled_samples_train_the_null_class() -> None:
     """And labelled ones their own: without dropout nothing else is the null class."""
     given = batch([-1, 0, 2, -1])
-    labels, dropped = labels_with_dropout(given, info(), 0.0)
+    found = labels_with_dropout(given, info(), 0.0)
+    labels, dropped = found.classes, found.dropped
     assert dropped.tolist() == [True, False, False, True]
     assert labels.tolist()[1:3] == [0, 2]
     model = generator()
@@ -95,9 +96,9 @@ def test_unlabelled_samples_train_the_null_class() -> None:
 def test_labels_are_dropped_as_often_as_said() -> None:
     """Within five standard deviations of a binomial: 4,000 samples, a chance of 0.1."""
     given = Batch(torch.zeros(4000, 4), torch.zeros(4000, dtype=torch.int64), np.arange(4000), None)
-    _, dropped = labels_with_dropout(given, info(count=4000), 0.1)
+    dropped = labels_with_dropout(given, info(count=4000), 0.1).dropped
     assert abs(int(dropped.sum()) - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5
-    _, again = labels_with_dropout(given, info(step=1, count=4000), 0.1)
+    again = labels_with_dropout(given, info(step=1, count=4000), 0.1).dropped
     assert not torch.equal(dropped, again)
 
 
