@@ -196,13 +196,7 @@ def _with_defaults(facts: dict[str, Any]) -> dict[str, Any]:
     recipe = facts.get("recipe")
     if not isinstance(recipe, dict) or recipe.get("kind") != "sample":
         return facts
-    added = {
-        name: field.default
-        for name, field in SampleConfig.model_fields.items()
-        if name not in recipe and name not in _PLACES and not field.is_required()
-    }
-    added = json.loads(json.dumps({k: v for k, v in added.items() if not hasattr(v, "model_dump")}))
-    return {**facts, "recipe": recipe | added}
+    return {**facts, "recipe": {"weights": "averaged"} | recipe}
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
