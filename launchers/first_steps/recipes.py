@@ -160,49 +160,71 @@ def _small(facts: DatasetFacts, places: Mapping[str, str]) -> dict[str, dict[str
     if facts.uniform and facts.short_side == side:
         view = {"kind": "raw", "image_size": side}
     batch = min(64, 2 ** int(np.log2(facts.num_images // 4)))
-    runs, classes = places["runs"], facts.num_classes
-    tokenizer = {
+    return {
+        "tokenizer": _small_tokenizer(places, view, min(batch, 32), halvings),
+        "generator": _small_generator(places, batch, facts.num_classes),
+        **_other_stages(facts, places, view, batch_size=64, samples=200, cfg_scale=1.5),
+    }
+
+
+_SMALL_TRAINING: dict[str, Any] = {
+    "strategy": {"kind": "deepspeed", "zero_stage": 1, "precision": "fp32"},
+    "ema_decay": 0.99,
+    "checkpoint": {"every_steps": 200, "keep_last": 2},
+    "log_every_steps": 10,
+}
+
+
+def _small_tokenizer(
+    places: Mapping[str, str], view: Mapping[str, Any], batch: int, halvings: int
+) -> dict[str, Any]:
+    quantizer = {"kind": "ifsq", "levels": [17, 17, 17, 17], "factorized_channels": [2, 2]}
+    model = {
+        "quantizer": quantizer,
+        "channel_multipliers": [1, 2, 2][: halvings + 1],
+        "base_channels": 32,
+        "num_res_blocks": 1,
+        "z_channels": 16,
+        "norm_groups": 8,
+    }
+    optimizer = {"lr": 2.0e-3, "betas": [0.9, 0.99], "schedule": "cosine", "warmup_steps": 50}
+    return {
         "kind": "train",
         "name": "tokenizer",
-        "output": f"{runs}/tokenizer",
+        "output": f"{places['runs']}/tokenizer",
         "steps": 1500,
         "data": {
             "kind": "images",
             "url": places["train"],
-            "view": view,
-            "global_batch_size": min(batch, 32),
+            "view": dict(view),
+            "global_batch_size": batch,
         },
-        "task": {
-            "kind": "tokenizer",
-            "pixel_loss": "l2",
-            "adversarial": None,
-            "model": {
-                "quantizer": {
-                    "kind": "ifsq",
-                    "levels": [17, 17, 17, 17],
-                    "factorized_channels": [2, 2],
-                },
-                "channel_multipliers": [1, 2, 2][: halvings + 1],
-                "base_channels": 32,
-                "num_res_blocks": 1,
-                "z_channels": 16,
-                "norm_groups": 8,
-            },
-        },
-        "optim": {
-            "autoencoder": {
-                "lr": 2.0e-3,
-                "betas": [0.9, 0.99],
-                "schedule": "cosine",
-                "warmup_steps": 50,
-            }
-        },
-        "strategy": {"kind": "deepspeed", "zero_stage": 1, "precision": "fp32"},
-        "ema_decay": 0.99,
-        "checkpoint": {"every_steps": 200, "keep_last": 2},
-        "log_every_steps": 10,
+        "task": {"kind": "tokenizer", "pixel_loss": "l2", "adversarial": None, "model": model},
+        "optim": {"autoencoder": optimizer},
+        **_SMALL_TRAINING,
     }
-    generator = {
+
+
+def _small_generator(places: Mapping[str, str], batch: int, num_classes: int) -> dict[str, Any]:
+    runs = places["runs"]
+    model = {
+        "size": "custom",
+        "num_layers": 4,
+        "num_heads": 4,
+        "dim": 128,
+        "num_classes": num_classes,
+        "token_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "feed_forward_dropout": 0.1,
+    }
+    optimizer = {
+        "lr": 1.0e-3,
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+    }
+    return {
         "kind": "train",
         "name": "generator",
         "output": f"{runs}/generator",
@@ -213,37 +235,9 @@ def _small(facts: DatasetFacts, places: Mapping[str, str]) -> dict[str, dict[str
             "tokenizer": f"{runs}/tokenizer",
             "global_batch_size": batch,
         },
-        "task": {
-            "kind": "autoregressive",
-            "model": {
-                "size": "custom",
-                "num_layers": 4,
-                "num_heads": 4,
-                "dim": 128,
-                "num_classes": classes,
-                "token_dropout": 0.1,
-                "residual_dropout": 0.1,
-                "feed_forward_dropout": 0.1,
-            },
-        },
-        "optim": {
-            "generator": {
-                "lr": 1.0e-3,
-                "betas": [0.9, 0.95],
-                "weight_decay": 0.05,
-                "schedule": "cosine",
-                "warmup_steps": 50,
-            }
-        },
-        "strategy": {"kind": "deepspeed", "zero_stage": 1, "precision": "fp32"},
-        "ema_decay": 0.99,
-        "checkpoint": {"every_steps": 200, "keep_last": 2},
-        "log_every_steps": 10,
-    }
-    return {
-        "tokenizer": tokenizer,
-        "generator": generator,
-        **_other_stages(facts, places, view, batch_size=64, samples=200, cfg_scale=1.5),
+        "task": {"kind": "autoregressive", "model": model},
+        "optim": {"generator": optimizer},
+        **_SMALL_TRAINING,
     }
 
 

@@ -32,7 +32,7 @@ def test_optional_and_nested_paths(tmp_path: Path) -> None:
     assert moved.task.model is tokenizer.task.model
 
 
-@pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
+@pytest.mark.parametrize("name", [name for name, _ in list_recipes() if "studies/" not in name])
 def test_nothing_but_path_fields_changes(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     moved = with_absolute_paths(recipe, tmp_path)
