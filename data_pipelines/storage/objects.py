@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataError, UserError, checked_range, missing_object
+from data_pipelines.storage.credentials import HOW_INSTEAD, has_credentials
 
 QUICK_TIMEOUTS_SECONDS = (0.25, 0.5, 1.0)
 """Limits of the first try of a small range: a stalled body is given up early."""
@@ -233,6 +234,9 @@ def _check_access(url: str) -> None:
             f"{url}: a prefix with a backslash, an empty part, `.` or `..` is another place on"
             " some stores; use another one"
         )
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
+        if has_credentials(os.environ.get(name, "")):
+            raise UserError(f"{name}: {HOW_INSTEAD}")
     skip = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
     if not skip and not any(os.environ.get(name) for name in CREDENTIALS):
         raise UserError(

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from data_pipelines.errors import UserError, missing_object
+from data_pipelines.storage.credentials import (
+    HOW_INSTEAD,
+    has_credentials,
+    without_credentials,
+)
 from data_pipelines.storage.local import LocalStorage, temporary_beside
 from data_pipelines.storage.objects import ObjectStorage
 
@@ -69,9 +74,11 @@ def open_storage(url: str | Path) -> Storage:
     """A folder path or `s3://bucket/prefix` as Storage. Nothing is created or contacted yet.
 
     Raises:
-        UserError: another kind of URL, or obstore missing for s3.
+        UserError: another kind of URL, one with credentials, or obstore missing for s3.
     """
     text = str(url)
+    if has_credentials(text):
+        raise UserError(f"{without_credentials(text)}: {HOW_INSTEAD}")
     if text.startswith("s3://"):
         return ObjectStorage(text)
     if "://" in text:

@@ -23,6 +23,7 @@ from ifsq_train.config import (
     to_dict,
 )
 from ifsq_train.config.data import MACHINE_KEYS
+from ifsq_train.config.secrets import guarded_environment, refuse_secrets
 from ifsq_train.plugins.files import load_packed, packed
 from ifsq_train.plugins.registry import load_installed, on_change
 
@@ -109,8 +110,11 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     try:
         merged = OmegaConf.merge(*_layers(path), OmegaConf.from_dotlist(_checked(overrides)))
-        resolved = OmegaConf.to_container(merged, resolve=True)
+        with guarded_environment():
+            resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise UserError(f"{path}: {error.__cause__}") from None
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(resolved, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, found {type(resolved).__name__}")
@@ -200,6 +204,7 @@ def validate_model(
     further: FurtherFaults | None = None,
 ) -> Any:
     """Check values against a schema; see `validate_recipe`."""
+    refuse_secrets(values, source)
     load_installed(set(_kinds_named(values)))
     more = further(values) if further is not None else []
     try:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
+
+from data_pipelines.storage.credentials import refuse_credentials
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class PathField:
         return {**handler(schema), "format": "path-or-url"}
 
 
-RunPath = Annotated[str, PathField()]
+RunPath = Annotated[str, PathField(), AfterValidator(refuse_credentials)]
 
 M = TypeVar("M", bound=BaseModel)
 

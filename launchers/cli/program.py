@@ -10,6 +10,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from data_pipelines.errors import UserError, as_user_error
+from data_pipelines.storage.credentials import (
+    HOW_INSTEAD,
+    has_credentials,
+    without_credentials,
+)
 from ifsq_train.distributed.interruption import Interrupted
 from launchers.cli import checkpoint as cli_checkpoint
 from launchers.cli import data as cli_data
@@ -280,6 +285,9 @@ def _load(recipe: str, overrides: list[str] | None, kind: type, name: str) -> An
 def main() -> None:
     """Entry point: user errors are one clear line and exit code 2, never a traceback."""
     try:
+        for word in sys.argv[1:]:
+            if has_credentials(word):
+                raise UserError(f"{without_credentials(word)}: {HOW_INSTEAD}")
         app(standalone_mode=True)
     except UserError as error:
         _refuse(error)
@@ -296,12 +304,13 @@ def main() -> None:
     except Exception as error:
         if type(error).__name__ != "TrainingFailed":
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {without_credentials(str(error))}\n")
         sys.exit(1)
 
 
 def _refuse(error: UserError) -> NoReturn:
-    sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+    text = without_credentials(str(error))
+    sys.stderr.write("".join(f"error: {line}\n" for line in text.splitlines()))
     sys.exit(2)
 
 

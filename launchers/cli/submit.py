@@ -40,6 +40,9 @@ Storage = Annotated[
     ),
 ]
 Env = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, for all processes.")]
+EnvPlain = Annotated[
+    bool, typer.Option("--env-plain", help="Send --env of any name, readable in the job.")
+]
 Secret = Annotated[
     list[str] | None, typer.Option(help="Kubernetes: SECRET or VARIABLE=SECRET:KEY.")
 ]
@@ -70,6 +73,7 @@ def submit(
     queue: Annotated[str | None, typer.Option(help="Kubernetes: Kueue LocalQueue.")] = None,
     storage: Storage = None,
     env: Env = None,
+    env_plain: EnvPlain = False,
     secret: Secret = None,
     profile: Profile = None,
     code: Code = None,
@@ -96,7 +100,8 @@ def submit(
 
     given = _Given(image, queue, storage or [], profile).with_defaults(to)
     request = _request(recipe, overrides, nodes, gpus_per_node, name, given)
-    request = replace(request, env=parse_env(env or []), secrets=parse_secrets(secret or []))
+    variables = parse_env(env or [], plain=env_plain)
+    request = replace(request, env=variables, secrets=parse_secrets(secret or []))
     changes = tuple(allow_change or ())
     request = replace(request, loading=loading_config(loading), allow_changes=changes)
     check_request(request)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import Config
+from ifsq_train.config.secrets import refuse_secrets
 
 
 class DemoConfig(Config):
@@ -43,6 +44,7 @@ def parse_demo(values: dict[str, Any]) -> DemoConfig:
     Raises:
         UserError: a key or value the demo does not take.
     """
+    refuse_secrets(values, "demo")
     try:
         return DemoConfig.model_validate(values)
     except ValidationError as error:

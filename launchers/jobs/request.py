@@ -23,6 +23,7 @@ from ifsq_train.metrics.goodput import SUBMITTED_VARIABLE
 from ifsq_train.plugins.files import PLUGINS_VARIABLE, packed
 from launchers.jobs.code import CodeBundle
 from launchers.jobs.demo import DemoConfig
+from launchers.jobs.plain_variables import check_plain
 
 ENTRYPOINT = "ifsq run-job"
 """What a job runs. It has no arguments: everything travels in the environment, where no shell
@@ -42,9 +43,6 @@ METRICS_PORT = 9464
 DEFAULT_MOUNT = "/mnt/ifsq"
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_WORDS = re.compile(
-    r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|(ACCESS|API)_KEY)(_|$)"
-)
 _RESERVED = {
     RECIPE_VARIABLE,
     LAUNCH_VARIABLE,
@@ -205,24 +203,25 @@ def parse_storages(items: list[str]) -> list[tuple[str, str]]:
     return found
 
 
-def parse_env(items: list[str]) -> dict[str, str]:
+def parse_env(items: list[str], *, plain: bool = False) -> dict[str, str]:
     """``KEY=VALUE`` strings as a dictionary.
 
+    Args:
+        items: what `--env` was given.
+        plain: take names beyond those known to be harmless.
+
     Raises:
-        UserError: malformed, set by this program itself, or looks like a secret.
+        UserError: malformed, set by this program itself, or a value that others may not read.
     """
     env: dict[str, str] = {}
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not _VARIABLE.fullmatch(key):
-            raise UserError(f"--env '{item}' is not KEY=VALUE; write for example NCCL_DEBUG=INFO")
+            shown = key if separator and len(key) < 64 else "it"
+            raise UserError(f"--env: {shown} is not KEY=VALUE; write for example NCCL_DEBUG=INFO")
         if key in _RESERVED:
             raise UserError(f"--env {key} is set by the program itself; leave it out")
-        if value and _SECRET_WORDS.search(key.upper()):
-            raise UserError(
-                f"--env {key} looks like a secret, and a job's definition can be read by others;"
-                f" put it into a Secret and pass --secret {key}=SECRET:KEY"
-            )
+        check_plain(key, value, allowed=plain)
         env[key] = value
     return env
 

@@ -86,31 +86,36 @@ def published_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _tokenizer_recipe(folder: Path, kind: str, levels: int, model: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.model_validate(tokenizer_recipe(folder, kind, levels, **model))
+
+
+def tokenizer_recipe(
+    folder: Path, kind: str = "ifsq", levels: int = 17, **model: Any
+) -> dict[str, Any]:
+    """A recipe that trains the tokenizer of `make_parts` for one step; `data.url` is to be set."""
     quantizer = {"kind": kind, "levels": [levels] * 4} if kind == "ifsq" else {"kind": kind}
-    return TrainConfig.model_validate(
-        {
-            "kind": "train",
-            "name": "tokenizer",
-            "output": str(folder),
-            "steps": 1,
-            "data": {
-                "kind": "images",
-                "url": "unused",
-                "view": {"kind": "adm_center", "image_size": 16},
-                "global_batch_size": 2,
-            },
-            "task": {
-                "kind": "tokenizer",
-                "model": {
-                    "quantizer": quantizer,
-                    "channel_multipliers": [1, 2],
-                    "base_channels": 8,
-                    "num_res_blocks": 1,
-                    "norm_groups": 4,
-                }
-                | model,
-                "adversarial": None,
-            },
-            "optim": {"autoencoder": {"lr": 1e-3}},
-        }
-    )
+    return {
+        "kind": "train",
+        "name": "tokenizer",
+        "output": str(folder),
+        "steps": 1,
+        "data": {
+            "kind": "images",
+            "url": "unused",
+            "view": {"kind": "adm_center", "image_size": 16},
+            "global_batch_size": 2,
+        },
+        "task": {
+            "kind": "tokenizer",
+            "model": {
+                "quantizer": quantizer,
+                "channel_multipliers": [1, 2],
+                "base_channels": 8,
+                "num_res_blocks": 1,
+                "norm_groups": 4,
+            }
+            | model,
+            "adversarial": None,
+        },
+        "optim": {"autoencoder": {"lr": 1e-3}},
+    }

@@ -182,6 +182,22 @@ def test_ports_of_object_stores_and_node_local_dns_are_let_out(helm: str) -> Non
     } in stores["to"]
 
 
+@pytest.mark.parametrize("block", ["0.0.0.0/0", "128.0.0.0/1", "169.254.0.0/16"])
+def test_the_metadata_server_is_not_let_out(helm: str, block: str) -> None:
+    flags = ["--set", f"networkPolicy.egressCidrs={{10.0.0.0/8,{block}}}"]
+    (policy,) = of_kind(render(helm, CHART, *flags), "NetworkPolicy")
+    near, wide = policy["spec"]["egress"][-1]["to"][:2]
+    assert near == {"ipBlock": {"cidr": "10.0.0.0/8"}}
+    assert wide == {"ipBlock": {"cidr": block, "except": ["169.254.169.254/32"]}}
+
+
+def test_the_metadata_server_cannot_be_let_out_alone(helm: str) -> None:
+    wrong = "networkPolicy.egressCidrs[0]=169.254.169.254/32"
+    done = run_helm(helm, "template", "test", str(CHART), "--set", wrong)
+    assert done.returncode != 0
+    assert "is the metadata server" in done.stderr
+
+
 def test_head_pods_are_not_sent_to_gpu_nodes(helm: str) -> None:
     """Kueue tries flavors in their order and puts the flavor's node labels on all pods of a group;
     a flavor without GPUs comes first, and every flavor lists the same resources."""

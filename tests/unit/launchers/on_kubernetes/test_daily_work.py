@@ -147,7 +147,7 @@ def test_a_job_whose_code_cannot_be_sent_is_not_left_behind(api: Api, tmp_path: 
 
 
 def test_a_finished_job_resumes_under_a_new_name(api: Api) -> None:
-    run(*SUBMIT, "--no-wait", "--env", "A=b", "--secret", "W=s:k")
+    run(*SUBMIT, "--no-wait", "--env", "NCCL_DEBUG=INFO", "--secret", "W=s:k")
     refused = run("resume", "demo-tokenizer", "--no-wait")
     assert "has not finished" in str(refused.exception)
     finish(api)
