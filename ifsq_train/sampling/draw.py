@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from ifsq_train.distributed.context import default_device
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
 from ifsq_train.sampling.files import read_images
@@ -135,7 +136,7 @@ class Sampler:
         self._config, self._device = config, device
         self._tokenizer, self._generator = open_pair(config)
         self.spec = _spec(config, self._tokenizer, self._generator, device)
-        self._draw = _drawing(self._generator.task.kind)
+        drawing(self._generator.task.kind)  # refuses unknown kinds before anything is moved
         for network in (self._tokenizer.network, self._generator.network):
             optimize_for_inference(network.to(device))
         if config.precision == "bf16" and self._generator.task.speaks == "tokens":
@@ -149,29 +150,65 @@ class Sampler:
         labels = np.array([self.spec.labels[row] for row in rows], np.int64)
         seeds = [derive_seed(self._config.seed, "sample", row) for row in rows]
         images = self._images(torch.as_tensor(labels).to(self._device), seeds)
-        finite = images.flatten(1).isfinite().all(1)
-        if not bool(finite.all()):
-            first = rows[int((~finite).nonzero()[0])]
+        if broken := not_finite(images):
             raise UserError(
-                f"{int((~finite).sum())} of {len(images)} samples of a batch have values that are"
-                f" not finite, first sample {first}, drawn from {self._config.generator} and"
-                f" decoded by {self._config.tokenizer}; one has diverged: take another checkpoint"
+                f"{len(broken)} of {len(images)} samples of a batch have values that are"
+                f" not finite, first sample {rows[broken[0]]}, drawn from {self._config.generator}"
+                f" and decoded by {self._config.tokenizer}; one has diverged: take another"
+                " checkpoint"
             )
         return SamplePart(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), labels)
 
     @torch.inference_mode()
     def _images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images float [B, 3, H, W], nominally in [-1, 1]."""
-        generator, network = self._generator, self._tokenizer.network
         bf16 = self._config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            drawn = self._draw(generator.network, labels, seeds, self._config)
-            if generator.scaling is not None:
-                latents = generator.scaling.denormalize(drawn.float())
-            else:
-                indices = drawn.reshape(len(drawn), *generator.spec.grid, -1)
-                latents = network.quantize.indices_to_latents(indices)
-            return network.decode(channels_last(latents)).float()
+            network = self._tokenizer.network
+            drawn = draw_codes(self._generator, network.quantize, labels, seeds, self._config)
+            return network.decode(channels_last(drawn.latents)).float()
+
+
+class Codes(NamedTuple):
+    """What a generator drew.
+
+    tokens: int64 [B, h, w, G]; None from generators of latents.
+    latents: float [B, C, h, w], what the tokenizer's decoder takes.
+    """
+
+    tokens: Tensor | None
+    latents: Tensor
+
+
+def draw_codes(
+    generator: TrainedGenerator,
+    quantizer: Quantizer,
+    labels: Tensor,
+    seeds: Sequence[int],
+    config: SampleConfig,
+) -> Codes:
+    """Draw a batch.
+
+    Args:
+        generator: its network on the device of `labels`.
+        quantizer: of its tokenizer, on the same device.
+        labels: int64 [B].
+        seeds: one per sample; decides its draws.
+        config: how it is drawn.
+
+    Raises:
+        UserError: nobody knows the kind of generator.
+    """
+    drawn = drawing(generator.task.kind)(generator.network, labels, seeds, config)
+    if generator.scaling is not None:
+        return Codes(None, generator.scaling.denormalize(drawn.float()))
+    tokens = drawn.reshape(len(drawn), *generator.spec.grid, -1)
+    return Codes(tokens, quantizer.indices_to_latents(tokens))
+
+
+def not_finite(images: Tensor) -> list[int]:
+    """Which of [B, ...] have values that are not finite."""
+    return (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
 
 
 def open_pair(config: SampleConfig) -> tuple[TrainedTokenizer, TrainedGenerator]:
@@ -216,7 +253,7 @@ def sample_labels(
     return np.repeat(np.asarray(classes, dtype=np.int64), config.samples_per_class)
 
 
-def _drawing(kind: str) -> Draw:
+def drawing(kind: str) -> Draw:
     """How a kind of generator is drawn from.
 
     Raises:
