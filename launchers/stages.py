@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from data_pipelines.images.packing.classes import ClassMap
-    from data_pipelines.images.packing.pack import PackArguments
+    from data_pipelines.images.packing.options import PackArguments
     from data_pipelines.images.packing.parquet_files import ParquetColumns
     from data_pipelines.images.packing.shards import MapShards
     from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig

@@ -175,6 +175,8 @@ TOKEN_WRITER = Writer(
         "tokens-[0-9][0-9][0-9][0-9].arrow",
         "shards/tokens-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9].arrow",
         "quarantine.jsonl",
+        # Where the metrics of the writing process are read; there before the first item.
+        "metrics_endpoint*.json",
     ),
     _holds_job,
     marks=False,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,21 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.errors import UserError
-from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
 from ifsq_train.config import EvaluateConfig, to_dict
 from ifsq_train.config.evaluate import NEEDS, Metric
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.distributed.context import InProcessContext, RunContext, TorchrunContext
-from ifsq_train.evaluation.classifier_features import Judge, measure_samples_by
+from ifsq_train.evaluation.classifier_features import measure_samples_by
 from ifsq_train.evaluation.codes import CodeUsage
 from ifsq_train.evaluation.generation import FeatureMoments, frechet_distance
 from ifsq_train.evaluation.image_counts import enough_images, warn_of_few
 from ifsq_train.evaluation.image_sets import (
-    VIEW_SEED,
     HeldOutImages,
     StoredImages,
-    file_digest,
-    open_samples,
     read_npz_images,
 )
 from ifsq_train.evaluation.inception_statistics import (
@@ -44,26 +39,24 @@ from ifsq_train.evaluation.inception_statistics import (
 )
 from ifsq_train.evaluation.kernel_distance import kernel_distance
 from ifsq_train.evaluation.manifold import precision_recall
+from ifsq_train.evaluation.provenance import (
+    kind_of,
+    networks_of,
+    preprocessing_of,
+    reference_of,
+    subject_of,
+)
 from ifsq_train.evaluation.reconstruction import ReconstructionMeter, round_to_8_bit
 from ifsq_train.evaluation.representation import PairedFeatures
 from ifsq_train.evaluation.result import (
     EvaluationResult,
-    FeatureNetwork,
-    Reference,
     claim_result,
-    network_digest,
 )
-from ifsq_train.models.inception import FidInception, load_fid_inception
-from ifsq_train.models.inference import channels_last, optimize_for_inference
-from ifsq_train.models.perceptual import Lpips, load_lpips
-from ifsq_train.models.repa import DinoTeacher, load_dino
+from ifsq_train.evaluation.tools import SAMPLE_METRICS, Tools, existing_file
+from ifsq_train.models.inception import FidInception
+from ifsq_train.models.inference import channels_last
+from ifsq_train.models.repa import DinoTeacher
 
-_TEACHER_GRID = (16, 16)
-TOKENIZER_ENCODER, INCEPTION = "tokenizer-encoder", "inception-fid"
-_SAMPLE_METRICS: tuple[Metric, ...] = (
-    "fid", "sfid", "kid", "inception_score", "precision", "recall",
-)  # fmt: skip
-_INCEPTION_METRICS = ("rfid", "rfid_8bit", *_SAMPLE_METRICS)
 _RECONSTRUCTION_METRICS: tuple[Metric, ...] = ("psnr", "ssim", "l1", "lpips", "code_use", "rfid")
 # Names in the result that do not begin with the name of their metric.
 _OTHER_NAMES: dict[str, Metric] = {
@@ -115,19 +108,19 @@ def evaluate(
         metrics |= measure_reconstructions(tools, on_batch)
     if tools.teacher is not None:
         metrics |= measure_alignment(tools, tools.teacher)
-    if tools.samples is not None and config.wants("frechet_distance", *_SAMPLE_METRICS):
+    if tools.samples is not None and config.wants("frechet_distance", *SAMPLE_METRICS):
         metrics |= measure_samples(tools)
     if tools.judge is not None:
         metrics |= measure_samples_by(tools.judge, tools.images, tools.samples, tools.context)
     metrics = {name: value for name, value in metrics.items() if _is_wanted(config, name)}
     result = EvaluationResult(
-        kind=_kind(config),
+        kind=kind_of(config),
         metrics=metrics,
         num_samples=(tools.images or tools.samples).num_samples,  # pyright: ignore
-        reference=_reference(config, tools),
-        preprocessing=_preprocessing(config, tools),
-        subject=_subject(config, tools),
-        networks=_networks(tools, metrics),
+        reference=reference_of(config, tools),
+        preprocessing=preprocessing_of(config, tools),
+        subject=subject_of(config, tools),
+        networks=networks_of(tools, metrics),
         recipe=settings_of(config),
     )
     if tools.context.rank == 0:
@@ -142,74 +135,9 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
     return values
 
 
-@dataclass
-class Tools:
-    """Everything an evaluation opened: images, samples and frozen networks on the device."""
-
-    config: EvaluateConfig
-    context: RunContext
-    images: HeldOutImages | None
-    samples: StoredImages | None
-    tokenizer: TrainedTokenizer | None
-    inception: FidInception | None
-    lpips: Lpips | None
-    teacher: DinoTeacher | None = None
-    judge: Judge | None = None
-    # What of the data a reconstruction pass has counted already.
-    real: InceptionStatistics | None = None
-    real_pooled: GaussianStatistics | None = None
-
-    @classmethod
-    def open(cls, config: EvaluateConfig, context: RunContext) -> Tools:
-        """Find out about missing files before anything is computed.
-
-        Raises:
-            UserError: as `evaluate`.
-        """
-        size, device = config.batch_size, context.device
-        tokenizer = load_tokenizer(config.tokenizer, config.weights) if config.tokenizer else None
-        if tokenizer is not None:
-            optimize_for_inference(tokenizer.network.to(device))
-        images = samples = inception = lpips = teacher = None
-        if config.data is not None and config.view is not None:
-            images = HeldOutImages(config.data, config.view, size)
-        if config.samples is not None:
-            samples = open_samples(config.samples, size)
-        try:
-            if config.inception is not None and config.wants("rfid", *_SAMPLE_METRICS):
-                path = _existing("inception", config.inception)
-                inception = optimize_for_inference(load_fid_inception(path).to(device))
-            if config.teacher is not None and config.wants("cknna"):
-                path = _existing("teacher", config.teacher)
-                dino = load_dino(path, size=config.teacher_size, grid=_TEACHER_GRID)
-                teacher = optimize_for_inference(dino.to(device))
-            if config.lpips and config.wants("lpips"):
-                files = [_existing("lpips", path) for path in config.lpips]
-                distance = load_lpips(
-                    *files,
-                    backbone=config.lpips_backbone,
-                    spatial=config.lpips_backbone == "alexnet",
-                )
-                lpips = optimize_for_inference(distance.to(device))
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        own = (tokenizer, inception, lpips, teacher, Judge.open(config))
-        return cls(config, context, images, samples, *own)
-
-    def new_statistics(self) -> InceptionStatistics:
-        """Empty, keeping as many features as precision and recall want."""
-        return InceptionStatistics(self.config.manifold_images if self.samples else 0)
-
-
 def _own_context() -> RunContext:
     """This process alone, or its place under torchrun."""
     return TorchrunContext() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else InProcessContext()
-
-
-def _existing(key: str, path: str) -> Path:
-    if not Path(path).is_file():
-        raise UserError(f"{key}: no file '{path}'; give a local weight file or leave {key} out")
-    return Path(path)
 
 
 def over_ranks(counts: Counts) -> Counts:
@@ -298,7 +226,7 @@ def measure_samples(tools: Tools) -> dict[str, Any]:
         real, fake = (encoder_moments(tools, part) for part in (tools.images, tools.samples))
         if enough_images("frechet_distance", min(real.count, fake.count), real.dim):
             metrics["frechet_distance"] = frechet_distance(real, fake)
-    if tools.inception is not None and tools.config.wants(*_SAMPLE_METRICS):
+    if tools.inception is not None and tools.config.wants(*SAMPLE_METRICS):
         metrics |= measure_samples_by_inception(tools, tools.inception)
     return metrics
 
@@ -349,7 +277,7 @@ def _real_statistics(
     """Reference moments and, where images are at hand, features for precision and recall."""
     config = tools.config
     if config.reference is not None:
-        images = read_npz_images(_existing("reference", config.reference))
+        images = read_npz_images(existing_file("reference", config.reference))
         rows = None
         if images is not None:
             first = StoredImages(images[: config.manifold_images], config.batch_size)
@@ -361,63 +289,3 @@ def _real_statistics(
         "pooled": tools.real_pooled or GaussianStatistics.of(real.pooled),
         "spatial": GaussianStatistics.of(real.spatial),
     }, real.rows
-
-
-def _kind(config: EvaluateConfig) -> str:
-    parts = {"reconstruction": config.tokenizer, "generation": config.samples}
-    return "+".join(name for name, given in parts.items() if given)
-
-
-def _reference(config: EvaluateConfig, tools: Tools) -> Reference:
-    if tools.images is not None:
-        return Reference(tools.images.digest, tools.images.num_samples)
-    assert config.reference is not None
-    return Reference(file_digest(config.reference), 0)
-
-
-def _preprocessing(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
-    found: dict[str, Any] = {"range": "[-1, 1]"}
-    if tools.images is not None:
-        found |= {
-            "view": tools.images.view.to_dict(),
-            "view_seed": VIEW_SEED,
-            "decoder": tools.images.decoder,
-        }
-    if config.reference is not None:
-        found["reference_statistics"] = file_digest(config.reference)
-    if tools.inception is not None:
-        found |= {"inception_resize": "bilinear 299, no antialias", "precision": "fp32"}
-        found |= {"neighbors": config.neighbors, "manifold_images": config.manifold_images}
-    if tools.teacher is not None:
-        found |= {"teacher_grid": list(_TEACHER_GRID), "cknna_neighbors": config.cknna_neighbors}
-    return found
-
-
-def _subject(config: EvaluateConfig, tools: Tools) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if tools.tokenizer is not None:
-        tokenizer = tools.tokenizer
-        found = {"tokenizer": tokenizer.fingerprint, "step": tokenizer.step}
-        found["weights"] = tokenizer.weights
-    if config.samples is not None and config.samples.endswith(".npz"):
-        found["samples"] = file_digest(config.samples)
-    return found
-
-
-def _networks(tools: Tools, metrics: dict[str, Any]) -> dict[str, FeatureNetwork]:
-    """Which network each number depends on."""
-    found: dict[str, FeatureNetwork] = {}
-    if tools.tokenizer is not None and "frechet_distance" in metrics:
-        found["frechet_distance"] = FeatureNetwork(TOKENIZER_ENCODER, tools.tokenizer.fingerprint)
-    if tools.inception is not None:
-        network = FeatureNetwork(INCEPTION, network_digest(tools.inception, {"name": INCEPTION}))
-        found |= {name: network for name in _INCEPTION_METRICS if name in metrics}
-    if tools.teacher is not None:
-        name = f"dinov2-{tools.config.teacher_size}"
-        found["cknna"] = FeatureNetwork(name, network_digest(tools.teacher, {"name": name}))
-    found |= tools.judge.networks(metrics) if tools.judge is not None else {}
-    if tools.lpips is not None:
-        name = f"lpips-{tools.config.lpips_backbone}"
-        network = FeatureNetwork(name, network_digest(tools.lpips, {"name": name}))
-        found |= dict.fromkeys(("lpips", "lpips_8bit"), network)
-    return found

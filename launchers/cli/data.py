@@ -16,7 +16,7 @@ from launchers.cli.options import Address, Overwrite
 
 if TYPE_CHECKING:
     from data_pipelines.images.packing.classes import ClassMap
-    from data_pipelines.images.packing.pack import PackArguments
+    from data_pipelines.images.packing.options import PackArguments
     from data_pipelines.images.packing.parquet_files import ParquetColumns
     from data_pipelines.images.packing.shards import MapShards
 

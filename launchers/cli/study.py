@@ -14,6 +14,7 @@ from launchers.cli.plan import DEFAULT_PEAK_TFLOPS
 
 if TYPE_CHECKING:
     from ifsq_train.study.expand import Expansion
+    from launchers.study.run import Summary
 
 app = typer.Typer(help="Plan, run and report controlled comparisons.", no_args_is_help=True)
 
@@ -149,10 +150,14 @@ def run(
         from ifsq_train.study.expand import restricted
 
         expansion = restricted(expansion, only)
-    options = RunOptions(store, results, launcher, address, launch)
-    summary = run_study(expansion, options)
+    summary = run_study(expansion, RunOptions(store, results, launcher, address, launch))
+    _show_summary(expansion.config.name, summary)
+
+
+def _show_summary(name: str, summary: Summary) -> None:
+    """One line of counts, and one for each failed stage; exit code 1 if there is one."""
     typer.echo(
-        f"{expansion.config.name}: {summary.done} stages done, {summary.reused} found done,"
+        f"{name}: {summary.done} stages done, {summary.reused} found done,"
         f" {len(summary.failed)} failed, {summary.blocked} left out; {summary.seconds:.0f} s"
     )
     for folder, error in summary.failed.items():

@@ -103,12 +103,7 @@ def head_group(request: JobRequest, profile: ClusterProfile) -> HeadGroup:
 
 def worker_group(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
     """A group of fixed size; one pod for each node."""
-    shm = (
-        Volume(name="shm", empty_dir=EmptyDir(medium="Memory", size_limit=profile.shm_size)),
-        VolumeMount(name="shm", mount_path="/dev/shm"),
-    )
-    volumes = storage_volumes(request) + extra_volumes(profile, on_head=False)
-    volumes += [shm, *_hugepage_volumes(profile), *code_volumes(request)]
+    volumes = _worker_volumes(request, profile)
     env = _common_env(request, profile) | {SUBMITTED_VARIABLE: str(int(time.time()))}
     resources = _resources(
         profile.cpus_per_node, profile.memory_per_node, _extended(request, profile)
@@ -162,6 +157,16 @@ def worker_group(request: JobRequest, profile: ClusterProfile) -> WorkerGroup:
             override=profile.worker_pod,
         ),
     )
+
+
+def _worker_volumes(request: JobRequest, profile: ClusterProfile) -> Volumes:
+    """Storage, the profile's own volumes, shared memory, huge pages and code."""
+    shm = (
+        Volume(name="shm", empty_dir=EmptyDir(medium="Memory", size_limit=profile.shm_size)),
+        VolumeMount(name="shm", mount_path="/dev/shm"),
+    )
+    volumes = storage_volumes(request) + extra_volumes(profile, on_head=False)
+    return [*volumes, shm, *_hugepage_volumes(profile), *code_volumes(request)]
 
 
 def submitter_template(request: JobRequest, profile: ClusterProfile) -> PodTemplate:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from data_pipelines.errors import UserError
@@ -92,44 +93,48 @@ def precompute_on_ray(
     if num_actors < 1:
         raise UserError(f"num_actors={num_actors} is not allowed; use 1 or more")
     config = with_absolute_paths(config)
-    storage, requested = open_storage(config.output), preflight(config)
-    claim(storage, TOKEN_WRITER, overwrite=overwrite)
-    if overwrite:
-        requested = preflight(config)  # what was there no longer counts as grown
+    storage = open_storage(config.output)
+    requested = _claimed(config, storage, overwrite)
     report = published_report(storage, requested, config.decoder)
     if report is not None:
         return report
     num_actors = _useful_actors(storage, requested, num_actors)
     slots = math.ceil(num_actors * cpus_per_actor + num_readers * cpus_per_reader)
-    with ray_session(address, min_cpus=slots) as ray:
-        readers = _start_readers(ray, config, num_readers, cpus_per_reader)
+    with (
+        ray_session(address, min_cpus=slots) as ray,
+        _readers(ray, config, num_readers, cpus_per_reader) as readers,
+    ):
         start = _actor_starter(ray, config, cpus_per_actor, gpus_per_actor, readers)
-        pool: EncoderPool = ActorPool(ray, start, num_actors, ENCODER_WORDS)
-        try:
-            with (
-                PrecomputeMetrics(config.output, num_actors) as metrics,
-                PrecomputeLine(pool.opened().num_rows, show_progress) as line,
-            ):
-                counting = metrics.counting(on_item)
-                run = PrecomputeRun(
-                    storage,
-                    pool.opened(),
-                    config.max_bad_samples,
-                    counting,
-                    _checker(ray),
-                    notes_of(config),
-                )
-                metrics.expect(run.spec.num_rows)
-                for items in run.rounds():
-                    for result in pool.make(items):
-                        run.done(result)
-                        metrics.item(result, pool.retries)
-                        line.item(run.rows_done, result)
-                return run.finish(pool.restarts)
-        finally:
-            pool.close()
-            for reader in readers:
-                ray.kill(reader)
+        with (
+            closing(EncoderPool(ray, start, num_actors, ENCODER_WORDS)) as pool,
+            PrecomputeMetrics(config.output, num_actors) as metrics,
+            PrecomputeLine(pool.opened().num_rows, show_progress) as line,
+        ):
+            counting = metrics.counting(on_item)
+            limit, notes = config.max_bad_samples, notes_of(config)
+            run = PrecomputeRun(storage, pool.opened(), limit, counting, _checker(ray), notes)
+            return _make_all(run, pool, metrics, line)
+
+
+def _claimed(config: PrecomputeConfig, storage: Storage, overwrite: bool) -> TokenSpec:
+    """What will be written, once the output folder is known to be free for it."""
+    requested = preflight(config)
+    claim(storage, TOKEN_WRITER, overwrite=overwrite)
+    # What was there before an overwrite no longer counts as grown.
+    return preflight(config) if overwrite else requested
+
+
+def _make_all(
+    run: PrecomputeRun, pool: EncoderPool, metrics: PrecomputeMetrics, line: PrecomputeLine
+) -> PrecomputeReport:
+    """Have every item made and the shards checked; publishes the dataset."""
+    metrics.expect(run.spec.num_rows)
+    for items in run.rounds():
+        for result in pool.make(items):
+            run.done(result)
+            metrics.item(result, pool.retries)
+            line.item(run.rows_done, result)
+    return run.finish(pool.restarts)
 
 
 def _actor_starter(
@@ -155,6 +160,19 @@ def _start_readers(ray: Any, config: PrecomputeConfig, count: int, cpus: float) 
     )
     recipe, threads = packed_recipe(config), max(1, int(cpus))
     return [actor_class.remote(recipe, threads) for _ in range(count)]
+
+
+@contextmanager
+def _readers(
+    ray: Any, config: PrecomputeConfig, num_readers: int, cpus: float
+) -> Iterator[list[Any]]:
+    """Reader actors, ended at the end."""
+    readers = _start_readers(ray, config, num_readers, cpus)
+    try:
+        yield readers
+    finally:
+        for reader in readers:
+            ray.kill(reader)
 
 
 def _checker(ray: Any) -> CheckShards:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -74,3 +75,19 @@ def test_the_suite_needs_no_benchmark(tracked: list[Path]) -> None:
         if re.match(rf"\s*(from|import) {re.escape(package)}", line)
     ]
     assert found == []
+
+
+def test_functions_and_modules_stay_short() -> None:
+    """At most 60 lines a function and 400 a module, in the three packages."""
+    long = []
+    for package in ("ifsq_train", "launchers", "data_pipelines"):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            text, name = path.read_text(), path.relative_to(REPOSITORY)
+            if (lines := len(text.splitlines())) > 400:
+                long.append(f"{name}: {lines} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                    if lines > 60:
+                        long.append(f"{name}: {node.name} has {lines} lines")
+    assert long == []

@@ -108,23 +108,12 @@ def index_tars(
         return _existing(source, target, names)
     threads = threads or (1 if map_shards else default_threads())
     options = IndexOptions(validate, max_pixels, threads, image_key, label_key)
-    budget = ErrorBudget(max_bad_samples)
-    contents: list[TarContents] = []
     apply: MapShards = map_shards or _one_by_one
-    read = functools.partial(
-        read_tar, source_url=source.url, target_url=target.url, options=options
-    )
-    try:
-        for found in apply(read, names):
-            contents.append(found)
-            for bad in found.bad:
-                budget.record(bad)
-    finally:
-        _write_quarantine(target, [bad for found in contents for bad in found.bad])
-    contents.sort(key=lambda found: found.name)
+    read = functools.partial(read_tar, source_url=source.url, target_url=target.url)
+    tars = apply(functools.partial(read, options=options), names)
+    contents = _read_all(tars, target, ErrorBudget(max_bad_samples))
     _refuse_nothing(source, contents)
-    if class_map is None and classes:
-        class_map = class_map_of(classes)
+    class_map = class_map_of(classes) if class_map is None and classes else class_map
     numbering, use_texts = _numbering(source, contents, class_map, num_classes, account)
     indexed = _label_all(target, contents, numbering, use_texts, apply)
     _write_quarantine(target, [bad for result in indexed for bad in result.bad])
@@ -136,6 +125,21 @@ def index_tars(
         shards_url=None if source.url == target.url else source.url, extra=extra,
     )  # fmt: skip
     return ShardManifest.open(target)
+
+
+def _read_all(
+    results: Iterable[TarContents], target: Storage, budget: ErrorBudget
+) -> list[TarContents]:
+    """What the tars hold, by their names; lost images are written down whatever happens."""
+    contents: list[TarContents] = []
+    try:
+        for found in results:
+            contents.append(found)
+            for bad in found.bad:
+                budget.record(bad)
+    finally:
+        _write_quarantine(target, [bad for found in contents for bad in found.bad])
+    return sorted(contents, key=lambda found: found.name)
 
 
 def _one_by_one(function: Callable[[W], R], works: Iterable[W]) -> Iterator[R]:

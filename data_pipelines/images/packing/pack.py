@@ -10,128 +10,42 @@ images go into which shard, has them made (here, or wherever `map_shards` sends 
 publishes quarantine.jsonl, manifest.arrow and last manifest.json.
 """
 
-import functools
 import hashlib
 import itertools
 import json
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
-from data_pipelines.bad_samples import ErrorBudget
-from data_pipelines.errors import UserError
 from data_pipelines.hashing import hash_u64
-from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
+from data_pipelines.images.decoders.limits import BadImage
 from data_pipelines.images.decoders.pixels import decode_rgb
 from data_pipelines.images.packing.account import Account
 from data_pipelines.images.packing.classes import ClassMap
 from data_pipelines.images.packing.folder import FolderItems, list_images
 from data_pipelines.images.packing.formats import storable
 from data_pipelines.images.packing.loaded import cut_samples
+from data_pipelines.images.packing.options import PackArguments, PackOptions
+from data_pipelines.images.packing.packing import Packing
 from data_pipelines.images.packing.parquet import ParquetItems, RowRange, open_parquet
 from data_pipelines.images.packing.parquet_files import ParquetColumns
-from data_pipelines.images.packing.resize import ResizeSpec, shrink
+from data_pipelines.images.packing.resize import shrink
 from data_pipelines.images.packing.shards import (
-    MapShards,
     PackItem,
     PackItems,
-    ShardOptions,
-    ShardResult,
     ShardWork,
     cut_shards,
-    delete_leftovers,
-    make_shard,
 )
 from data_pipelines.manifest import (
-    MANIFEST_JSON,
     ShardManifest,
-    publish_manifest,
-    read_manifest_json,
 )
-from data_pipelines.storage.open import Storage, open_storage
-from data_pipelines.storage.outputs import Writer, claim
-from data_pipelines.threads import default_threads
-
-logger = logging.getLogger(__name__)
+from data_pipelines.storage.open import open_storage
 
 PACK_VERSION = 3
-DEFAULT_SHARD_BYTES = 256 << 20
-DEFAULT_MAX_BAD_SAMPLES = 10
-QUARANTINE_FILE = "quarantine.jsonl"
 _PROBED_IMAGES = 64
-
-
-def _packed_before(storage: Storage) -> bool:
-    """Whether a folder without a marker was packed, or begun, by an earlier release."""
-    names = [name for name in storage.list() if not name.startswith(".")]
-    own = all(any(fnmatchcase(name, pattern) for pattern in PACKED_FILES) for name in names)
-    return own and any(name.startswith("index/") for name in names)
-
-
-PACKED_FILES = (
-    "shard-[0-9][0-9][0-9][0-9][0-9][0-9].tar",
-    "index/shard-[0-9][0-9][0-9][0-9][0-9][0-9].arrow",
-    "manifest.json",
-    "manifest.arrow",
-    "quarantine.jsonl",
-)
-PACKER = Writer("ifsq data pack", PACKED_FILES, _packed_before, result="dataset")
-
-Progress = Callable[[int, int | None], None]
-"""Called with (images done, images in all or None if unknown)."""
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """What all sources have in common.
-
-    Attributes:
-        shard_bytes: image bytes per shard, measured on the source (for resized images scaled by
-            what a probe of the first images shrank to); a larger image gets its own shard.
-        seed: shuffles all images once; None keeps the sorted order (classes then come in blocks).
-        max_bad_samples: images that may fail to decode; they are left out and listed.
-        max_pixels: larger images count as bad.
-        resize: large images are stored smaller; None keeps every byte.
-        threads: per shard being made; None takes the CPUs of this process, or 1 with `map_shards`.
-        map_shards: where shards are made; None makes one after the other in this process.
-        on_progress: called from this process.
-        overwrite: remove what was packed into the target before.
-    """
-
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    seed: int | None = 0
-    max_bad_samples: int = DEFAULT_MAX_BAD_SAMPLES
-    max_pixels: int = MAX_PIXELS
-    resize: ResizeSpec | None = None
-    threads: int | None = None
-    map_shards: MapShards | None = None
-    on_progress: Progress | None = None
-    overwrite: bool = False
-
-    def identity(self) -> dict[str, Any]:
-        """The options that decide the bytes of a dataset."""
-        resize = asdict(self.resize) if self.resize else None
-        return {"shard_bytes": self.shard_bytes, "max_pixels": self.max_pixels, "resize": resize}
-
-
-class PackArguments(TypedDict, total=False):
-    """The fields of PackOptions as keyword arguments."""
-
-    shard_bytes: int
-    seed: int | None
-    max_bad_samples: int
-    max_pixels: int
-    resize: ResizeSpec | None
-    threads: int | None
-    map_shards: MapShards | None
-    on_progress: Progress | None
-    overwrite: bool
 
 
 def pack_folder(
@@ -174,7 +88,7 @@ def pack_folder(
     sizes = (int(file.num_bytes * scale) for file in files)
     spans = cut_shards(sizes, chosen.shard_bytes)
     works = _numbered(FolderItems(files[span.start : span.stop]) for span in spans)
-    packing = _Packing(
+    packing = Packing(
         open_storage(target_url), listing.classes, chosen, fingerprint, len(files), account
     )
     return packing.run(works)
@@ -236,7 +150,7 @@ def pack_parquet(
     works = _numbered(items(ranges[span.start : span.stop]) for span in spans)
     num_rows = sum(part.num_rows for part in ranges)
     account = Account("rows", num_rows, numbering=numbering.how)
-    packing = _Packing(
+    packing = Packing(
         open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account
     )
     return packing.run(works)
@@ -268,135 +182,8 @@ def pack_samples(
         fingerprint = _digest([PACK_VERSION, fingerprint, chosen.identity()])
     works = _numbered(cut_samples(samples, chosen.shard_bytes))
     account = Account("samples", numbering="as given")
-    packing = _Packing(open_storage(target_url), classes, chosen, fingerprint, None, account)
+    packing = Packing(open_storage(target_url), classes, chosen, fingerprint, None, account)
     return packing.run(works)
-
-
-class _Packing:
-    """Has the shards made, keeps count, and publishes the dataset."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        classes: Sequence[str],
-        options: PackOptions,
-        fingerprint: str | None,
-        num_items: int | None,
-        account: Account,
-    ) -> None:
-        self.storage, self.classes, self.options = storage, classes, options
-        self.fingerprint, self.num_items = fingerprint, num_items
-        self.account = account
-        self._budget = ErrorBudget(options.max_bad_samples)
-        self._results: list[ShardResult] = []
-        self._num_done = 0
-
-    def run(self, works: Iterable[ShardWork]) -> ShardManifest:
-        """Make all shards and the manifest, or what is missing of them."""
-        finished = self.storage.exists(MANIFEST_JSON)
-        claim(
-            self.storage,
-            PACKER,
-            self._job(),
-            finished=finished,
-            overwrite=self.options.overwrite,
-        )
-        if finished and not self.options.overwrite:
-            return self._existing()
-        if self.fingerprint is not None and (found := self.storage.list("index/shard-")):
-            logger.info("continuing %s, which has %d shards", self.storage.url, len(found))
-        try:
-            for result in self._make(works):
-                self._results.append(result)
-                for bad in result.bad:
-                    self._budget.record(bad)
-        finally:
-            self._write_quarantine()
-        return self._publish()
-
-    def _job(self) -> dict[str, Any]:
-        """What decides the dataset, for the folder's marker."""
-        options = {**self.options.identity(), "seed": self.options.seed}
-        source = {"fingerprint": self.fingerprint, "images": self.num_items}
-        return {"source": source, **options}
-
-    def _make(self, works: Iterable[ShardWork]) -> Iterator[ShardResult]:
-        options = self.options
-        threads = options.threads or (1 if options.map_shards else default_threads())
-        shard = ShardOptions(self.fingerprint, threads, options.max_pixels, options.resize)
-        make = functools.partial(make_shard, target_url=self.storage.url, options=shard)
-        if options.map_shards is None:
-            for work in works:
-                first = self._num_done
-                yield make(work, on_item=self._one_done)
-                self._show(first + len(work.items))
-        else:
-            for result in options.map_shards(make, works):
-                yield result
-                self._show(self._num_done + result.num_items)
-
-    def _one_done(self) -> None:
-        self._show(self._num_done + 1)
-
-    def _show(self, num_done: int) -> None:
-        if num_done != self._num_done and self.options.on_progress:
-            self.options.on_progress(num_done, self.num_items)
-        self._num_done = num_done
-
-    def _publish(self) -> ShardManifest:
-        results = sorted(self._results, key=lambda result: result.number)
-        shards = [result.entry for result in results if result.entry is not None]
-        if not shards:
-            reason = next((f" ({b.key}: {b.reason})" for r in results for b in r.bad), "")
-            raise UserError(
-                f"nothing was packed into {self.storage.url}: there were no usable images{reason}"
-            )
-        self._finish_account(results)
-        self.account.check(self.options.max_bad_samples, self.storage.url)
-        delete_leftovers(self.storage, results)
-        self.storage.delete_stale_temporaries()
-        extra = {
-            "fingerprint": self.fingerprint,
-            "num_bad_samples": self._budget.num_bad,
-            "account": self.account.to_dict(),
-        }
-        publish_manifest(self.storage, shards, classes=self.classes, extra=extra)
-        return ShardManifest.open(self.storage)
-
-    def _finish_account(self, results: Sequence[ShardResult]) -> None:
-        account = self.account
-        counts: Counter[int] = Counter()
-        for result in results:
-            account.lose(result.bad)
-            counts.update(result.counts)
-        account.taken = sum(counts.values())
-        account.count_classes(counts, len(self.classes))
-        passed_over = sum(account.passed_over.values())
-        rest = account.seen - account.taken - account.num_lost - passed_over
-        if account.unit == "rows" and rest > 0:
-            account.passed_over["rows without an image that img2dataset did not get"] = rest
-        account.seen = max(account.seen, account.taken + account.num_lost)
-
-    def _existing(self) -> ShardManifest:
-        found = read_manifest_json(self.storage)
-        if self.fingerprint is None or found.get("fingerprint") != self.fingerprint:
-            raise UserError(
-                f"{self.storage.url} already holds another dataset ({found.get('num_samples')}"
-                f" samples, digest {str(found.get('digest'))[:12]}); choose another target or"
-                " delete it first"
-            )
-        logger.info("%s is packed from the same source already; nothing to do", self.storage.url)
-        return ShardManifest.open(self.storage)
-
-    def _write_quarantine(self) -> None:
-        results = sorted(self._results, key=lambda result: result.number)
-        bad = [sample for result in results for sample in result.bad]
-        if bad:
-            lines = (json.dumps(asdict(sample)) + "\n" for sample in bad)
-            self.storage.write(QUARANTINE_FILE, "".join(lines).encode())
-            logger.warning(
-                "%d bad images left out, see %s/%s", len(bad), self.storage.url, QUARANTINE_FILE
-            )
 
 
 def _numbered(groups: Iterable[PackItems]) -> Iterator[ShardWork]:

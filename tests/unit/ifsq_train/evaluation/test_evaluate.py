@@ -160,7 +160,7 @@ def test_ranks_share_the_images_out_without_overlap(world_size: int) -> None:
         ({"view": None}, "data and view go together"),
         ({"data": None, "view": None}, "a tokenizer needs data"),
         ({"reference": "r.npz"}, "needs inception and samples"),
-        ({"tokenizer": None, "samples": "s"}, "need a tokenizer or inception"),
+        ({"tokenizer": None, "samples": "s"}, "need a tokenizer, inception or classifier"),
         ({"metrics": ["psnr", "lpips"]}, "metrics: lpips needs lpips"),
         ({"metrics": ["fid"]}, "metrics: fid needs samples, inception"),
         ({"metrics": ["cknna"]}, "metrics: cknna needs teacher"),
