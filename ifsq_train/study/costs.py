@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,23 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.networks import build_quantizer
 from ifsq_train.config import (
-    ContinuousConfig,
-    FsqConfig,
     GeneratorTaskConfig,
     PrecomputeConfig,
     QuantizerConfig,
     TokenizerTaskConfig,
     TrainConfig,
-    VqConfig,
 )
 from ifsq_train.config.study import STAGE_PREFIX
 from ifsq_train.models.generator_spec import GeneratorSpec
+from ifsq_train.models.quantizers import Quantizer
 from ifsq_train.planning.estimate import Estimate, estimate
 from ifsq_train.study.stage import Stage, references, replaced
 
 _ESTIMATES: dict[tuple[str, GeneratorSpec | None, int], Estimate] = {}
-CONTINUOUS_BITS = 16.0
-"""Bits counted per channel of a latent that is not quantized, as the paper counts."""
 
 
 def stage_estimate(recipe: TrainConfig, tokens: GeneratorSpec | None, workers: int = 1) -> Estimate:
@@ -63,10 +58,14 @@ def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> GeneratorSp
     assert isinstance(tokenizer, TrainConfig)
     assert isinstance(tokenizer.task, TokenizerTaskConfig)
     model = tokenizer.task.model
-    side = size // model.downsample_ratio
-    with FakeTensorMode():
-        quantizer = build_quantizer(model.quantizer)
+    side, quantizer = size // model.downsample_ratio, _quantizer(model.quantizer)
     return GeneratorSpec((side, side), tuple(quantizer.codebook_sizes), quantizer.num_channels)
+
+
+def _quantizer(config: QuantizerConfig) -> Quantizer:
+    """For what it says of its tokens; its weights take no memory."""
+    with FakeTensorMode():
+        return build_quantizer(config)
 
 
 def _stage(place: str, stages: Mapping[str, Stage]) -> object:
@@ -82,27 +81,18 @@ def _stage(place: str, stages: Mapping[str, Stage]) -> object:
 def tokenizer_facts(digests: Mapping[str, str], stages: Mapping[str, Stage]) -> dict[str, float]:
     """Compression and bits per channel of a variant's tokenizer, as the paper counts them.
 
-    An image's 24 bits per pixel over the latent's bits; K per channel for 2**K + 1 levels, the
-    logarithm of a learned codebook's size, 16 per channel where nothing is quantized.
+    An image's 24 bits per pixel over the latent's bits, which the quantizer counts itself
+    (`Quantizer.latent_bits`): K per channel for 2**K + 1 levels, the logarithm of a learned
+    codebook's size, 16 per channel where nothing is quantized.
     """
     for digest in digests.values():
         recipe = stages[digest].recipe
         if isinstance(recipe, TrainConfig) and isinstance(recipe.task, TokenizerTaskConfig):
-            model, bits = recipe.task.model, latent_bits(recipe.task.model.quantizer)
-            channels = float(model.quantizer.num_channels)
+            quantizer = _quantizer(recipe.task.model.quantizer)
+            bits, channels = quantizer.latent_bits, float(quantizer.num_channels)
             return {
-                "compression": 24.0 * model.downsample_ratio**2 / bits,
+                "compression": 24.0 * recipe.task.model.downsample_ratio**2 / bits,
                 "bits_per_channel": bits / channels,
                 "channels": channels,
             }
     return {}
-
-
-def latent_bits(quantizer: QuantizerConfig) -> float:
-    """Bits of one position; see `tokenizer_facts`."""
-    if isinstance(quantizer, FsqConfig):
-        return sum(math.log2(level - 1) for level in quantizer.levels)
-    if isinstance(quantizer, VqConfig):
-        return math.log2(quantizer.codebook_size)
-    each = CONTINUOUS_BITS if isinstance(quantizer, ContinuousConfig) else 1.0
-    return each * quantizer.num_channels

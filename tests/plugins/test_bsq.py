@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from data_pipelines.tokens.reader import TokenDataset
 from ifsq_train.artifacts.token_meaning import quantizer_of
 from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import EvaluateConfig, PrecomputeConfig
-from ifsq_train.config.load import recipe_schema
+from ifsq_train.config.load import recipe_schema, validate_recipe
 from ifsq_train.evaluation.evaluate import evaluate
 from ifsq_train.precompute.job import run_precompute_local
+from ifsq_train.study.costs import tokenizer_facts
 from tests.plugins.runs import VIEW, assert_resumes, recipe, tokenizer_task, train
 from tests.support.precompute_parts import write_images
 
@@ -100,3 +102,14 @@ def test_it_is_measured(trained: tuple[Path, dict[str, Any]], images: str, tmp_p
     metrics = evaluate(config)["metrics"]
     assert metrics["codebook_size"] == [64]
     assert metrics["psnr_db"] > 0
+
+
+def test_studies_count_its_bits(idea: Path, tmp_path: Path) -> None:
+    values = recipe(
+        tmp_path, {"kind": "images", "url": "d", "view": VIEW}, tokenizer_task(BSQ), "autoencoder"
+    )
+    training = validate_recipe(values, "test")
+    stage = SimpleNamespace(recipe=training)
+    facts = tokenizer_facts({"tokenizer": "0"}, cast(Any, {"0": stage}))
+    # One bit for each of 6 channels; f2, so 4 pixels of 24 bits a position.
+    assert facts == {"compression": 16.0, "bits_per_channel": 1.0, "channels": 6.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.models.quantizers.usage import token_entropy_bits
+
+CONTINUOUS_BITS = 16.0
+"""Bits counted per channel of a latent that is not quantized, as the paper counts."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Quantizer(nn.Module, ABC):
     def moment_channels(self) -> int:
         """Channels expected on the input."""
         return self.num_channels
+
+    @property
+    def latent_bits(self) -> float:
+        """Bits of one position of the latent: those of its tokens, `CONTINUOUS_BITS` without.
+
+        What studies count compression with; override it where a quantizer is counted otherwise.
+        """
+        if not self.codebook_sizes:
+            return CONTINUOUS_BITS * self.num_channels
+        return sum(math.log2(size) for size in self.codebook_sizes)
 
     def _stats(self, indices: Tensor) -> dict[str, Tensor]:
         """Scalars for the log, in training mode and if `measure_use`."""

@@ -266,6 +266,14 @@ class FSQ(Quantizer, RunningMoments):
         codes = centred.to(torch.float32) / (self.levels // 2).to(torch.float32)
         return codes.permute(0, 3, 1, 2).contiguous()
 
+    @property
+    def latent_bits(self) -> float:
+        """Bits of one position, counted as the paper does: K per channel for 2**K + 1 levels.
+
+        An odd number of levels L counts log2(L - 1), an even number log2(L).
+        """
+        return sum(math.log2(level - level % 2) for level in self.level_counts)
+
     def spec(self) -> dict[str, Any]:
         """See Quantizer.spec."""
         return {

@@ -287,3 +287,21 @@ def test_lfq_trains_with_several_groups() -> None:
     torch.stack(list(output.losses.values())).sum().backward()
     assert z.grad is not None
     assert z.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [
+        (FSQ([17, 17, 5]), 10.0),
+        (FSQ([17, 17, 5], groups=[2, 1]), 10.0),
+        (FSQ([8, 2], bound="shifted"), 4.0),
+        (LFQ(14), 14.0),
+        (VQ(1024, 4), 10.0),
+        (Continuous(4), 64.0),
+    ],
+)
+def test_bits_of_a_position_are_counted_as_the_paper_counts_them(
+    quantizer: Quantizer, bits: float
+) -> None:
+    """K bits a channel for 2**K + 1 levels; an even number of levels counts its own logarithm."""
+    assert quantizer.latent_bits == bits
