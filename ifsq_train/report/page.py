@@ -116,7 +116,7 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Label, value and a line of explanation of every headline number."""
     stages = result.get("stages", {})
     tokenizer, rows = stages.get("tokenizer", {}), stages.get("precompute", {})
-    evaluation = stages.get("evaluate", {})
+    generator, evaluation = stages.get("generator", {}), stages.get("evaluate", {})
     lost = [rows.get("missing_rows"), rows.get("duplicate_rows")]
     row_note = f"{count(lost[0])} missing, {count(lost[1])} duplicate"
     return [
@@ -132,6 +132,12 @@ def _headline(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"on real images: {percent(evaluation.get('classifier_accuracy'))}; by chance:"
             f" {percent(evaluation.get('chance_accuracy'))};"
             f" {count(evaluation.get('num_samples'))} samples",
+        ),
+        (
+            "Generator loss, held out",
+            number(generator.get("held_out_loss"), " nats"),
+            f"per position; on training images: {number(generator.get('final_loss'))} (with"
+            f" dropout); by chance: {number(generator.get('chance_loss'))}",
         ),
         (
             "Token rows",

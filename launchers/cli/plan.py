@@ -94,6 +94,14 @@ def _spec(config: TrainConfig) -> GeneratorSpec | None:
         return None
 
 
+def duration(days: float) -> str:
+    """Days in the unit a reader would use."""
+    for unit, per_day in (("days", 1.0), ("hours", 24.0), ("minutes", 1440.0)):
+        if days * per_day >= 1.0:
+            return f"{days * per_day:.3g} {unit}"
+    return f"{days * 86400.0:.3g} seconds"
+
+
 def describe(found: Estimate, config: TrainConfig, efficiency: float) -> list[str]:
     """The estimate for a reader."""
     sizes = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
@@ -112,7 +120,7 @@ def describe(found: Estimate, config: TrainConfig, efficiency: float) -> list[st
         lines.append(f"{stage:<18} {size / GIB:8.2f} GiB {sent / GIB:18.2f} GiB{mark}")
     if found.days is not None:
         lines.append(
-            f"time               {found.days:.3g} days for {config.steps:,} steps at"
+            f"time               {duration(found.days)} for {config.steps:,} steps at"
             f" {efficiency:.0%} of the peak"
         )
     lines.append(

@@ -218,6 +218,7 @@ class Demo:
     def evaluate(self) -> None:
         """Reconstructions, code usage, samples; and what an independent classifier says."""
         from launchers.demo.classifier import judge_samples
+        from launchers.demo.held_out_loss import held_out_loss
 
         config = self._evaluate_config()
         assert config.view is not None
@@ -226,6 +227,12 @@ class Demo:
             key: metrics[key] for key in ("psnr_db", "ssim", "code_entropy_bits")
         }
         self.stages["evaluate"] |= {"frechet_distance": metrics.get("frechet_distance")}
+        self.stages["generator"] |= held_out_loss(
+            Path(self._train_config("generator").output),
+            Path(self._train_config("tokenizer").output),
+            self.folder / "data" / "held-out",
+            config.view,
+        )
         self.stages["evaluate"] |= judge_samples(
             self.folder / "data" / "train",
             self.folder / "data" / "held-out",

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ifsq_train.assembly.strategy import build_strategy
 from ifsq_train.checkpoint.format import step_folder
 from ifsq_train.checkpoint.reader import Checkpoint
+from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
 from ifsq_train.config import StrategyConfig
 from ifsq_train.distributed.context import TorchrunContext
@@ -58,7 +59,7 @@ def save_cells(folder: str, stages: list[int], save_at: int, last: int) -> dict[
             rank=context.rank,
             world_size=context.world_size,
             attempt="a",
-            keep_last=1,
+            retention=Retention(1),
         )
         pieces, buffers = collect_state(strategy, NAMES, {"generator": average})
         steps = {name: strategy.optimizer_steps(name) for name in NAMES}

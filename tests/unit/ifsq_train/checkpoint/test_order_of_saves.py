@@ -13,6 +13,7 @@ from data_pipelines.errors import UserError
 from ifsq_train.checkpoint import writer as checkpoint_writer
 from ifsq_train.checkpoint.fence import Fence, FencedOff
 from ifsq_train.checkpoint.format import MARKER, Piece, list_steps, seal, step_folder
+from ifsq_train.checkpoint.intact import IntactCheckpoints
 from ifsq_train.checkpoint.reader import Checkpoint, CheckpointError, newest_checkpoint
 from ifsq_train.checkpoint.retention import SCORES, Retention
 from ifsq_train.checkpoint.writer import CheckpointWriter
@@ -134,9 +135,9 @@ def test_the_recipe_s_best_is_kept(tmp_path: Path, mode: str, best: int) -> None
 def test_a_score_that_is_no_number_is_no_score(tmp_path: Path, value: float) -> None:
     retention = Retention(1, metric="loss", keep_best=1)
     save(tmp_path, 1)
-    retention.apply(tmp_path, 1, {"loss": 2.0})
+    retention.apply(tmp_path, 1, {"loss": 2.0}, IntactCheckpoints())
     save(tmp_path, 2)
-    retention.apply(tmp_path, 2, {"loss": value})
+    retention.apply(tmp_path, 2, {"loss": value}, IntactCheckpoints())
     assert json.loads((tmp_path / SCORES).read_text()) == {"1": 2.0}
     assert list_steps(tmp_path) == [1, 2]
 

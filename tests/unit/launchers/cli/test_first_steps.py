@@ -52,7 +52,7 @@ def test_init_writes_recipes_that_are_valid_and_linked(photos: Path) -> None:
     assert isinstance(generator, TrainConfig)
     assert isinstance(tokens, PrecomputeConfig)
     assert generator.task.model.num_classes == 3  # type: ignore[union-attr]
-    assert Path(generator.data.url or "") == Path(tokens.output)
+    assert Path(str(generator.data.url)) == Path(tokens.output)
     for name in ("ifsq train recipes/tokenizer.yaml", "ifsq evaluate recipes/evaluation.yaml"):
         assert name in shown.output
 
