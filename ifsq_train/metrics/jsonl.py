@@ -126,7 +126,7 @@ def _whole_lines(path: Path, data: bytes) -> Iterator[tuple[dict[str, Any], byte
 
 def _cut_back(path: Path, first_step: int) -> None:
     """Rewrite the file with the lines up to `first_step`; leave it alone if that is all of it."""
-    if not path.exists():
+    if not path.is_file():  # absent, or a device or pipe, which may never end
         return
     data = path.read_bytes()
     kept = b"".join(
