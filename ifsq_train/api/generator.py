@@ -17,6 +17,7 @@ from ifsq_train.artifacts.trained import TrainedGenerator, Weights, load_generat
 from ifsq_train.config import SampleConfig
 from ifsq_train.config.load import validate_recipe
 from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.precision import autocast
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sampling.draw import draw_codes, not_finite, sample_labels
 
@@ -170,8 +171,7 @@ class Generator:
         device, network = self.tokenizer.device, self.tokenizer._trained.network
         labels = torch.tensor([classes[row] for row in rows], device=device)
         seeds = [derive_seed(config.seed, "sample", row) for row in rows]
-        bf16 = config.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, config.precision):
             codes = draw_codes(self._trained, network.quantize, labels, seeds, config)
             images = network.decode(channels_last(codes.latents)).float()
         if broken := not_finite(images):

@@ -28,6 +28,7 @@ from ifsq_train.artifacts.trained import load_tokenizer
 from ifsq_train.config import PrecomputeConfig
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.inference import channels_last, optimize_for_inference
+from ifsq_train.models.precision import autocast
 from ifsq_train.models.repa import DinoTeacher
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -161,7 +162,7 @@ class TokenEncoder:
         if count < size:
             images = torch.cat([images, images.new_zeros(size - count, *images.shape[1:])])
         images = channels_last(images)
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._precision == "bf16"):
+        with autocast(self._device, self._precision):
             moments = self._network.quant_conv(self._network.encoder(images))
         tokens = self._network.quantize(moments).indices
         latents, logvar = self._latents(moments, tokens)

@@ -34,6 +34,7 @@ from ifsq_train.distributed.context import default_device
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.inference import channels_last, optimize_for_inference
 from ifsq_train.models.llamagen import LlamaGen
+from ifsq_train.models.precision import autocast
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.randomness import derive_seed
 from ifsq_train.sampling.autoregressive import SamplingConfig, sample_tokens
@@ -162,8 +163,7 @@ class Sampler:
     @torch.inference_mode()
     def _images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images float [B, 3, H, W], nominally in [-1, 1]."""
-        bf16 = self._config.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+        with autocast(self._device, self._config.precision):
             network = self._tokenizer.network
             drawn = draw_codes(self._generator, network.quantize, labels, seeds, self._config)
             return network.decode(channels_last(drawn.latents)).float()

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -27,9 +26,10 @@ from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.collectives import backend_of
 from ifsq_train.distributed.context import RunContext
-from ifsq_train.strategy.base import StepStats, frozen
+from ifsq_train.strategy.base import StepStats
 from ifsq_train.strategy.fragments import Fragment, moments, split_fragments, whole_fragments
-from ifsq_train.strategy.optimizers import build_optimizer, create_state, lr_factor
+from ifsq_train.strategy.optimizers import build_optimizer, create_state
+from ifsq_train.strategy.shell import EngineShell
 
 
 def _import_deepspeed(device: str) -> Any:
@@ -46,18 +46,13 @@ def _import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-class DeepSpeedStrategy:
+class DeepSpeedStrategy(EngineShell):
     """ZeRO data parallelism; gradients in fp32, bf16 by autocast over fp32 parameters."""
 
     def __init__(self, config: StrategyConfig, context: RunContext) -> None:
-        self._config = config
-        self._context = context
+        super().__init__(config, context)
         self._deepspeed = _import_deepspeed(context.device.type)
-        self._bare: dict[str, nn.Module] = {}
         self._engines: dict[str, Any] = {}
-        self._optim: Mapping[str, OptimConfig] = {}
-        self._steps: dict[str, int] = {}
-        self._total_steps = 0
 
     def prepare(
         self, modules: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig], total_steps: int
@@ -109,20 +104,10 @@ class DeepSpeedStrategy:
             }
         return config
 
-    @contextmanager
-    def updating(self, name: str, *, last_micro_batch: bool) -> Iterator[Mapping[str, nn.Module]]:
-        """See Strategy.updating."""
-        others = {key: module for key, module in self._bare.items() if key != name}
+    def _for_update(self, name: str, *, last_micro_batch: bool) -> nn.Module:
         engine = self._engines[name]
         engine.set_gradient_accumulation_boundary(last_micro_batch)
-        with frozen(list(others.values())):
-            yield {**others, name: engine}
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The engine's own autocast, for calls that go around the engine."""
-        return torch.autocast(
-            self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"
-        )
+        return engine
 
     def backward(self, name: str, loss: Tensor) -> None:
         """See Strategy.backward."""
@@ -130,10 +115,8 @@ class DeepSpeedStrategy:
 
     def step(self, name: str) -> StepStats:
         """See Strategy.step."""
-        engine, optim = self._engines[name], self._optim[name]
-        lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        engine = self._engines[name]
+        lr = self._set_lr(name, engine.optimizer)
         if self._stage(name) == 0:
             norm = self._stage_zero_norm(name)
             applied = math.isfinite(norm)
@@ -189,10 +172,6 @@ class DeepSpeedStrategy:
             pieces.append(Fragment(key, shape, start, states))
         return pieces
 
-    def optimizer_steps(self, name: str) -> int:
-        """See Strategy.optimizer_steps."""
-        return self._steps[name]
-
     def finish_loading(self, name: str, optimizer_steps: int) -> None:
         """Push the fp32 masters into the weights the forward pass reads; set the counters."""
         self._steps[name] = optimizer_steps
@@ -230,10 +209,6 @@ class DeepSpeedStrategy:
             # Stage 3 fills the optimizer's groups only while it steps.
             tensors = zero.fp32_partitioned_groups_flat
         create_state(base, tensors)
-
-    def module(self, name: str) -> nn.Module:
-        """See Strategy.module."""
-        return self._bare[name]
 
     def describe(self) -> dict[str, object]:
         """Stage and world size as the engines report them."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -12,26 +11,22 @@ from torch import Tensor, nn
 
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.context import RunContext
-from ifsq_train.strategy.base import StepStats, frozen
+from ifsq_train.strategy.base import StepStats
 from ifsq_train.strategy.fragments import Fragment, split_fragments, whole_fragments
-from ifsq_train.strategy.optimizers import build_optimizer, create_state, lr_factor
+from ifsq_train.strategy.optimizers import build_optimizer, create_state
+from ifsq_train.strategy.shell import EngineShell
 
 
-class TorchStrategy:
+class TorchStrategy(EngineShell):
     """Data parallel with replicated parameters and optimizer state."""
 
     def __init__(
         self, config: StrategyConfig, context: RunContext, *, skip_nonfinite: bool = False
     ) -> None:
-        self._config = config
+        super().__init__(config, context)
         self._skip_nonfinite = skip_nonfinite
-        self._context = context
-        self._bare: dict[str, nn.Module] = {}
         self._wrapped: dict[str, nn.Module] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._optim: Mapping[str, OptimConfig] = {}
-        self._steps: dict[str, int] = {}
-        self._total_steps = 0
 
     def prepare(
         self, modules: Mapping[str, nn.Module], optim: Mapping[str, OptimConfig], total_steps: int
@@ -52,21 +47,11 @@ class TorchStrategy:
         # Buffers are not broadcast: every engine leaves them to the rank that computed them.
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
-    @contextmanager
-    def updating(self, name: str, *, last_micro_batch: bool) -> Iterator[Mapping[str, nn.Module]]:
-        """See Strategy.updating."""
-        others = {key: module for key, module in self._bare.items() if key != name}
+    def _for_update(self, name: str, *, last_micro_batch: bool) -> nn.Module:
         wrapped = self._wrapped[name]
         if isinstance(wrapped, nn.parallel.DistributedDataParallel):
             wrapped.require_backward_grad_sync = last_micro_batch
-        with frozen(list(others.values())):
-            yield {**others, name: wrapped}
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """bf16 autocast over fp32 parameters, or nothing."""
-        return torch.autocast(
-            self._context.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"
-        )
+        return wrapped
 
     def backward(self, name: str, loss: Tensor) -> None:
         """Gradients add up in `.grad`; DDP reduces them with the last micro-batch."""
@@ -78,7 +63,7 @@ class TorchStrategy:
         optim, optimizer = self._optim[name], self._optimizers[name]
         parameters = list(self._bare[name].parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        lr = optim.lr * lr_factor(optim, self._steps[name], self._total_steps)
+        lr = self._set_lr(name, optimizer)
         # The comparison makes the host wait for the device, so a GPU run does it only if asked to.
         looks = self._skip_nonfinite or norm.device.type == "cpu"
         if looks and not math.isfinite(float(norm)):
@@ -86,8 +71,6 @@ class TorchStrategy:
             return StepStats(float(norm), lr, applied=False)
         if optim.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._steps[name] += 1
@@ -102,19 +85,11 @@ class TorchStrategy:
         """Every rank fills every parameter."""
         return whole_fragments(self._bare[name], self._optimizers[name])
 
-    def optimizer_steps(self, name: str) -> int:
-        """See Strategy.optimizer_steps."""
-        return self._steps[name]
-
     def finish_loading(self, name: str, optimizer_steps: int) -> None:
         """Weights are already in place; set the counters Adam's bias correction needs."""
         self._steps[name] = optimizer_steps
         for state in self._optimizers[name].state.values():
             state["step"].fill_(optimizer_steps)
-
-    def module(self, name: str) -> nn.Module:
-        """See Strategy.module."""
-        return self._bare[name]
 
     def describe(self) -> dict[str, object]:
         """See Strategy.describe."""

@@ -13,6 +13,7 @@ from ifsq_train.data.batch import Batch
 from ifsq_train.losses.alignment import alignment_loss
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.plain import plain_paths
+from ifsq_train.models.precision import autocast
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 from ifsq_train.tasks.base import StepInfo
 
@@ -27,12 +28,12 @@ class ImageEncoder:
 
     def __init__(self, network: Tokenizer, precision: Literal["fp32", "bf16"] = "fp32") -> None:
         self.network = network.eval().requires_grad_(False)
-        self._bf16 = precision == "bf16"
+        self._precision = precision
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> QuantizerOutput:
         """Images float [B, 3, H, W] in [-1, 1]; latents come back in fp32."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
+        with autocast(images.device, self._precision):
             return self.network.encode(images)
 
 
@@ -152,6 +153,4 @@ class Alignment:
     def _autocast(self, info: StepInfo, device: str) -> AbstractContextManager[Any]:
         if self._precision == "run":
             return info.strategy.autocast()
-        if self._precision == "bf16":
-            return torch.autocast(device, torch.bfloat16)
-        return nullcontext()
+        return autocast(device, self._precision) if self._precision == "bf16" else nullcontext()

@@ -20,6 +20,7 @@ from ifsq_train.data.base import TrainData
 from ifsq_train.data.batch import Batch
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.metrics.flops import FlopCounter
+from ifsq_train.models.precision import autocast
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.strategy.activation_checkpointing import recompute_activations
 from ifsq_train.strategy.base import frozen
@@ -70,12 +71,11 @@ class _Precision:
     """The part of a strategy that a loss needs."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._enabled = config.strategy.precision == "bf16"
-        self._device = device
+        self._precision, self._device = config.strategy.precision, device
 
     def autocast(self) -> AbstractContextManager[object]:
         """As the run's strategy will do it."""
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._enabled)
+        return autocast(self._device, self._precision)
 
 
 def dry_run(config: TrainConfig, context: RunContext, task: TrainTask, batch: Batch) -> DryRun:
