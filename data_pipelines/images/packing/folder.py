@@ -188,7 +188,8 @@ def _look(source: Path) -> _Found:
             for name in [name for name in found.folders if is_hidden(name)]:
                 del found.folders[name]
         for name in names:
-            _add_file(found, Path(parent) / name, f"{base}/{_text(Path(name))}".lstrip("/"))
+            path = Path(parent) / name
+            _add_file(found, path, _text(path.relative_to(source)))
     return found
 
 

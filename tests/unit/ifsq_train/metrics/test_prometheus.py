@@ -101,7 +101,7 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
         record_something(metrics, spec)
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
     of_runs = {"term", "network", "channel", "phase", "stage", "task", "strategy", "precision"}
-    of_runs |= {"key", "value"}  # tags
+    of_runs |= {"key", "text"}  # tags
     assert labels == of_runs | {"rank", "le"}
 
 
