@@ -14,7 +14,7 @@ FEATURE_SCALES = "teacher_scales"
 """Extra column float32 [T], with int8 features only."""
 
 FeaturePrecision = Literal["fp32", "fp16", "int8"]
-_DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+_DTYPES: dict[FeaturePrecision, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 _INT8_MAX = 127
 
 
@@ -26,6 +26,11 @@ def feature_columns(
     if precision == "int8":
         columns[FEATURE_SCALES] = ExtraColumn("float32", (num_tokens,))
     return columns
+
+
+def feature_precision(columns: Mapping[str, ExtraColumn]) -> FeaturePrecision:
+    """The precision that columns with features were made for; undoes `feature_columns`."""
+    return next(p for p, dtype in _DTYPES.items() if dtype == columns[FEATURES].dtype)
 
 
 def encode_features(

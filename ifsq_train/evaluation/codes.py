@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifsq_train.models.quantizers.usage import count_levels
+
 # Codebooks up to this size get one int64 per entry (128 MiB at most); beyond, one per seen token.
 _LARGEST_DENSE = 2**24
 _SMALLEST_FOLD = 2**16
@@ -35,13 +37,11 @@ def digit_histogram(digits: Tensor, levels: Sequence[int]) -> Tensor:
     """
     if digits.shape[-1] != len(levels):
         raise ValueError(f"digits have {digits.shape[-1]} channels, levels {len(levels)}")
-    width, rows = max(levels), digits.reshape(-1, len(levels))
+    rows = digits.reshape(-1, len(levels))
     bounds = torch.tensor(levels, device=rows.device)
     if bool(((rows < 0) | (rows >= bounds)).any()):
         raise ValueError(f"digits outside 0..L-1 for levels {tuple(levels)}")
-    offsets = torch.arange(len(levels), device=rows.device) * width
-    counts = torch.bincount((rows + offsets).flatten(), minlength=len(levels) * width)
-    return counts.view(len(levels), width).cpu()
+    return count_levels(rows, levels).cpu()
 
 
 class DigitCounter:

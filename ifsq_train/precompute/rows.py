@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.bad_samples import BadSample
 from data_pipelines.errors import DataError
-from data_pipelines.tokens.features import FEATURES, FeaturePrecision, encode_features
+from data_pipelines.tokens.features import encode_features, feature_precision
 from data_pipelines.tokens.format import ShardMetadata, TokenSpec
 from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN, LatentSums
 from data_pipelines.tokens.writer import TokenRows, encode_shard
@@ -79,18 +79,11 @@ class ItemRows:
         mean, logvar = self._add_latents(at, encoded)
         self._sums[at], self._squares[at] = _row_sums(mean, logvar)
         if encoded.features is not None:
-            for name, values in encode_features(encoded.features, self._precision).items():
+            precision = feature_precision(self._spec.extra_columns)
+            for name, values in encode_features(encoded.features, precision).items():
                 self._extra[name][at] = values
         self._missing -= rows
         self._count_bad(pixels.bad_samples)
-
-    @property
-    def _precision(self) -> FeaturePrecision:
-        dtype = self._spec.extra_columns[FEATURES].dtype
-        precisions: dict[str, FeaturePrecision] = {
-            "float32": "fp32", "float16": "fp16", "int8": "int8",
-        }  # fmt: skip
-        return precisions[dtype]
 
     def _add_latents(
         self, at: slice, encoded: EncodedArrays

@@ -96,7 +96,7 @@ class _Part:
     """Rows of a range that lie in one encoder batch."""
 
     pixels: PixelRows
-    part: slice
+    span: slice
 
 
 @dataclass
@@ -150,7 +150,7 @@ class EncodeStream:
 
     @property
     def _rows_at_hand(self) -> int:
-        return sum(part.part.stop - part.part.start for part in self._batch)
+        return sum(part.span.stop - part.span.start for part in self._batch)
 
     def _read_ahead(self, feed: ItemFeed) -> None:
         """Begin reading until enough is under way; waits only if there is nothing else to do."""
@@ -199,15 +199,15 @@ class EncodeStream:
 
     def _encode_batch(self) -> None:
         parts, self._batch = self._batch, []
-        images = [part.pixels.images[part.part] for part in parts]
+        images = [part.pixels.images[part.span] for part in parts]
         with self._timed("encode"):
             joined = images[0] if len(images) == 1 else torch.cat(images)
             self._on_device.append((parts, self.encoder.encode(joined)))
 
     def _refuse(self, parts: list[_Part], faults: list[tuple[int, str]]) -> None:
         """Raise UserError: what is not a number is no token, no latent and no feature."""
-        rows = [part.pixels.rows for part in parts for _ in range(part.part.start, part.part.stop)]
-        places = [at for part in parts for at in range(part.part.start, part.part.stop)]
+        rows = [part.pixels.rows for part in parts for _ in range(part.span.start, part.span.stop)]
+        places = [at for part in parts for at in range(part.span.start, part.span.stop)]
         image, network = faults[0]
         found = rows[image]
         row = found.first + places[image]
@@ -228,14 +228,14 @@ class EncodeStream:
                 self._refuse(parts, faults)
             at = 0
             for part in parts:
-                rows = part.part.stop - part.part.start
+                rows = part.span.stop - part.span.start
                 self._add(pool, part, arrays.rows(slice(at, at + rows)))
                 at += rows
 
     def _add(self, pool: ThreadPoolExecutor, part: _Part, arrays: EncodedArrays) -> None:
         index = part.pixels.rows.item.index
         rows = self._items[index]
-        rows.add(part.pixels, part.part, arrays)
+        rows.add(part.pixels, part.span, arrays)
         if rows.complete:
             del self._items[index]
             self._publishing.append(pool.submit(self.finish, rows))

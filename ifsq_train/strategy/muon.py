@@ -24,6 +24,25 @@ def is_muon_parameter(parameter: Tensor) -> bool:
     return parameter.ndim == 2
 
 
+def empty_state(
+    parameter: Tensor, *, squares: bool, counter_device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """What an optimizer keeps of a parameter before its first update, by torch's names.
+
+    Args:
+        parameter: of any shape.
+        squares: whether a second moment is kept; Muon keeps none.
+        counter_device: where the number of updates (fp32 scalar) lies.
+    """
+    state = {
+        "step": torch.zeros((), dtype=torch.float32, device=counter_device),
+        "exp_avg": torch.zeros_like(parameter.detach()),
+    }
+    if squares:
+        state["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+    return state
+
+
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Nearest orthogonal matrix, roughly: singular values end up between about 0.7 and 1.2.
 
@@ -86,10 +105,7 @@ class Muon(torch.optim.Optimizer):
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            if not is_muon_parameter(parameter):
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state.update(empty_state(parameter, squares=not is_muon_parameter(parameter)))
         return state
 
 

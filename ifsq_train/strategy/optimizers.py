@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq_train.config import OptimConfig
-from ifsq_train.strategy.muon import Muon, is_muon_parameter
+from ifsq_train.strategy.muon import Muon, empty_state, is_muon_parameter
 
 
 def lr_factor(optim: OptimConfig, update: int, total_updates: int) -> float:
@@ -54,12 +54,7 @@ def create_state(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) ->
     """Give the moments before the first step, so that a checkpoint can be loaded into them."""
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for tensor in tensors:
+        squares = not (isinstance(optimizer, Muon) and is_muon_parameter(tensor))
         # The fused kernel keeps its counter on the device.
-        device = tensor.device if fused else torch.device("cpu")
-        state = {
-            "step": torch.zeros((), dtype=torch.float32, device=device),
-            "exp_avg": torch.zeros_like(tensor.detach()),
-        }
-        if not (isinstance(optimizer, Muon) and is_muon_parameter(tensor)):
-            state["exp_avg_sq"] = torch.zeros_like(tensor.detach())
-        optimizer.state[tensor] = state
+        device = tensor.device if fused else "cpu"
+        optimizer.state[tensor] = empty_state(tensor, squares=squares, counter_device=device)

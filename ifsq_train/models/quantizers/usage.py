@@ -36,7 +36,7 @@ def count_levels(digits: Tensor, levels: Sequence[int]) -> Tensor:
     """How often each level of each channel occurs.
 
     Args:
-        digits: int64 [B, C, H, W], channel c in 0..levels[c]-1.
+        digits: int64 [B, C, ...], channel c in 0..levels[c]-1.
         levels: levels per channel.
 
     Returns:
