@@ -42,7 +42,6 @@ app = typer.Typer(
     name="ifsq",
     help="Train iFSQ image tokenizers and the generators built on them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -64,8 +63,30 @@ app.command()(doctor)
 app.command()(init)
 
 
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
+    from ifsq_train.versions import source_revision
+
+    revision = source_revision()
+    typer.echo(f"ifsq {metadata.version('ifsq-train')}" + (f" ({revision})" if revision else ""))
+    raise typer.Exit()
+
+
 @app.callback()
-def _before_every_command() -> None:
+def _before_every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version, in a checkout with its commit, and exit.",
+        ),
+    ] = False,
+) -> None:
     from ifsq_train.log import log_to_terminal
 
     log_to_terminal()

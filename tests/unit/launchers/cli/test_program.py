@@ -1,0 +1,27 @@
+"""What `ifsq` itself offers, whatever the command."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+from typer.testing import CliRunner
+
+from launchers.cli.program import app
+
+
+@pytest.mark.parametrize(
+    ("revision", "shown"), [("0123456789ab-dirty", " (0123456789ab-dirty)"), (None, "")]
+)
+def test_the_version_is_shown_with_the_commit_of_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, revision: str | None, shown: str
+) -> None:
+    monkeypatch.setattr("ifsq_train.versions.source_revision", lambda: revision)
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"ifsq {metadata.version('ifsq-train')}{shown}\n")
+
+
+def test_a_shell_can_ask_for_completions() -> None:
+    asked = {"_IFSQ_COMPLETE": "complete_bash", "COMP_WORDS": "ifsq pre", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(app, [], prog_name="ifsq", env=asked)
+    assert done.output.split() == ["precompute"]
