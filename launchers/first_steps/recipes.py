@@ -182,7 +182,7 @@ def _small_tokenizer(
     model = {
         "quantizer": quantizer,
         "channel_multipliers": [1, 2, 2][: halvings + 1],
-        "base_channels": 32,
+        "base_channels": 16,
         "num_res_blocks": 1,
         "z_channels": 16,
         "norm_groups": 8,
@@ -192,7 +192,7 @@ def _small_tokenizer(
         "kind": "train",
         "name": "tokenizer",
         "output": f"{places['runs']}/tokenizer",
-        "steps": 1500,
+        "steps": 800,
         "data": {
             "kind": "images",
             "url": places["train"],
@@ -228,7 +228,7 @@ def _small_generator(places: Mapping[str, str], batch: int, num_classes: int) ->
         "kind": "train",
         "name": "generator",
         "output": f"{runs}/generator",
-        "steps": 600,
+        "steps": 400,
         "data": {
             "kind": "tokens",
             "url": f"{runs}/tokens",
