@@ -29,6 +29,7 @@ def golden_dir(shared_dir: Path) -> Path:
     return shared_dir / "parity" / "golden"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: what starts servers, ranks or Ray stays in one process.
 
