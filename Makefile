@@ -30,9 +30,8 @@ install: $(INSTALLED) ## Create .venv with the pinned dependencies
 demo: $(INSTALLED) ## Run the whole pipeline on small real images; writes runs/demo/report.html
 	$(BIN)/ifsq demo $(DEMO_ARGS)
 
-# Two processes: one for everything that starts servers or Ray, one for the rest (tests/conftest.py).
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Changed since the last commit, or in it where nothing is.
 CHANGED = $(shell git diff --name-only --diff-filter=d HEAD -- '*.py' | grep . || \
