@@ -48,8 +48,8 @@ def classes_of(data: TrainData) -> ClassesSeen | None:
 
 def _of_images(source: ImageSource | MixedSource) -> ClassesSeen | None:
     parts = source.sources if isinstance(source, MixedSource) else [source]
-    manifests = [part.manifest for part in parts]
-    if not all(isinstance(manifest, ShardManifest) for manifest in manifests):
+    manifests = [part.manifest for part in parts if isinstance(part.manifest, ShardManifest)]
+    if len(manifests) < len(parts):
         return None  # made images say their labels one by one
     if isinstance(source, MixedSource) and not source.keeps_labels:
         return ClassesSeen((-1,), complete=True)  # labels are dropped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.errors import UserError
+from data_pipelines.images.collection import CollectionDataset
 from data_pipelines.images.source import ImageSource
 from data_pipelines.manifest import ShardManifest
 from ifsq_train.data.base import TrainData
@@ -30,8 +31,7 @@ def check_labels(data: TrainData, num_classes: int) -> None:
         sources = [source] if isinstance(source, ImageSource) else list(source.sources)
         if not isinstance(source, ImageSource) and not source.keeps_labels:
             return
-        found = [(_largest_of_images(s.manifest), s.manifest.storage.url) for s in sources]
-        largest, where = max(found)
+        largest, where = max(_largest_of_images(part.manifest) for part in sources)
     elif isinstance(data, TokenTrainData):
         dataset = data.dataset
         count = min(dataset.num_shards, TOKEN_SHARDS_READ)
@@ -45,9 +45,12 @@ def check_labels(data: TrainData, num_classes: int) -> None:
         )
 
 
-def _largest_of_images(manifest: ShardManifest) -> int:
-    """The largest label of an image; without an account, the last class."""
+def _largest_of_images(manifest: ShardManifest | CollectionDataset) -> tuple[int, str]:
+    """The largest label of an image and where it is; without an account, the last class."""
+    last = len(manifest.classes) - 1
+    if isinstance(manifest, CollectionDataset):
+        return last, "the source of made images"
     counts = manifest.facts.get("account", {}).get("class_counts")
-    if counts is None:
-        return len(manifest.classes) - 1
-    return max((label for label, count in enumerate(counts) if count), default=-1)
+    if counts is not None:
+        last = max((label for label, count in enumerate(counts) if count), default=-1)
+    return last, manifest.storage.url

@@ -76,9 +76,10 @@ def forgotten_afterwards() -> Iterator[None]:
     try:
         yield
     finally:
-        for kinds, kept in ((_known, before), (VIEW_KINDS, views)):
-            kinds.clear()
-            kinds.update(kept)
+        _known.clear()
+        _known.update(before)
+        VIEW_KINDS.clear()
+        VIEW_KINDS.update(views)
         for listener in _listeners:
             listener()
 

@@ -85,11 +85,11 @@ def report(session: Path, total: int) -> int:
 
     with use_db(str(session), WorkDB.Mode.open) as found:
         outcomes = dict(found.results)
-        items = {item.job_id: item for item in found.work_items}
+        items = {str(item.job_id): item for item in found.work_items}
     survivors = []
     for job, result in outcomes.items():
         if result.test_outcome is not None and result.test_outcome.value == "survived":
-            (mutation,) = items[job].mutations
+            (mutation,) = items[str(job)].mutations
             line, _ = mutation.start_pos
             survivors.append(f"{mutation.module_path}:{line} {mutation.operator_name}")
             print(result.diff or survivors[-1])

@@ -117,7 +117,7 @@ def check_jobs(user: KubernetesCluster, admin: str) -> None:
         "another namespace", refused(lambda: KubernetesCluster.connect(None, "default").list_jobs())
     )
     user.cancel("one")
-    deadline = time.monotonic() + 60
+    deadline, left = time.monotonic() + 60, ""
     while time.monotonic() < deadline:
         left = kubectl(admin, "--namespace", NAMESPACE, "get", "configmaps", "-o", "name").stdout
         if "one-code" not in left:

@@ -77,10 +77,13 @@ def main() -> None:
     ray = import_ray()
     from ray.cluster_utils import Cluster
 
-    cluster = None if args.address else Cluster()
-    for _ in range(args.nodes) if cluster else ():
-        cluster.add_node(num_cpus=args.slots, include_dashboard=False)
-    ray.init(address=args.address or cluster.address, log_to_driver=False)
+    cluster, address = None, args.address
+    if not address:
+        cluster = Cluster()
+        for _ in range(args.nodes):
+            cluster.add_node(num_cpus=args.slots, include_dashboard=False)
+        address = cluster.address
+    ray.init(address=address, log_to_driver=False)
     try:
         ray.get([ray.remote(_rest).remote() for _ in range(slots)])
         with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ def main() -> None:
     options = parse()
     folder = Path(tempfile.mkdtemp(prefix="encode-"))
     config = prepare(folder, options)
-    images = min(options.images, ShardManifest.open(config.source).num_samples)
+    images = min(options.images, ShardManifest.open(str(config.source)).num_samples)
     loose_files(config, folder / "loose", images)
     times: dict[str, list[float]] = {"bare": [], "pipeline": [], "released": []}
     for _ in range(options.rounds):
@@ -217,7 +217,7 @@ def loose_files(
     config: PrecomputeConfig, folder: Path, images: int
 ) -> tuple[list[Path], list[int]]:
     folder.mkdir(exist_ok=True)
-    samples = ImageReader(ShardManifest.open(config.source)).read(np.arange(images))
+    samples = ImageReader(ShardManifest.open(str(config.source))).read(np.arange(images))
     paths, labels = [], []
     for sample in samples:
         path = folder / f"{sample.id}.jpg"

@@ -80,9 +80,10 @@ def changed(value: Any) -> Any:
     raise AssertionError(type(value))
 
 
-ENTRY = ShardEntry(
-    **{field.name: ("a" if field.type in ("str", str) else 3) for field in fields(ShardEntry)}
-)
+_VALUES: dict[str, Any] = {
+    field.name: ("a" if field.type in ("str", str) else 3) for field in fields(ShardEntry)
+}
+ENTRY = ShardEntry(**_VALUES)
 OF_CONTENTS = {"num_samples", "sha256", "content_sha256"}
 
 
