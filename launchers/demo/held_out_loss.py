@@ -14,7 +14,7 @@ from ifsq_train.data.images import open_image_source
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def held_out_loss(
     generator: Path, tokenizer: Path, dataset: Path, view: ViewSpec, batch_size: int = 128
 ) -> dict[str, float]:
