@@ -24,7 +24,7 @@ def test_actors_draw_what_one_process_draws(
     draw_samples(sampling(generators, "diffusion", tmp_path / "one"))
     config = sampling(generators, "diffusion", tmp_path / "many")
     ray = import_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         killed: list[int] = []
 
