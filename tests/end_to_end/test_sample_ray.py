@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -64,6 +65,9 @@ def _pid_of_an_actor() -> int:
     """Ray titles its workers after the actor's class."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
     title = f"ray::{SamplerActor.__name__}"
-    return next(child.pid for child in children if " ".join(child.cmdline()).startswith(title))
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile, or a zombie
+            if " ".join(child.cmdline()).startswith(title):
+                return child.pid
+    raise AssertionError("no actor is running")
