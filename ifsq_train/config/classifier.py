@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import DataConfig
@@ -51,11 +52,11 @@ class ClassifierTaskConfig(TaskConfigBase):
     max_shift: int = Field(default=0, ge=0)
     """Images are moved by up to so many pixels each way, the edge repeated."""
 
+    @override
     def networks(self) -> set[str]:
-        """See TaskConfigBase.networks."""
         return {"classifier"}
 
+    @override
     def check_data(self, data: DataConfig) -> None:
-        """See TaskConfigBase.check_data."""
         if data.kind != "images":
             raise ValueError(f"task 'classifier' reads data of kind 'images', found '{data.kind}'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.classifier import ClassifierTaskConfig
@@ -51,12 +52,12 @@ class TokenizerTaskConfig(TaskConfigBase):
     codebook_weight: float = Field(default=1.0, ge=0)
     """Weight of the quantizer's own loss (VQ, LFQ)."""
 
+    @override
     def networks(self) -> set[str]:
-        """See TaskConfigBase.networks."""
         return {AUTOENCODER} if self.adversarial is None else {AUTOENCODER, DISCRIMINATOR}
 
+    @override
     def check_data(self, data: DataConfig) -> None:
-        """See TaskConfigBase.check_data."""
         if data.kind != "images":
             raise ValueError(f"task 'tokenizer' reads data of kind 'images', found '{data.kind}'")
 
@@ -105,12 +106,12 @@ class GeneratorTaskConfig(TaskConfigBase):
     per cent of the tokens then differ from those `ifsq precompute` and sampling make."""
     repa: RepaConfig | None = None
 
+    @override
     def networks(self) -> set[str]:
-        """See TaskConfigBase.networks."""
         return {GENERATOR}
 
+    @override
     def check_data(self, data: DataConfig) -> None:
-        """See TaskConfigBase.check_data."""
         if data.kind == "images" and self.tokenizer is None:
             raise ValueError(
                 f"task '{self.kind}' on data of kind 'images' needs task.tokenizer to encode"

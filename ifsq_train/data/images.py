@@ -36,11 +36,11 @@ class ImageTrainData:
 
     @property
     def facts(self) -> DataFacts:
-        """See TrainData.facts."""
+        """Image size, for building the task."""
         return DataFacts(self.source.spec.image_size)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
-        """See TrainData.load."""
+        """The rank's share of a step, decoded: images, labels and positions."""
         device = self.source.decoder.device
         if device.type != "cuda":
             return self.to_batch(self.load_pixels(step, rank, world_size), rank, world_size)
@@ -72,7 +72,7 @@ class ImageTrainData:
         return Batch(images.images, images.labels, positions(self.plan, rank, world_size))
 
     def describe(self) -> dict[str, Any]:
-        """See TrainData.describe."""
+        """Identity of the dataset, stored in checkpoints."""
         facts = {
             "kind": "images",
             "num_samples": self.plan.num_samples,

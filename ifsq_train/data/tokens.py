@@ -38,11 +38,11 @@ class TokenTrainData:
 
     @property
     def facts(self) -> DataFacts:
-        """See TrainData.facts."""
+        """Image size and token spec, for building the task."""
         return DataFacts(int(self.dataset.spec.view["image_size"]), self.dataset.spec)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
-        """See TrainData.load."""
+        """The rank's share of a step: tokens or latents, labels and positions."""
         ids = self.plan.rank_ids(step, rank, world_size)
         dataset, epoch = self.dataset, self.plan.epoch(step)
         views = choose_views(self.seed, epoch, ids, dataset.num_views)
@@ -65,7 +65,7 @@ class TokenTrainData:
         )
 
     def describe(self) -> dict[str, Any]:
-        """See TrainData.describe."""
+        """Identity of the dataset, stored in checkpoints."""
         spec = self.dataset.spec
         return {
             "kind": "tokens",

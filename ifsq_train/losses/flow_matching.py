@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 Prediction = Literal["velocity", "noise", "score"]
 Weighting = Literal["none", "velocity", "likelihood"]
@@ -70,25 +71,25 @@ class FlowPath(ABC):
 class LinearPath(FlowPath):
     """Straight lines: the released configuration."""
 
+    @override
     def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.alpha."""
         return t, torch.ones_like(t)
 
+    @override
     def sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.sigma."""
         return 1.0 - t, -torch.ones_like(t)
 
 
 class TrigonometricPath(FlowPath):
     """Constant variance: sine and cosine (GVP)."""
 
+    @override
     def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.alpha."""
         angle = t * (math.pi / 2)
         return angle.sin(), angle.cos() * (math.pi / 2)
 
+    @override
     def sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.sigma."""
         angle = t * (math.pi / 2)
         return angle.cos(), -angle.sin() * (math.pi / 2)
 
@@ -98,24 +99,24 @@ class VariancePreservingPath(FlowPath):
 
     _LOW, _HIGH = 0.1, 20.0
 
+    @override
     def alpha_rate(self, t: Tensor) -> Tensor:
-        """See FlowPath.alpha_rate."""
         return 0.5 * ((1.0 - t) * (self._HIGH - self._LOW) + self._LOW)
 
+    @override
     def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.alpha."""
         rest = 1.0 - t
         alpha = torch.exp(-0.25 * rest**2 * (self._HIGH - self._LOW) - 0.5 * rest * self._LOW)
         return alpha, alpha * self.alpha_rate(t)
 
+    @override
     def sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See FlowPath.sigma."""
         alpha, change = self.alpha(t)
         sigma = (1.0 - alpha**2).sqrt()
         return sigma, -alpha * change / sigma
 
+    @override
     def score_weight(self, t: Tensor) -> Tensor:
-        """See FlowPath.score_weight."""
         return self.alpha_rate(t)
 
 

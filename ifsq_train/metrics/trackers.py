@@ -83,22 +83,22 @@ class Trackers:
         self._workers = [_Worker(config, _kind(config.kind), run) for config in configs]
 
     def resume(self, step: int) -> None:
-        """See Tracker.resume."""
+        """Tell every tracker that the run goes on."""
         self._all(lambda tracker: tracker.resume(step))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See Tracker.scalars."""
+        """Hand the scalars to every tracker."""
         kept = dict(values)
         self._all(lambda tracker: tracker.scalars(step, kept))
 
     def images(self, step: int, name: str, images: NDArray[np.uint8]) -> None:
-        """See Tracker.images."""
+        """Hand the images to every tracker."""
         self._all(lambda tracker: tracker.images(step, name, images))
 
     def histogram(
         self, step: int, name: str, counts: NDArray[np.int64], edges: NDArray[np.float64]
     ) -> None:
-        """See Tracker.histogram."""
+        """Hand the histogram to every tracker."""
         self._all(lambda tracker: tracker.histogram(step, name, counts, edges))
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from ifsq_train.models.plain import plain_paths
 
@@ -57,8 +58,8 @@ class WholeCache(KeyValueCache):
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self._keys, self._values = like.new_zeros(shape), like.new_zeros(shape)
 
+    @override
     def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
-        """See KeyValueCache.attend."""
         keys, values = self._keys, self._values
         own, mask = query.to(keys.dtype), None
         if isinstance(position, Tensor):
@@ -72,8 +73,8 @@ class WholeCache(KeyValueCache):
             keys, values = keys[:, :, : position + 1], values[:, :, : position + 1]
         return F.scaled_dot_product_attention(own, keys, values, attn_mask=mask).to(query.dtype)
 
+    @override
     def keep_first(self, batch: int) -> None:
-        """See KeyValueCache.keep_first."""
         self._keys, self._values = self._keys[:batch], self._values[:batch]
 
 
@@ -91,8 +92,8 @@ class CacheWindow(KeyValueCache):
     def __init__(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
         self._keys, self._values, self._rows, self._length = keys, values, rows, length
 
+    @override
     def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
-        """See KeyValueCache.attend."""
         assert isinstance(position, Tensor), "positions of static caches are on the device"
         keys, values = self._keys, self._values
         # Written by index into the whole: a change of a slice would be carried out on a copy.
@@ -106,8 +107,8 @@ class CacheWindow(KeyValueCache):
         )
         return mixed.to(query.dtype)
 
+    @override
     def keep_first(self, batch: int) -> None:
-        """See KeyValueCache.keep_first."""
         self._rows = batch
 
 
@@ -133,8 +134,8 @@ class BlockedCache(KeyValueCache):
         self._value_dtype = torch.bfloat16 if half else self._dtype
         self._blocks: list[tuple[Tensor, Tensor]] = []
 
+    @override
     def attend(self, query: Tensor, key: Tensor, value: Tensor, position: int | Tensor) -> Tensor:
-        """See KeyValueCache.attend."""
         assert isinstance(position, int), "positions on the device are for static caches"
         rows, size, width = self._shape
         number, place = divmod(position, size)
@@ -156,8 +157,8 @@ class BlockedCache(KeyValueCache):
                 mixed += torch.bmm(weight, values)
         return mixed.view(query.shape).to(query.dtype)
 
+    @override
     def keep_first(self, batch: int) -> None:
-        """See KeyValueCache.keep_first."""
         rows = batch * self._heads
         self._shape = (rows, *self._shape[1:])
         self._blocks = [(keys[:rows], values[:rows]) for keys, values in self._blocks]

@@ -73,7 +73,7 @@ class ListedItems:
         self._items = iter(items)
 
     def next(self, timeout: float | None) -> WorkItem | None:
-        """See ItemFeed.next."""
+        """The next item of the list, at once; EndOfItems after the last."""
         del timeout
         for item in self._items:
             return item

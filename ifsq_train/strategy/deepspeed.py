@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
@@ -109,12 +110,12 @@ class DeepSpeedStrategy(EngineShell):
         engine.set_gradient_accumulation_boundary(last_micro_batch)
         return engine
 
+    @override
     def backward(self, name: str, loss: Tensor) -> None:
-        """See Strategy.backward."""
         self._engines[name].backward(loss)
 
+    @override
     def step(self, name: str) -> StepStats:
-        """See Strategy.step."""
         engine = self._engines[name]
         lr = self._set_lr(name, engine.optimizer)
         if self._stage(name) == 0:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.context import RunContext
@@ -32,8 +33,8 @@ class EngineShell(ABC):
         """The wrapped network, told whether this micro-batch reduces its gradients."""
 
     @contextmanager
+    @override
     def updating(self, name: str, *, last_micro_batch: bool) -> Iterator[Mapping[str, nn.Module]]:
-        """See Strategy.updating."""
         others = {key: module for key, module in self._bare.items() if key != name}
         wrapped = self._for_update(name, last_micro_batch=last_micro_batch)
         with frozen(list(others.values())):
@@ -51,10 +52,10 @@ class EngineShell(ABC):
             group["lr"] = lr
         return lr
 
+    @override
     def optimizer_steps(self, name: str) -> int:
-        """See Strategy.optimizer_steps."""
         return self._steps[name]
 
+    @override
     def module(self, name: str) -> nn.Module:
-        """See Strategy.module."""
         return self._bare[name]

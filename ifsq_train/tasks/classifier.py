@@ -52,7 +52,7 @@ class ClassifierTask:
     def loss(
         self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
     ) -> LossOutput:
-        """See TrainTask.loss. Images without a label or beyond `num_classes` count for nothing."""
+        """Mean cross-entropy; images without a label or beyond `num_classes` count for nothing."""
         self._network.train()
         images = self._moved(batch.inputs, info)
         labels = batch.labels

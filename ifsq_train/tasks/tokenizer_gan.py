@@ -78,7 +78,7 @@ class TokenizerTask:
     def loss(
         self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
     ) -> LossOutput:
-        """See TrainTask.loss."""
+        """Loss of the network that `update` names, on images [B, C, H, W] in [-1, 1]."""
         if update == DISCRIMINATOR:
             return self._discriminator_loss(models, batch.inputs, info)
         return self._autoencoder_loss(models, batch.inputs, info)

@@ -152,23 +152,23 @@ class PooledImages:
 
     @property
     def plan(self) -> DataPlan:
-        """See TrainData.plan."""
+        """The order of samples, the same on every rank."""
         return self.data.plan
 
     @property
     def facts(self) -> DataFacts:
-        """See TrainData.facts."""
+        """Image size, for building the task."""
         return self.data.facts
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
-        """See TrainData.load. Raises DataError when the budget of bad samples is exhausted."""
+        """Images of the batch, decoded by the pool; DataError when too many samples are bad."""
         pixels = self.pool.take(Share(step, rank, world_size))
         for bad in pixels.bad:
             self.budget.record(bad)
         return self.data.to_batch(pixels, rank, world_size)
 
     def describe(self) -> dict[str, Any]:
-        """See TrainData.describe."""
+        """Identity of the dataset, stored in checkpoints."""
         return self.data.describe() | {"decode_actors": self.pool.size}
 
 

@@ -31,7 +31,7 @@ class QueuedItems:
         self._items.put(item)
 
     def next(self, timeout: float | None) -> WorkItem | None:
-        """See ItemFeed.next."""
+        """The next queued item; None where none came within `timeout` seconds."""
         try:
             return self._items.get(timeout=timeout) if timeout != 0 else self._items.get_nowait()
         except queue.Empty:
@@ -118,7 +118,7 @@ class _Remote:
         self._reference = reference
 
     def result(self) -> PixelRows:
-        """See Pending.result."""
+        """Wait for the actor's answer; raises what the actor raised."""
         import ray
 
         return plain_result(ray, self._reference)

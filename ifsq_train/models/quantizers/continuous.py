@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 
@@ -40,8 +41,8 @@ class Continuous(Quantizer):
         """Mean and log-variance."""
         return 2 * self.num_channels
 
+    @override
     def posterior(self, moments: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See Quantizer.posterior."""
         mean, log_variance = split_moments(moments)
         return mean, None if self.deterministic else log_variance
 
@@ -75,8 +76,8 @@ class Continuous(Quantizer):
         del indices
         raise ValueError("a continuous bottleneck (ae, vae) has no tokens to decode")
 
+    @override
     def spec(self) -> dict[str, Any]:
-        """See Quantizer.spec."""
         return {"kind": "ae" if self.deterministic else "vae", "num_channels": self.num_channels}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Digits, Quantizer, QuantizerOutput, RunningMoments
@@ -112,8 +113,8 @@ class FSQ(Quantizer, RunningMoments):
         )
 
     @classmethod
+    @override
     def from_spec(cls, spec: Mapping[str, Any]) -> FSQ:
-        """See Quantizer.from_spec."""
         return cls(
             spec["levels"],
             alpha=spec["alpha"],
@@ -259,8 +260,8 @@ class FSQ(Quantizer, RunningMoments):
         groups = indices.repeat_interleave(torch.tensor(self.groups, device=indices.device), -1)
         return groups // self.radix % self.levels
 
+    @override
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """See Quantizer.indices_to_latents."""
         self.check_indices(indices)
         centred = self.indices_to_digits(indices) - self.levels // 2
         codes = centred.to(torch.float32) / (self.levels // 2).to(torch.float32)
@@ -274,8 +275,8 @@ class FSQ(Quantizer, RunningMoments):
         """
         return sum(math.log2(level - level % 2) for level in self.level_counts)
 
+    @override
     def spec(self) -> dict[str, Any]:
-        """See Quantizer.spec."""
         return {
             "kind": "fsq",
             "levels": list(self.level_counts),
@@ -286,8 +287,8 @@ class FSQ(Quantizer, RunningMoments):
             "groups": list(self.groups),
         }
 
+    @override
     def digit_table(self) -> Digits:
-        """See Quantizer.digit_table."""
         levels = self.levels.tolist()
         half = [level // 2 for level in levels]
         values = tuple(

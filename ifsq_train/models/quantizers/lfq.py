@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Digits, Quantizer, QuantizerOutput
@@ -57,8 +58,8 @@ class LFQ(Quantizer):
         self.entropy_extra, self.entropy_anneal_steps = entropy_extra, entropy_anneal_steps
 
     @classmethod
+    @override
     def from_config(cls, config: Any) -> LFQ:
-        """See Quantizer.from_config."""
         return cls(
             config.num_channels,
             entropy_weight=config.entropy_weight,
@@ -69,8 +70,8 @@ class LFQ(Quantizer):
         )
 
     @classmethod
+    @override
     def from_spec(cls, spec: Mapping[str, Any]) -> LFQ:
-        """See Quantizer.from_spec."""
         return cls(sum(spec["groups"]), groups=spec["groups"])
 
     def loss_factor(self, name: str, step: int) -> float:
@@ -80,8 +81,8 @@ class LFQ(Quantizer):
         extra, steps = self.entropy_extra, self.entropy_anneal_steps
         return lfq_entropy_factor(step, extra=extra, anneal_steps=steps)
 
+    @override
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        """See Quantizer.forward."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             positive = latents > 0
@@ -119,8 +120,8 @@ class LFQ(Quantizer):
             return _entropies_of_all_codes(rows, self.temperature)
         return _entropies_bit_by_bit(rows, self.temperature)
 
+    @override
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """See Quantizer.indices_to_latents."""
         self.check_indices(indices)
         parts = []
         for group, size in enumerate(self.groups):
@@ -129,12 +130,12 @@ class LFQ(Quantizer):
         codes = torch.cat(parts, -1).to(torch.float32) * 2.0 - 1.0
         return codes.permute(0, 3, 1, 2).contiguous()
 
+    @override
     def spec(self) -> dict[str, Any]:
-        """See Quantizer.spec."""
         return {"kind": "lfq", "groups": list(self.groups), "digit_order": "little"}
 
+    @override
     def digit_table(self) -> Digits:
-        """See Quantizer.digit_table."""
         places = tuple(2**bit for size in self.groups for bit in range(size))
         return Digits(self.groups, places, ((-1.0, 1.0),) * len(places))
 

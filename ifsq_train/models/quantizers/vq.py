@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ifsq_train.models.plain import plain_paths
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput, RunningMoments
@@ -125,13 +126,13 @@ class VQ(Quantizer, RunningMoments):
             output = quantized.detach() + (latents - latents.detach())
             return QuantizerOutput(output, indices, {"codebook": loss}, self._stats(indices))
 
+    @override
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """See Quantizer.indices_to_latents."""
         self.check_indices(indices)
         return self.embedding(indices[..., 0]).float().permute(0, 3, 1, 2).contiguous()
 
+    @override
     def spec(self) -> dict[str, Any]:
-        """See Quantizer.spec."""
         return {"kind": "vq", "codebook_sizes": list(self.codebook_sizes)}
 
 
@@ -164,8 +165,8 @@ class NormalizedVQ(Quantizer):
             self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
     @classmethod
+    @override
     def from_config(cls, config: Any) -> NormalizedVQ:
-        """See Quantizer.from_config."""
         return cls(
             config.codebook_size,
             config.num_channels,
@@ -203,14 +204,14 @@ class NormalizedVQ(Quantizer):
             losses["entropy"] = self.entropy_ratio * _entropy_gap(affinity / self.temperature)
         return losses
 
+    @override
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """See Quantizer.indices_to_latents."""
         self.check_indices(indices)
         codebook = F.normalize(self.embedding.weight.float(), dim=-1)
         return codebook[indices[..., 0]].permute(0, 3, 1, 2).contiguous()
 
+    @override
     def spec(self) -> dict[str, Any]:
-        """See Quantizer.spec."""
         return {"kind": "normalized_vq", "codebook_sizes": list(self.codebook_sizes)}
 
 
