@@ -11,6 +11,8 @@ from typing import Any
 from data_pipelines.errors import UserError
 from launchers.on_ray.private import private_ray
 
+logger = logging.getLogger(__name__)
+
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -56,10 +58,13 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
         if address is None:
+            logger.info("starting Ray on this machine (10 to 30 s)")
             address = "local"
             options |= stack.enter_context(private_ray())
             cpus = max(min_cpus, os.cpu_count() or 1)
             options |= {"num_cpus": cpus, "include_dashboard": False}
+        else:
+            logger.info("joining the Ray cluster at %s", address)
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:

@@ -68,9 +68,18 @@ def train_on_ray(
             on_ready()
         local = launch.address is None and "RAY_ADDRESS" not in os.environ
         launch = settle_gpus(launch, ray.cluster_resources(), local=local)
+        logger.info("starting %s", _group(launch))
         with follow_progress(folder, config):
             _fit(config, launch, launch_id)
     return json.loads((folder / "result.json").read_bytes())
+
+
+def _group(launch: LaunchConfig) -> str:
+    """The workers as a person says it: "2 workers on the CPU", "8 workers with 1 GPU each"."""
+    workers = f"{launch.num_workers} worker" + ("s" if launch.num_workers > 1 else "")
+    if launch.min_workers is not None:
+        workers = f"{launch.min_workers} to {workers}"
+    return f"{workers} with {launch.gpus:g} GPU each" if launch.gpus else f"{workers} on the CPU"
 
 
 def _decode_cpus(launch: LaunchConfig) -> int:
