@@ -1,19 +1,26 @@
-"""Run a function in several gloo ranks, as torchrun would start them."""
+"""Run a function in several gloo ranks, as torchrun would start them.
+
+Ranks are forked from one process that has imported torch and DeepSpeed already: importing them
+takes five seconds of a processor, and the suite starts about a hundred ranks.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
-from typing import IO, Any
+import traceback
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
 
 from tests.support.repository import REPOSITORY
 
 WORKER = "tests.support.workers"
+_PRELOADED = [WORKER, "deepspeed", "tests.support.trace_runs", "tests.support.matrix_runs"]
 
 
 def free_port() -> int:
@@ -27,9 +34,10 @@ def run_ranks(
     world_size: int, function: str, timeout_seconds: float = 240, **arguments: Any
 ) -> list[Any]:
     """Call ``workers.<function>(**arguments)`` in each rank; their JSON-able results in order."""
+    context = _forkserver()
     port = str(free_port())
-    processes, outputs, results = [], [], []
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
+        processes = []
         for rank in range(world_size):
             environment = os.environ | {
                 "RANK": str(rank),
@@ -39,22 +47,63 @@ def run_ranks(
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": "1",
             }
-            command = [sys.executable, "-m", WORKER, function, json.dumps(arguments)]
-            # Files, not pipes: a rank that nobody reads yet would stop at a full pipe.
-            output, errors = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
-            process = subprocess.Popen(
-                command, env=environment, cwd=REPOSITORY, stdout=output, stderr=errors
-            )
-            stack.callback(process.kill)
+            call = (dict(environment), function, json.dumps(arguments), f"{folder}/{rank}")
+            process = context.Process(target=_rank, args=call, daemon=True)
+            process.start()
             processes.append(process)
-            outputs.append((output, errors))
-        for rank, process in enumerate(processes):
-            code = process.wait(timeout_seconds)
-            assert code == 0, f"rank {rank} failed:\n{_read(outputs[rank][1])[-4000:]}"
-            results.append(json.loads(_read(outputs[rank][0]).strip().splitlines()[-1]))
-    return results
+        try:
+            return [
+                _result(process, Path(folder, str(rank)), timeout_seconds)
+                for rank, process in enumerate(processes)
+            ]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
-def _read(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read()
+def _forkserver() -> multiprocessing.context.ForkServerContext:
+    """Where ranks are forked; its process starts with the first call and one thread for torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+    return context
+
+
+def _rank(environment: dict[str, str], function: str, arguments: str, place: str) -> None:
+    """In the rank: what it prints goes to ``<place>.log``, its result to ``<place>.json``."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    log = os.open(f"{place}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        import torch.distributed as dist
+
+        from tests.support import workers
+
+        result = getattr(workers, function)(**json.loads(arguments))
+        Path(f"{place}.json").write_text(json.dumps(result))
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _result(process: multiprocessing.process.BaseProcess, place: Path, timeout: float) -> Any:
+    process.join(timeout)
+    log = place.with_suffix(".log")
+    said = log.read_text(errors="replace")[-4000:] if log.exists() else ""
+    assert process.exitcode == 0, f"rank {place.name} ended with {process.exitcode}:\n{said}"
+    return json.loads(place.with_suffix(".json").read_bytes())

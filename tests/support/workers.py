@@ -1,10 +1,7 @@
-"""What the ranks of a distributed test run; each function's result is printed as JSON."""
+"""What the ranks of a distributed test run; each function's result can be written as JSON."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +158,3 @@ def exact_resume(data: str, output: str, strategy: dict[str, Any]) -> dict[str, 
     from tests.support.exact_resume import run_and_resume
 
     return run_and_resume(data, Path(output), strategy, TorchrunContext())
-
-
-def main() -> None:
-    """Entry point of a rank."""
-    result = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
-    print(json.dumps(result))
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    # All work is done. Threads of torch's process groups may still be joinable while C++ takes
-    # down its statics, which aborts about one process in ten (seen with DeepSpeed's engines).
-    sys.stdout.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
