@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
@@ -110,12 +109,12 @@ class DeepSpeedStrategy(EngineShell):
         engine.set_gradient_accumulation_boundary(last_micro_batch)
         return engine
 
-    @override
     def backward(self, name: str, loss: Tensor) -> None:
+        """Backward pass through the engine, which scales and reduces the gradients."""
         self._engines[name].backward(loss)
 
-    @override
     def step(self, name: str) -> StepStats:
+        """Clip, update and zero the gradients; what happened."""
         engine = self._engines[name]
         lr = self._set_lr(name, engine.optimizer)
         if self._stage(name) == 0:

@@ -52,10 +52,10 @@ class EngineShell(ABC):
             group["lr"] = lr
         return lr
 
-    @override
     def optimizer_steps(self, name: str) -> int:
+        """Updates that the network's optimizer has made."""
         return self._steps[name]
 
-    @override
     def module(self, name: str) -> nn.Module:
+        """The network itself, without its engine."""
         return self._bare[name]

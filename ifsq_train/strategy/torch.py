@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.context import RunContext
@@ -59,8 +58,8 @@ class TorchStrategy(EngineShell):
         del name
         loss.backward()
 
-    @override
     def step(self, name: str) -> StepStats:
+        """Clip, update and zero the gradients; what happened."""
         optim, optimizer = self._optim[name], self._optimizers[name]
         parameters = list(self._bare[name].parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -92,7 +91,7 @@ class TorchStrategy(EngineShell):
         for state in self._optimizers[name].state.values():
             state["step"].fill_(optimizer_steps)
 
-    @override
     def describe(self) -> dict[str, object]:
+        """The engine, for the run's result."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         return {"strategy": "torch", "zero_stage": None, "world_size": world}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ifsq_train.config import GeneratorTaskConfig
 from ifsq_train.config.tasks import GENERATOR
@@ -122,10 +121,10 @@ class GeneratorTask(ABC, Generic[ConfigT]):
         """What the generator speaks; `GeneratorSpec.from_dict` reads it."""
         return {} if self._spec is None else self._spec.to_dict()
 
-    @override
     def loss(
         self, update: str, models: Mapping[str, nn.Module], batch: Batch, info: StepInfo
     ) -> LossOutput:
+        """Loss of the generator on a batch of tokens or latents, with its alignment term."""
         self.network.train()
         inputs = self._inputs(batch)
         labels = labels_with_dropout(batch, info, self.config.model.class_dropout)

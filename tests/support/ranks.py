@@ -14,6 +14,8 @@ import sys
 import tempfile
 import traceback
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def run_ranks(
                 process.join()
 
 
-def _forkserver() -> multiprocessing.context.ForkServerContext:
+def _forkserver() -> ForkServerContext:
     """Where ranks are forked; its process starts with the first call and one thread for torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
@@ -101,7 +103,7 @@ def _rank(environment: dict[str, str], function: str, arguments: str, place: str
         os._exit(1)
 
 
-def _result(process: multiprocessing.process.BaseProcess, place: Path, timeout: float) -> Any:
+def _result(process: BaseProcess, place: Path, timeout: float) -> Any:
     process.join(timeout)
     log = place.with_suffix(".log")
     said = log.read_text(errors="replace")[-4000:] if log.exists() else ""
