@@ -9,10 +9,10 @@ EXTRAS := dali,s3,k8s,demo,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input $(if $(CI),--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick mutate lint format docs clean
+.PHONY: help install demo test test-peers quick mutate lint format docs clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
@@ -43,6 +43,17 @@ quick: $(INSTALLED) ## Check what changed and run the fast tests
 	$(if $(CHANGED),$(BIN)/pyright $(CHANGED))
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not heavy and not compiles" \
 	  tests/unit tests/goldens $(PYTEST_ARGS)
+
+PEERS := .venv-peers
+
+$(PEERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input install torch==2.13.0
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --no-input install -e ".[peers]"
+	@touch $@
+
+test-peers: $(PEERS)/.installed ## Compare results with other projects' own code
+	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest tests/peers $(PYTEST_ARGS)
 
 MODULE ?= ifsq_train/checkpoint/retention.py
 SAMPLE ?= 20

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from ifsq_train.api.pictures import OutputType, check_output_type, from_batch
 from ifsq_train.api.tokenizer import Tokenizer
+from ifsq_train.artifacts.pretrained import TOKENIZER_FOLDER, open_pretrained
 from ifsq_train.artifacts.trained import TrainedGenerator, Weights, load_generator
 from ifsq_train.config import SampleConfig
 from ifsq_train.config.load import validate_recipe
@@ -65,15 +66,16 @@ class Generator:
         cls,
         path: str | Path,
         *,
-        tokenizer: Tokenizer | str | Path,
+        tokenizer: Tokenizer | str | Path | None = None,
         weights: Weights = "averaged",
         device: str | torch.device | None = None,
     ) -> Generator:
         """Open a generator.
 
         Args:
-            path: run folder or checkpoint folder of a generator.
-            tokenizer: the one its tokens were made with, or where it lies.
+            path: run folder or checkpoint folder of a generator, or folder of ``ifsq export``.
+            tokenizer: the one its tokens were made with, or where it lies; folders of
+                ``ifsq export`` have it with them.
             weights: of the generator; ``averaged``, which are the live ones where no averages were
                 kept, or ``live``.
             device: for both networks; the tokenizer's when not given.
@@ -84,6 +86,13 @@ class Generator:
         if weights not in ("averaged", "live"):
             raise UserError(f"weights: found '{weights}'; use averaged or live")
         trained = load_generator(path, weights)
+        if tokenizer is None:
+            tokenizer = Path(path) / TOKENIZER_FOLDER
+            if not tokenizer.is_dir():
+                raise UserError(
+                    f"{path} has no tokenizer with it; give tokenizer=, the run or folder of the"
+                    " one its tokens were made with"
+                )
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = _matching(tokenizer, trained.spec.tokenizer_fingerprint)
         if device is not None:
@@ -185,7 +194,7 @@ class Generator:
 def _matching(path: str | Path, fingerprint: str) -> Tokenizer:
     """The tokenizer at `path`, with those of its weights that have the fingerprint, if any have."""
     averaged = Tokenizer.from_pretrained(path)
-    if averaged.fingerprint == fingerprint:
+    if averaged.fingerprint == fingerprint or open_pretrained(Path(path)) is not None:
         return averaged
     live = Tokenizer.from_pretrained(path, weights="live")
     return live if live.fingerprint == fingerprint else averaged

@@ -46,7 +46,7 @@ class Tokenizer:
         """Open a tokenizer.
 
         Args:
-            path: run folder, checkpoint folder, or folder written by ``ifsq checkpoint export``.
+            path: run folder, checkpoint folder, or folder written by ``ifsq export``.
             weights: ``averaged``, which are the live ones where no averages were kept, or ``live``.
             device: see `to`.
 

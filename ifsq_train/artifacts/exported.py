@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-from data_pipelines.documents import parse_json
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UserError
 from ifsq_train.artifacts.networks import build_tokenizer
+from ifsq_train.artifacts.pretrained import fill, read_document
 from ifsq_train.artifacts.trained import TrainedTokenizer, Weights, load_tokenizer
 from ifsq_train.config import TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.load import validate_recipe
@@ -24,7 +19,7 @@ def open_tokenizer(path: str | Path, weights: Weights = "averaged") -> TrainedTo
     """Open a tokenizer.
 
     Args:
-        path: run folder, checkpoint folder, or folder of `ifsq checkpoint export`.
+        path: run folder, checkpoint folder, or folder of `ifsq export`.
         weights: the averaged ones, which are the live ones where none were kept, or the live ones.
 
     Raises:
@@ -33,8 +28,8 @@ def open_tokenizer(path: str | Path, weights: Weights = "averaged") -> TrainedTo
     folder = Path(path)
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; give a run folder, a checkpoint folder or a folder of exported"
-            " weights. `ifsq checkpoint import` makes a run folder of a released file"
+            f"{folder} is a file; give a run folder, a checkpoint folder or a folder of"
+            " `ifsq export`. `ifsq checkpoint import` makes a run folder of a released file"
         )
     if (folder / RECIPE).is_file():
         return _of_plain_export(folder, weights)
@@ -56,50 +51,6 @@ def _of_plain_export(folder: Path, weights: Weights) -> TrainedTokenizer:
     fill(network, file)
     step = _step_of(file)
     return TrainedTokenizer(network, task.model, network.fingerprint(), step, used)
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: it cannot be read, or is none.
-    """
-    try:
-        found = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: found a {type(found).__name__}, a JSON object is needed")
-    return found
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        DataError: missing or damaged.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; export the weights again")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error})") from None
-
-
-def fill(network: nn.Module, path: Path) -> None:
-    """Weights of a file into a network, which is then in eval mode and frozen.
-
-    Raises:
-        DataError: missing, damaged, or of another architecture.
-    """
-    tensors = read_weights(path)
-    try:
-        network.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: not the weights of this architecture: {first}") from None
-    network.eval().requires_grad_(False)
 
 
 def _step_of(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Trained networks, opened from a run folder or a checkpoint for use after training."""
+"""Trained networks, opened for use from a run folder, a checkpoint or a folder of `ifsq export`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.artifacts.pretrained import Pretrained, open_pretrained
 from ifsq_train.checkpoint.averages import NOTED_SHARE, initial_share
 from ifsq_train.checkpoint.reader import Checkpoint, open_checkpoint
 from ifsq_train.config import (
@@ -94,12 +95,14 @@ def load_tokenizer(path: str | Path, weights: Weights = "averaged") -> TrainedTo
     """Open a tokenizer.
 
     Args:
-        path: run folder or checkpoint.
+        path: run folder, checkpoint, or folder of `ifsq export --layout hf`.
         weights: the averaged ones, which are the live ones where none were kept, or the live ones.
 
     Raises:
         UserError: no complete checkpoint at `path`, or not one of a tokenizer.
     """
+    if (found := open_pretrained(Path(path))) is not None:
+        return _pretrained_tokenizer(found, weights)
     checkpoint = open_checkpoint(path)
     task = _recipe(checkpoint).task
     if not isinstance(task, TokenizerTaskConfig):
@@ -110,6 +113,15 @@ def load_tokenizer(path: str | Path, weights: Weights = "averaged") -> TrainedTo
     assert isinstance(network, Tokenizer)
     used = load_weights(checkpoint, AUTOENCODER, network, weights)
     return TrainedTokenizer(network, task.model, network.fingerprint(), checkpoint.step, used)
+
+
+def _pretrained_tokenizer(found: Pretrained, weights: Weights) -> TrainedTokenizer:
+    found.refuse_other_weights(weights)
+    config = found.tokenizer()
+    network = build_tokenizer(config)
+    found.fill(network)
+    found.check(fingerprint := network.fingerprint())
+    return TrainedTokenizer(network, config, fingerprint, found.step, found.weights)
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
@@ -123,6 +135,8 @@ def load_tokenizer_of(path: str | Path, fingerprint: str) -> TrainedTokenizer:
     averaged = load_tokenizer(path)
     if averaged.fingerprint == fingerprint or averaged.weights == "live":
         return averaged
+    if open_pretrained(Path(path)) is not None:  # has no others
+        return averaged
     live = load_tokenizer(path, "live")
     return live if live.fingerprint == fingerprint else averaged
 
@@ -131,12 +145,14 @@ def load_generator(path: str | Path, weights: Weights = "averaged") -> TrainedGe
     """Open a generator.
 
     Args:
-        path: run folder or checkpoint.
+        path: run folder, checkpoint, or folder of `ifsq export --layout hf`.
         weights: the averaged ones, which are the live ones where none were kept, or the live ones.
 
     Raises:
         UserError: no complete checkpoint at `path`, or not one of a generator.
     """
+    if (found := open_pretrained(Path(path))) is not None:
+        return _pretrained_generator(found, weights)
     checkpoint = open_checkpoint(path)
     task = _recipe(checkpoint).task
     if not isinstance(task, GeneratorTaskConfig):
@@ -151,6 +167,18 @@ def load_generator(path: str | Path, weights: Weights = "averaged") -> TrainedGe
     classes = checkpoint.header.get("classes")
     known = None if classes is None else tuple(classes)
     return TrainedGenerator(network, task, spec, checkpoint.step, fingerprint, used, known)
+
+
+def _pretrained_generator(found: Pretrained, weights: Weights) -> TrainedGenerator:
+    found.refuse_other_weights(weights)
+    task, stored = found.generator()
+    spec = GeneratorSpec.from_dict(stored)
+    network = build_generator(task, spec)
+    found.fill(network)
+    found.check(fingerprint := _generator_fingerprint(network, stored))
+    classes = found.facts.get("classes")
+    known = None if classes is None else tuple(classes)
+    return TrainedGenerator(network, task, spec, found.step, fingerprint, found.weights, known)
 
 
 def _generator_fingerprint(network: nn.Module, stored: dict[str, Any]) -> str:

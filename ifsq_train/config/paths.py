@@ -43,6 +43,11 @@ def with_absolute_paths(config: M, folder: Path | None = None) -> M:
     return _mapped(config, lambda path: absolute_place(path, base))
 
 
+def with_paths(config: M, change: Callable[[str], str]) -> M:
+    """The same recipe, or part of one, with every path and URL changed."""
+    return _mapped(config, change)
+
+
 def absolute_place(path: str, folder: Path | None = None) -> str:
     """A path made absolute (``~`` is the home folder), below `folder`; a URL stays as it is."""
     return path if "://" in path else str((folder or Path.cwd()) / Path(path).expanduser())

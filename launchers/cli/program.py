@@ -22,6 +22,7 @@ from launchers.cli import data_copy
 from launchers.cli import plan as cli_plan
 from launchers.cli import study as cli_study
 from launchers.cli.codes import export_codes, import_codes
+from launchers.cli.export import export
 from launchers.cli.first_steps import digits, doctor, init
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
@@ -56,6 +57,7 @@ app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_study.app, name="study")
 app.command("plan")(cli_plan.plan)
 register_job_commands(app)
+app.command()(export)
 app.command()(monitor)
 app.command()(report)
 app.command()(compare)

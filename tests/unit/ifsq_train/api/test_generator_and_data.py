@@ -15,6 +15,7 @@ from data_pipelines.errors import UserError
 from ifsq_train import Generator, Tokenizer, evaluate, load_dataset
 from ifsq_train.config import ImageDataConfig, TokenDataConfig
 from ifsq_train.data.open import open_train_data
+from ifsq_train.publishing.model_folder import ExportOptions, export_model
 from ifsq_train.sampling.draw import draw_samples, read_samples
 from tests.support.generator_parts import make_generators, sampling
 from tests.support.precompute_parts import write_tokenizer
@@ -49,6 +50,26 @@ def test_samples_are_those_of_the_command(parts: dict[str, str], tmp_path: Path,
     else:
         assert found.tokens is None
     assert generator.sample(1, **settings).images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "diffusion"])
+def test_an_exported_generator_needs_nothing_else(
+    parts: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    with pytest.raises(UserError, match="give --tokenizer RUN"):
+        export_model(parts[kind], tmp_path / "out")
+    export_model(parts[kind], tmp_path / "out", ExportOptions(tokenizer=parts["tokenizer"]))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    original = Generator.from_pretrained(parts[kind], tokenizer=parts["tokenizer"])
+    found = Generator.from_pretrained(tmp_path / "moved")
+    assert found.fingerprint == original.fingerprint
+    settings: dict[str, Any] = {"seed": 3, "flow": {"num_steps": 4}, "output_type": "pt"}
+    drawn = [one.sample([0, 2], **settings) for one in (original, found)]
+    assert torch.equal(drawn[0].images, drawn[1].images)
+    assert (tmp_path / "moved" / "preview.png").is_file()
+    config = sampling(parts, kind, tmp_path / "samples", samples_per_class=1)
+    places = {"generator": str(tmp_path / "moved"), "tokenizer": str(tmp_path / "moved/tokenizer")}
+    assert draw_samples(config.model_copy(update=places)) == 3
 
 
 def test_the_examples_of_the_documentation_run(
