@@ -55,11 +55,11 @@ $(PEERS)/.installed: pyproject.toml
 test-peers: $(PEERS)/.installed ## Compare results with other projects' own code
 	HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest tests/peers $(PYTEST_ARGS)
 
-MODULE ?= ifsq_train/checkpoint/retention.py
+MODULE ?=
 SAMPLE ?= 20
 SEED ?= 0
 
-mutate: $(INSTALLED) ## Put faults into MODULE, one at a time, and count those that no test notices
+mutate: $(INSTALLED) ## Put faults into MODULE (all of the core if none), one at a time; count those not noticed
 	$(BIN)/python -m tests.mutation $(MODULE) --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(INSTALLED) ## Check style, types, import rules and the documentation

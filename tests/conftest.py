@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Ray turns authentication on when it finds a stray token in the home folder; tests never want it.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -13,6 +14,16 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 from tests.support.repository import REPOSITORY, SHARED
+
+# The same examples in every run, none kept between runs, and a busy machine fails nothing.
+settings.register_profile(
+    "suite",
+    database=None,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -31,13 +31,18 @@ def known() -> dict[str, Tensor]:
 
 
 def test_the_committed_values_are_what_the_formulas_give() -> None:
-    """To the rounding of the libraries that NumPy calls; the inputs exactly."""
+    """To the rounding of the libraries that NumPy calls; the inputs exactly.
+
+    A gradient is a difference of large terms, so its small elements are known to a share of the
+    largest one only: processors differ there.
+    """
     derived, committed = store.derive_all(), {k: v.numpy() for k, v in known().items()}
     assert derived.keys() == committed.keys()
     for name, value in derived.items():
         assert value.dtype == committed[name].dtype, name
         if value.dtype == np.float64:
-            np.testing.assert_allclose(committed[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+            near = 1e-9 * float(np.abs(value).max(initial=1e-3))
+            np.testing.assert_allclose(committed[name], value, rtol=1e-9, atol=near, err_msg=name)
         else:
             np.testing.assert_array_equal(committed[name], value, err_msg=name)
 

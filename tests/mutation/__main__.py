@@ -1,37 +1,39 @@
-"""Run a seeded sample of a module's mutants and print those that no test noticed."""
+"""Put a seeded sample of mutants into modules and print those that no test noticed."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from tests.mutation.targets import tests_of
+from tests.mutation.equivalents import accepted
+from tests.mutation.known_faults import FAULTS, Fault
+from tests.mutation.live_code import changed_functions
+from tests.mutation.mutants import Mutant, modules_below, sample
+from tests.mutation.rooms import NOT_ASKED, ROOMS, RUN_ELSEWHERE, SUITE, mirror_of
 from tests.support.repository import REPOSITORY, SHARED
 
-CONFIG = """[cosmic-ray]
-module-path = "{module}"
-timeout = {timeout}
-excluded-modules = []
-test-command = {command}
-
-[cosmic-ray.distributor]
-name = "local"
-"""
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+QUICK = "not slow and not compiles and not gpu"
+START_SECONDS = 15.0
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Tracked files only; the reference data stays beside it. Mutants are written in place."""
+    """Tracked files only; the reference data stays beside it. Some mutants are written in place."""
     target = folder / "checkout"
     names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in filter(None, names.stdout.split("\0")):
         if (REPOSITORY / name).is_file():
@@ -44,89 +46,162 @@ def copy_checkout(folder: Path) -> Path:
 
 def run(command: list[str], checkout: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=checkout, env=environment, check=True)
+    subprocess.run(command, cwd=checkout, env=environment, check=False)
 
 
-def annotated_lines(path: Path) -> set[tuple[int, int]]:
-    """(line, column) of everything inside annotations, which are never evaluated here."""
-    places = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        for name in ("annotation", "returns"):
-            part = getattr(node, name, None)
-            if isinstance(part, ast.AST):
-                places |= {
-                    (inner.lineno, inner.col_offset)
-                    for inner in ast.walk(part)
-                    if isinstance(inner, ast.expr)
-                }
-    return places
+def measure_reach(checkout: Path, tests: list[str], output: Path) -> None:
+    """Run the tests without a fault; those that fail are asked about no mutant."""
+    ignored = [f"--ignore={path}" for path in NOT_ASKED]
+    reach = ["-p", "tests.mutation.reach", "--reach", str(output)]
+    run([*PYTEST, "-m", QUICK, "--tb=line", *reach, *ignored, *tests], checkout)
 
 
-def keep_sample(session: Path, count: int, seed: int, skipped: set[tuple[int, int]]) -> int:
-    """Leave that many of the session's mutants; returns how many there were."""
-    from cosmic_ray.work_db import WorkDB, use_db
+class Planner:
+    """Chooses the tests of a mutant: those that reach it, of its own folder first, quick first."""
 
-    with use_db(str(session), WorkDB.Mode.open) as found:
-        items = [
-            item
-            for item in sorted(found.work_items, key=lambda item: str(item.mutations))
-            if not any(part.start_pos in skipped for part in item.mutations)
+    def __init__(self, reach: dict[str, Any], budget_seconds: float) -> None:
+        self._calls: dict[str, list[str]] = reach["calls"]
+        self._seconds: dict[str, float] = reach["seconds"]
+        self._budget = budget_seconds
+
+    def plan(self, mutant: Mutant) -> tuple[bool, dict[str, Any]]:
+        """(whether a living process can take it, entry for a plan)."""
+        path = REPOSITORY / mutant.module
+        changed = changed_functions(str(path), path.read_text(), mutant.source)
+        live = changed is not None
+        tests = self._reaching(mutant.module, changed[0]) if changed is not None else []
+        if not tests:
+            live, tests = False, self._of_module(mutant.module)
+        chosen, total = self._within_budget(mutant.module, tests)
+        entry = {
+            "name": mutant.name,
+            "module": mutant.module,
+            "line": mutant.line,
+            "before": mutant.before,
+            "after": mutant.after,
+            "source": mutant.source,
+            "tests": chosen,
+            "limit": START_SECONDS + 20.0 + 8 * total,
+        }
+        return live, entry
+
+    def _reaching(self, module: str, names: list[str]) -> list[str]:
+        for name in names:
+            if found := self._calls.get(f"{module}:{name}"):
+                return found
+        return []
+
+    def _of_module(self, module: str) -> list[str]:
+        elsewhere = [
+            t for prefix, tests in RUN_ELSEWHERE.items() if module.startswith(prefix) for t in tests
         ]
-    session.unlink()
-    chosen = random.Random(seed).sample(items, min(count, len(items)))
-    with use_db(str(session), WorkDB.Mode.create) as kept:
-        kept.add_work_items(chosen)
-    return len(items)
+        found = {
+            t for key, tests in self._calls.items() if key.startswith(f"{module}:") for t in tests
+        }
+        mirrored = {test for test in self._seconds if test.startswith(mirror_of(module))}
+        return [*sorted(found | mirrored), *elsewhere]
+
+    def _within_budget(self, module: str, tests: list[str]) -> tuple[list[str], float]:
+        mirror, total, chosen = mirror_of(module), 0.0, []
+
+        def rank(test: str) -> float:
+            seconds = self._seconds.get(test, 30.0)
+            return seconds if test.startswith(mirror) else 3 * seconds + 0.1
+
+        for test in sorted(tests, key=rank):
+            seconds = self._seconds.get(test, 30.0)
+            if not chosen or total + seconds < self._budget:
+                chosen.append(test)
+                total += seconds
+        return chosen, total
 
 
-def report(session: Path, total: int) -> int:
-    """Print the outcome; returns the number of survivors."""
-    from cosmic_ray.work_db import WorkDB, use_db
+def test_mutants(checkout: Path, planned: list[tuple[bool, dict]], outcomes: Path) -> None:
+    done = {json.loads(line)["name"] for line in outcomes.open()} if outcomes.exists() else set()
+    left = [(live, entry) for live, entry in planned if entry["name"] not in done]
+    print(f"{len(planned)} mutants, {len(left)} of them left")
+    for live in (True, False):
+        plan = [entry for other, entry in left if other == live]
+        file = checkout.parent / f"plan-{live}.json"
+        file.write_text(json.dumps(plan))
+        if plan and live:
+            files = sorted({test.split("::")[0] for entry in plan for test in entry["tests"]})
+            plugin = ["-p", "tests.mutation.forked", "--mutants", str(file)]
+            run([*PYTEST, *plugin, "--outcomes", str(outcomes), *files], checkout)
+        elif plan:
+            command = [sys.executable, "-m", "tests.mutation.fresh", str(file), str(outcomes)]
+            run(command, checkout)
 
-    with use_db(str(session), WorkDB.Mode.open) as found:
-        outcomes = dict(found.results)
-        items = {str(item.job_id): item for item in found.work_items}
-    survivors = []
-    for job, result in outcomes.items():
-        if result.test_outcome is not None and result.test_outcome.value == "survived":
-            (mutation,) = items[str(job)].mutations
-            line, _ = mutation.start_pos
-            survivors.append(f"{mutation.module_path}:{line} {mutation.operator_name}")
-            print(result.diff or survivors[-1])
-    caught = len(outcomes) - len(survivors)
-    print(f"{caught} of {len(outcomes)} mutants caught (of {total} possible)")
-    print(*survivors, sep="\n")
-    return len(survivors)
+
+def report(outcomes: Path) -> None:
+    """Print the survivors, and how many of each module were caught."""
+    known = accepted()
+    counts: dict[str, Counter[str]] = {}
+    for line in outcomes.open():
+        found = json.loads(line)
+        if (found["module"], found["before"], found["after"]) in known:
+            found["outcome"] = "equivalent"
+        counts.setdefault(found["module"], Counter())[found["outcome"]] += 1
+        if found["outcome"] not in ("caught", "equivalent"):
+            print(f"{found['outcome']} {found['name']} ({found['tests']} tests) {found['by']}")
+            print(f"  - {found['before']}\n  + {found['after']}")
+    total: Counter[str] = Counter()
+    for module, count in sorted(counts.items()):
+        total += count
+        print(f"{module}: {count['caught']} of {count.total() - count['equivalent']}")
+    tested = total.total() - total["equivalent"]
+    share = total["caught"] / max(tested, 1)
+    print(f"{total['caught']} of {tested} caught ({share:.1%}); {dict(total)}")
+
+
+def _of_fault(fault: Fault) -> Mutant | None:
+    mutant = fault.mutant()
+    if mutant is None:
+        print(f"{fault.what}: its line is not, or not once, in {fault.module}")
+    return mutant
+
+
+def chosen_mutants(options: argparse.Namespace) -> list[Mutant]:
+    if options.known:
+        return [mutant for fault in FAULTS if (mutant := _of_fault(fault)) is not None]
+    known = set() if options.with_equivalents else accepted()
+    if options.modules:
+        modules = modules_below(options.modules)
+        return sample(modules, options.sample, options.seed, known)
+    found = []
+    for name, room in ROOMS.items():
+        if options.rooms is None or name in options.rooms:
+            found += sample(modules_below(list(room.paths)), room.share, options.seed, known)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("module", help="path from the checkout, such as ifsq_train/losses/...py")
+    parser.add_argument("modules", nargs="*", help="paths from the checkout; none: all rooms")
+    parser.add_argument("--known", action="store_true", help="the known faults, one at a time")
+    parser.add_argument("--rooms", nargs="*", help="only these of the rooms")
     parser.add_argument("--sample", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one mutant")
+    parser.add_argument("--tests", nargs="*", default=SUITE, help="tests to choose from")
+    parser.add_argument("--reach", type=Path, help="kept between runs: which test calls what")
+    parser.add_argument("--outcomes", type=Path, help="kept between runs: what is known already")
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds of tests for a mutant")
+    parser.add_argument("--with-equivalents", action="store_true")
+    parser.add_argument("--only-reach", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ifsq-mutation-") as temporary:
         folder = Path(temporary)
         checkout = copy_checkout(folder)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += ["-m", "not slow", *tests_of(options.module)]
-        run(command, checkout)  # without a fault they pass
-        config, session = folder / "config.toml", folder / "session.sqlite"
-        config.write_text(
-            CONFIG.format(
-                module=options.module,
-                timeout=options.timeout,
-                command=json.dumps(" ".join(f"'{part}'" for part in command)),
-            )
-        )
-        tool = [sys.executable, "-m", "cosmic_ray.cli"]
-        run([*tool, "init", str(config), str(session)], checkout)
-        total = keep_sample(
-            session, options.sample, options.seed, annotated_lines(checkout / options.module)
-        )
-        run([*tool, "exec", str(config), str(session)], checkout)
-        report(session, total)
+        reach = options.reach or folder / "reach.json"
+        if not reach.exists():
+            measure_reach(checkout, options.tests, reach)
+        if options.only_reach:
+            return
+        outcomes = options.outcomes or folder / "outcomes.jsonl"
+        planner = Planner(json.loads(reach.read_text()), options.budget)
+        planned = [planner.plan(mutant) for mutant in chosen_mutants(options)]
+        test_mutants(checkout, planned, outcomes)
+        report(outcomes)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class DiskRecord:
     """Syncs and renames, in order, as ``(operation, name)``; the n-th may fail.
 
     A sync of a file names the file and says how many bytes were in it; temporary names are shown
-    as ``*``.
+    as ``*``. Nothing is really synced: that takes long and no test cuts the power.
     """
 
     def __init__(self, fail_at: int | None = None) -> None:
@@ -35,7 +35,7 @@ class DiskRecord:
 def recorded_disk(fail_at: int | None = None) -> Iterator[DiskRecord]:
     """Records for a block; the operation with number `fail_at` is refused instead."""
     record = DiskRecord(fail_at)
-    real_sync, real_replace, real_link = os.fsync, Path.replace, os.link
+    real_replace, real_link = Path.replace, os.link
 
     def sync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -43,7 +43,6 @@ def recorded_disk(fail_at: int | None = None) -> Iterator[DiskRecord]:
             record.note("sync folder", path.name)
         else:
             record.note("sync file", f"{path.stat().st_size} bytes")
-        real_sync(descriptor)
 
     def replace(self: Path, target: Any) -> Path:
         record.note("rename", Path(target).name)
@@ -103,3 +102,34 @@ def every_prefix(write: Callable[[FailingStorage], object], root: Path) -> Itera
             continue
         yield number
         return
+
+
+def refused_at_every_change(
+    job: Callable[[Path], object],
+    folder: Path,
+    *,
+    start: Callable[[Path], object] = lambda _: None,
+    kinds: tuple[str, ...] = ("sync file", "rename", "sync folder"),
+) -> Iterator[tuple[Path, list[str]]]:
+    """Run a job once for every change that it makes to the disk, refused at that change.
+
+    Args:
+        job: given an output folder that `start` has prepared.
+        folder: below it every run has its own output folder.
+        start: makes the output folder's first state.
+        kinds: of changes that are refused.
+
+    Yields:
+        The output folder as the refused job left it, and the names of the files that it renamed.
+    """
+    start(folder / "whole")
+    with recorded_disk() as whole:
+        job(folder / "whole")
+    for number, (operation, _) in enumerate(whole.operations):
+        if operation not in kinds:
+            continue
+        output = folder / f"refused-{number}"
+        start(output)
+        with recorded_disk(number) as record, pytest.raises(Exception, match="No space left"):
+            job(output)
+        yield output, [name for kind, name in record.operations if kind == "rename"]

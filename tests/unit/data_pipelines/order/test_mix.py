@@ -32,7 +32,7 @@ def test_shares_are_exact_in_every_batch_they_can_be():
         assert np.bincount(dataset, minlength=3).tolist() == [20, 8, 12]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     weights=st.lists(st.integers(1, 60), min_size=3, max_size=3),
     first=st.integers(0, 5_000),

@@ -24,7 +24,7 @@ def _epoch_ids(plan: SamplePlan, epoch: int) -> np.ndarray:
     return np.concatenate([plan.batch_ids(first + k) for k in range(plan.steps_per_epoch)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     num_samples=st.integers(16, 1500),
     num_shards=st.integers(1, 9),

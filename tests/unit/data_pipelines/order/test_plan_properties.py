@@ -18,7 +18,7 @@ PLANS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PLANS, st.integers(0, 3))
 def test_an_epoch_has_every_sample_at_most_once(plan: SamplePlan, epoch: int) -> None:
     first = epoch * plan.steps_per_epoch
@@ -31,7 +31,7 @@ def test_an_epoch_has_every_sample_at_most_once(plan: SamplePlan, epoch: int) ->
     assert all(plan.epoch(step) == epoch for step in steps)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PLANS, st.integers(0, 10**9), st.integers(1, 7))
 def test_any_number_of_ranks_shares_the_same_batch(
     plan: SamplePlan, step: int, world_size: int
@@ -43,7 +43,7 @@ def test_any_number_of_ranks_shares_the_same_batch(
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PLANS, st.integers(0, 10**6))
 def test_a_batch_depends_on_the_step_only(plan: SamplePlan, step: int) -> None:
     """Not on which batches were asked for before."""
