@@ -65,13 +65,30 @@ def ray_session(address: str | None, *, min_cpus: int) -> Iterator[Any]:
             options |= {"num_cpus": cpus, "include_dashboard": False}
         else:
             logger.info("joining the Ray cluster at %s", address)
+        _init(ray, address, options)
+        stack.callback(ray.shutdown)
+        yield ray
+
+
+def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """`ray.init`, once more where Ray's own 30 seconds were not enough on a busy machine."""
+    for attempt in (1, 2):
         try:
             ray.init(address=address, **options)
+            return
         except ConnectionError as error:
             raise UserError(
                 f"no Ray cluster lets this program in at '{address}': check the address, and the"
                 " token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH); or leave --address out to start a"
                 " local one"
             ) from error
-        stack.callback(ray.shutdown)
-        yield ray
+        except Exception as error:  # Ray has no class of its own for this
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == 2:
+                raise UserError(
+                    "Ray did not start on this machine within 30 seconds, twice: it is short of"
+                    " processors or memory; end other work and run the command again"
+                ) from error
+            logger.warning("Ray did not start within 30 seconds, starting it once more")
