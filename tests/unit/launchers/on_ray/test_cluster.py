@@ -44,7 +44,7 @@ def test_a_machine_that_is_too_busy_is_one_clear_line() -> None:
 def test_other_errors_of_ray_are_not_hidden() -> None:
     class Broken(SlowRay):
         def init(self, **options: Any) -> None:
-            raise ValueError("something else")
+            raise ValueError(f"something else, given {sorted(options)}")
 
     with pytest.raises(ValueError, match="something else"):
         _init(Broken(0), "local", {})
