@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost
 from launchers.jobs.request import METRICS_PORT
-from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.rayjob import RUN_ANNOTATION
 from launchers.on_kubernetes.submission import stored_shape

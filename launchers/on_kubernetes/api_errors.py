@@ -8,14 +8,6 @@ from typing import Any
 from data_pipelines.errors import UserError
 
 
-class ConnectionLost(Exception):
-    """The API server cannot be reached now, or does not know its own users yet."""
-
-
-class Refused(ConnectionLost):
-    """Access that was granted before is denied; the message says what."""
-
-
 class NoCluster(UserError):
     """No cluster is configured, or none answers at the configured address."""
 

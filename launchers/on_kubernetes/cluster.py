@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost, Refused
 from launchers.jobs.state import JobState
 from launchers.on_kubernetes.api_errors import (
     PASSING_REFUSALS,
-    ConnectionLost,
     NoCluster,
-    Refused,
     explain,
 )
 from launchers.on_kubernetes.connection import connect_client, get_path

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost
 from launchers.jobs.state import FAILED, JobState
 from launchers.jobs.verdict import failure_lines
-from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.logs import PodLog, is_noise, submitter_pods
 from launchers.on_kubernetes.rayjob import CODE_ANNOTATION, IMAGE_ANNOTATION, RUN_ANNOTATION

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost
 from launchers.jobs.state import FAILED, GONE, QUEUED, RETRYING, STARTING, JobState
 from launchers.jobs.verdict import JobFailed, failure_text
-from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.logs import JobLogFollower
 

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from data_pipelines.errors import UserError
-from launchers.on_kubernetes.api_errors import ConnectionLost
+from launchers.jobs.patience import ConnectionLost, Patience
 from launchers.on_kubernetes.cluster import KubernetesCluster
-from launchers.on_kubernetes.watching import Patience
 
 _QUIET_SECONDS = 60
 """A connection without output for this long is opened anew: it may be dead."""
@@ -137,7 +136,7 @@ class JobLogFollower:
         self.denied: UserError | None = None
         self._cluster, self._name, self._show = cluster, name, show
         self._stop = threading.Event()
-        self._patience = Patience(cluster.patience_seconds)
+        self._patience = Patience(cluster.patience_seconds, f"ifsq status {name}")
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -168,7 +167,7 @@ class JobLogFollower:
         try:
             pods = submitter_pods(self._cluster, self._name)
         except ConnectionLost as error:
-            self._patience.lost(self._name, error)
+            self._patience.lost(error)
             return []
         self._patience.found()
         return pods

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost
 from launchers.jobs.state import FINISHED, QUEUED, RUNNING, STARTING, JobState
-from launchers.on_kubernetes.api_errors import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.events import parse_time
 from launchers.on_kubernetes.logs import PodLog, submitter_pods

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from data_pipelines.errors import UserError
-from launchers.on_kubernetes.api_errors import ConnectionLost
+from launchers.jobs.patience import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.events import (
     JobObjects,

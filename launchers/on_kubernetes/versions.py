@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from data_pipelines.errors import UserError
-from launchers.on_kubernetes.api_errors import ConnectionLost
+from launchers.jobs.patience import ConnectionLost
 from launchers.on_kubernetes.cluster import KubernetesCluster
 
 MIN_KUBERNETES = (1, 30)

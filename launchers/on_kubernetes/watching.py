@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost, Patience
 from launchers.jobs.state import GONE, JobState
-from launchers.on_kubernetes.api_errors import ConnectionLost, Refused
 from launchers.on_kubernetes.state import rayjob_state
 
 if TYPE_CHECKING:
@@ -19,44 +17,6 @@ CONNECT_SECONDS = 5
 WATCH_SECONDS = 60
 """A watch is renewed after this time, so that a dead connection is noticed."""
 RETRY_SECONDS = 1.0
-REFUSAL_PATIENCE_SECONDS = 60.0
-"""How long a refusal of what was granted before is taken for a server that is starting."""
-
-
-@dataclass
-class Patience:
-    """How long the server has been away, and when that is too long.
-
-    Args:
-        limit_seconds: for an API server that does not answer.
-    """
-
-    limit_seconds: float
-    since: float | None = None
-
-    def lost(self, name: str, error: ConnectionLost) -> bool:
-        """Note a lost connection; True if it is the first after good times.
-
-        Raises:
-            UserError: it has been away too long, or access is denied for good.
-        """
-        first = self.since is None
-        if self.since is None:
-            self.since = time.monotonic()
-        away = time.monotonic() - self.since
-        if isinstance(error, Refused) and away > min(self.limit_seconds, REFUSAL_PATIENCE_SECONDS):
-            raise UserError(str(error)) from error
-        if away > self.limit_seconds:
-            raise UserError(
-                f"the API server was away for {self.limit_seconds:.0f} s; the job may still run,"
-                f" look later: ifsq status {name}"
-            ) from error
-        return first
-
-    def found(self) -> bool:
-        """Note an answer; True if the server had been away."""
-        away, self.since = self.since is not None, None
-        return away
 
 
 def watch_job(
@@ -73,7 +33,7 @@ def watch_job(
     Raises:
         UserError: access is denied, or the server stays away too long.
     """
-    patience = Patience(cluster.patience_seconds)
+    patience = Patience(cluster.patience_seconds, f"ifsq status {name}")
     while True:
         try:
             for state in _watch_once(cluster, name):
@@ -83,7 +43,7 @@ def watch_job(
                 if state.finished:
                     return
         except ConnectionLost as error:
-            if patience.lost(name, error):
+            if patience.lost(error):
                 on_trouble(f"the API server cannot be reached ({error}); the job goes on")
             time.sleep(RETRY_SECONDS)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import UserError
+from launchers.jobs.patience import ConnectionLost, Patience
 from launchers.jobs.request import ENTRYPOINT, WORKDIR_VARIABLE, JobRequest
 from launchers.jobs.state import FAILED, GONE, RUNNING, STARTING, SUCCEEDED, JobState
 from launchers.jobs.verdict import JobFailed, failure_text
-from launchers.on_ray.cluster import import_ray
+from launchers.on_ray.job_server import JobServer, NoSuchJob
 
+Answer = TypeVar("Answer")
 _PHASES = {
     "PENDING": STARTING,
     "RUNNING": RUNNING,
@@ -30,23 +32,15 @@ class RayCluster:
 
     Args:
         address: of the dashboard, such as ``http://head:8265``.
+        patience_seconds: how long following a job outlives a job server that does not answer.
 
     Raises:
         UserError: nothing answers there.
     """
 
-    def __init__(self, address: str) -> None:
-        import_ray()
-        from ray.job_submission import JobSubmissionClient
-
-        try:
-            self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray job server answers at '{address}'; give the dashboard's address,"
-                " such as --address http://HEAD:8265"
-            ) from error
-        self.address = address
+    def __init__(self, address: str, patience_seconds: float = 600) -> None:
+        self._server = JobServer(address)
+        self.address, self.patience_seconds = address, patience_seconds
 
     def submit(self, request: JobRequest, cpus_per_node: float, workdir: str | None) -> None:
         """Start a job.
@@ -73,23 +67,34 @@ class RayCluster:
     def _try_to_submit(self, request: JobRequest, env: dict[str, str], *, last: bool) -> bool:
         """Submit; False if the cluster has just started and cannot take jobs yet."""
         try:
-            self._client.submit_job(
+            self._server.submit(
                 entrypoint=ENTRYPOINT,
                 submission_id=request.name,
                 runtime_env={"env_vars": env},
                 metadata={"managed-by": "ifsq", "kind": request.recipe.kind},
             )
-        except RuntimeError as error:
+        except (ConnectionLost, NoSuchJob) as error:
             if "No available agent" in str(error) and not last:
                 return False
             raise UserError(
-                f"the Ray cluster refuses the job: {' '.join(str(error).split())[:400]}"
+                f"the Ray cluster did not take the job: {error}; see whether it has it:"
+                f" {self.look_again(request.name, 'status')}"
             ) from error
         return True
 
+    def look_again(self, name: str, command: str = "logs --follow") -> str:
+        """The command that comes back to a job of this cluster."""
+        verb, *options = command.split()
+        return " ".join(["ifsq", verb, name, *options, "--to", "ray", "--address", self.address])
+
     def list_jobs(self) -> list[JobState]:
-        """Submitted jobs, newest first."""
-        jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        """Submitted jobs, newest first.
+
+        Raises:
+            UserError: the job server does not answer.
+        """
+        found = self._ask("", self._server.jobs)
+        jobs = [job for job in found if job.submission_id]
         jobs.sort(key=lambda job: job.start_time or 0, reverse=True)
         return [_state(job) for job in jobs]
 
@@ -97,61 +102,104 @@ class RayCluster:
         """Of one job.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or the job server does not answer.
         """
-        try:
-            return _state(self._client.get_job_info(name))
-        except RuntimeError as error:
-            raise _missing(name) from error
+        return self._ask(name, lambda: _state(self._server.job(name)))
 
     def logs(self, name: str) -> str:
         """Its output so far.
 
         Raises:
-            UserError: there is no such job.
+            UserError: there is no such job, or the job server does not answer.
         """
-        try:
-            return self._client.get_job_logs(name)
-        except RuntimeError as error:
-            raise _missing(name) from error
+        return self._ask(name, lambda: self._server.output(name))
 
     def cancel(self, name: str) -> None:
         """End a job; what it wrote stays.
 
         Raises:
-            UserError: there is no such job.
+            UserError: there is no such job, or the job server does not answer.
         """
+        self._ask(name, lambda: self._server.stop(name))
+
+    def _ask(self, name: str, call: Callable[[], Answer]) -> Answer:
         try:
-            self._client.stop_job(name)
-        except RuntimeError as error:
+            return call()
+        except NoSuchJob as error:
             raise _missing(name) from error
+        except ConnectionLost as error:
+            raise UserError(
+                f"the Ray job server at '{self.address}' does not answer ({error});"
+                " is the cluster's head up?"
+            ) from error
 
     def follow(self, name: str, say: Callable[[str], None]) -> None:
         """Show a job's states and output until it has finished.
 
+        A job server that does not answer is asked again for `patience_seconds`.
+
+        Raises:
+            JobFailed: it failed, was stopped, or the cluster does not know it any more.
+            UserError: there is no such job, or the job server stays away: the job may go on.
+        """
+        said = _Said(name, say)
+        server = f"the Ray job server at {self.address}"
+        patience = Patience(self.patience_seconds, self.look_again(name), server)
+        while True:
+            try:
+                state, text = self._look(name)
+            except ConnectionLost as error:
+                if patience.lost(error):
+                    say(f"[{name}] {server} cannot be reached ({error}); asking again")
+            except NoSuchJob as error:
+                raise _missing(name) if said.state is None else _forgotten(name) from error
+            else:
+                if patience.found():
+                    say(f"[{name}] {server} answers again")
+                if said.all_of(state, text):
+                    return
+            time.sleep(_POLL_SECONDS)
+
+    def _look(self, name: str) -> tuple[JobState, str]:
+        """A job's state and its output so far."""
+        state = _state(self._server.job(name))
+        try:
+            return state, self._server.output(name)
+        except ConnectionLost:
+            # The node that has the output of a job that has ended may be gone for good.
+            if state.finished:
+                return state, ""
+            raise
+
+
+class _Said:
+    """What has been shown of a job, and its verdict."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self._name, self._say = name, say
+        self._lines = 0
+        self.state: JobState | None = None
+
+    def all_of(self, state: JobState, text: str) -> bool:
+        """Say what is new; True when the job has succeeded.
+
         Raises:
             JobFailed: it failed or was stopped.
-            UserError: there is no such job.
         """
-        shown, last = 0, None
-        while True:
-            state = self.state(name)
-            if state != last:
-                say(f"[{name}] {state.line()}")
-            last = state
-            lines = self.logs(name).splitlines()
-            # The last line may be unfinished while the job runs.
-            ready = len(lines) if state.finished else max(len(lines) - 1, shown)
-            for line in lines[shown:ready]:
-                say(line)
-            shown = ready
-            if state.phase == GONE:
-                raise JobFailed(f"job '{name}' was stopped before it finished")
-            if state.phase == FAILED:
-                raise JobFailed(failure_text(state, lines))
-            if state.finished:
-                return
-            time.sleep(_POLL_SECONDS)
+        if state != self.state:
+            self._say(f"[{self._name}] {state.line()}")
+        self.state = state
+        lines = text.splitlines()
+        # The last line may be unfinished while the job runs.
+        ready = len(lines) if state.finished else max(len(lines) - 1, self._lines)
+        for line in lines[self._lines : ready]:
+            self._say(line)
+        self._lines = ready
+        if state.phase == GONE:
+            raise JobFailed(f"job '{self._name}' was stopped before it finished")
+        if state.phase == FAILED:
+            raise JobFailed(failure_text(state, lines))
+        return state.finished
 
 
 def _state(job: Any) -> JobState:
@@ -168,3 +216,10 @@ def _state(job: Any) -> JobState:
 
 def _missing(name: str) -> UserError:
     return UserError(f"no job '{name}' on this Ray cluster; `ifsq jobs --to ray` lists them")
+
+
+def _forgotten(name: str) -> JobFailed:
+    return JobFailed(
+        f"the Ray cluster does not know job '{name}' any more: its head was started again,"
+        " which ends its jobs; what the job wrote is kept, submitting it again goes on"
+    )

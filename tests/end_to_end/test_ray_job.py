@@ -3,71 +3,86 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from launchers.cli.program import app
+from tests.support.ports import free_ports
 from tests.support.repository import REPOSITORY
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def story(self) -> str:
+        """What became of it, for the message of a test that fails."""
+        ended = self.process.poll()
+        text = f"ray start {'runs' if ended is None else f'ended with {ended}'}:\n"
+        return text + self.log.read_text(errors="replace")[-6_000:]
+
+
+PORT_OPTIONS = (
+    "--port", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port", "--metrics-export-port", "--ray-client-server-port",
+    "--node-manager-port", "--object-manager-port",
+)  # fmt: skip
+"""All ports of a head: it ends when one of its agents finds its port taken."""
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def head() -> Iterator[Head]:
     """A cluster of one node as `ray start` makes it, on ports of its own."""
     binaries = Path(sys.executable).parent
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY)}
     # The job's `ifsq` is the one of this environment.
     env["PATH"] = f"{binaries}{os.pathsep}{env['PATH']}"
-    port, dashboard, agent, metrics, client = free_ports(5)
+    ports = dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True))
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         command = [binaries / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-        command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-        command += [f"--ray-client-server-port={client}", "--num-cpus=2", "--disable-usage-stats"]
+        command += [f"{option}={port}" for option, port in ports.items()]
+        command += [f"--temp-dir={folder}", "--num-cpus=2", "--disable-usage-stats"]
         log = Path(folder) / "head.log"
         with log.open("wb") as output:
-            head = subprocess.Popen(command, stdout=output, stderr=output, env=env)
-        url = f"http://127.0.0.1:{dashboard}"
-        wait_until_it_answers(f"{url}/api/version", head, log)
-        yield url
-        head.terminate()
-        head.wait(90)
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
+        head = Head(f"http://127.0.0.1:{ports['--dashboard-port']}", process, log)
+        wait_until_it_answers(head)
+        yield head
+        process.terminate()
+        process.wait(90)
 
 
-def wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+def wait_until_it_answers(head: Head) -> None:
+    deadline = time.monotonic() + 240
     while True:
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            urllib.request.urlopen(f"{head.url}/api/version", timeout=5).close()
             return
         except OSError:
-            assert head.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
+            assert head.process.poll() is None, head.story()
+            assert time.monotonic() < deadline, head.story()
             time.sleep(0.5)
 
 
 @pytest.mark.slow
-def test_a_job_is_followed_to_its_failure_and_listed(address: str, tmp_path: Path) -> None:
-    target = ["--to", "ray", "--address", address]
+def test_a_job_is_followed_to_its_failure_and_listed(head: Head, tmp_path: Path) -> None:
+    target = ["--to", "ray", "--address", head.url]
     job = ["demo/tokenizer", f"data.url={tmp_path}/nothing", f"output={tmp_path}/run"]
     done = CliRunner().invoke(app, ["submit", *job, "--name", "lost", *target])
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 1, f"{done.output}\n{done.exception}\n{head.story()}"
     assert "job 'lost' failed" in done.output
     assert "holds no dataset" in done.output or "manifest.json" in done.output
     again = CliRunner().invoke(app, ["submit", *job, "--name", "lost", *target])

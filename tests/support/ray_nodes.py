@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.ports import free_ports
+
 TAG = "IFSQ_TEST_CLUSTER"
 """Environment variable by which the processes of a cluster, and no others, are found."""
 
@@ -107,9 +109,7 @@ def ray_nodes(
     folder: Path, num_workers: int, cpus_per_node: int, environment: dict[str, str]
 ) -> Iterator[RayNodes]:
     """A cluster for the time of a block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"} | environment
     # Short heartbeats on the head, so that a dead node is known in seconds.

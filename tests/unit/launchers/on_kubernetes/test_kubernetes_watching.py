@@ -70,7 +70,7 @@ def test_a_restarting_server_that_knows_nobody_is_waited_for(
 def test_access_that_is_taken_away_for_good_ends_the_watch(
     api: Api, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launchers.on_kubernetes.watching.REFUSAL_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("launchers.jobs.patience.REFUSAL_PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("launchers.on_kubernetes.watching.WATCH_SECONDS", 1)
     cluster.submit(make_job())
     in_background(lambda: (time.sleep(0.5), api.kube.deny.append(("*", "rayjobs")))[0])
