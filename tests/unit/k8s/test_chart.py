@@ -346,3 +346,12 @@ def test_a_toleration_of_existence_has_no_value(helm: str) -> None:
     flags = ["--set", f"{where}.key=gpu,{where}.operator=Exists,{where}.value=yes"]
     done = run_helm(helm, "template", "test", str(CLUSTER_CHART), *flags)
     assert done.returncode != 0
+
+
+def test_every_exception_of_the_security_scan_has_a_reason() -> None:
+    found = yaml.safe_load((REPOSITORY / "k8s" / "checkov-exceptions.yaml").read_text())
+    assert set(found) == {"pods", "charts", "image"}
+    for part in found.values():
+        for check, reason in part.items():
+            assert check.startswith("CKV")
+            assert len(reason.split()) >= 5, check
