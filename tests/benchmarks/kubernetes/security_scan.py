@@ -3,9 +3,9 @@
     python -m tests.benchmarks.kubernetes.security_scan --helm HELM --checkov CHECKOV
 
 checkov knows no RayJobs, so the pod templates of the jobs are scanned as Pods, in the namespace of
-the chart's objects. A finding must be named, with its reason, in ``k8s/checkov-exceptions.yaml``; an
-exception that nothing needs is a fault too. checkov is not part of ``make install``: it pins many
-packages of its own.
+the chart's objects. A finding must be named, with its reason, in ``k8s/checkov-exceptions.yaml``;
+an exception that nothing needs is a fault too. checkov is not part of ``make install``: it pins
+many packages of its own.
 """
 
 from __future__ import annotations
