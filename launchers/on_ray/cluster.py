@@ -96,7 +96,7 @@ def _start(ray: Any, address: str, options: dict[str, Any]) -> None:
         UserError: the local Ray did not start in `_STARTS` tries.
     """
     for number in range(1, _STARTS + 1):
-        before = {child.pid for child in psutil.Process().children(recursive=True)}
+        before = _ray_processes()
         try:
             ray.init(address=address, **options)
             return
@@ -105,13 +105,21 @@ def _start(ray: Any, address: str, options: dict[str, Any]) -> None:
         except Exception as error:
             if address != "local" or _TOO_SLOW not in str(error):
                 raise
-            for child in psutil.Process().children(recursive=True):
-                if child.pid not in before:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        child.kill()
+            for process in _ray_processes() - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             logger.warning("Ray did not come up in time (%d of %d tries)", number, _STARTS)
     raise UserError(
         f"Ray did not come up on this machine in {_STARTS} tries: its processes took longer than"
         " Ray waits for them (15 s); run this again when the machine is less busy"
     )
->>>>>>> b7c2775 (A local Ray that comes up too slowly is started again; the test of jobs on Ray waits for the node and starts its head again)
+
+
+def _ray_processes() -> set[psutil.Process]:
+    """Ray's programs below this process."""
+    found = set[psutil.Process]()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("/ray/" in word for word in child.cmdline()):
+                found.add(child)
+    return found
