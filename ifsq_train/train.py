@@ -41,6 +41,7 @@ from ifsq_train.training.failure import FailureLog
 from ifsq_train.training.nonfinite import NonFiniteGuard, as_number
 from ifsq_train.training.profiling import StepProfiler
 from ifsq_train.training.saved_state import Start, collect_state, restore, roll_back
+from ifsq_train.training.tracked_images import TrackedImages
 from ifsq_train.training.watchdog import Watchdog
 from ifsq_train.versions import library_versions, run_environment
 
@@ -67,6 +68,7 @@ class Run:
     resumed_from: int | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Settings that changed between starts of the run, with the step."""
+    pictures: TrackedImages | None = None
     classes: tuple[int, ...] | None = None
     """Classes that a generator's data has; None where that is not known."""
 
@@ -145,7 +147,7 @@ def assemble(
         decode_threads=loading.decode_threads or 1,
     )
     classes = _trained_classes(config, data, context)
-    data = serve(data, config)
+    opened, data = data, serve(data, config)
     task = build_task(config, data, context)
     flops = prepare_networks(config, context, data, task)
     strategy = build_strategy(
@@ -178,6 +180,7 @@ def assemble(
         watchdog=_open_watchdog(config, context, attempt, failures),
         resumed_from=resumed_from,
         changes=changes,
+        pictures=TrackedImages(config, context, opened, task),
         classes=classes,
     )
 
@@ -257,6 +260,8 @@ def fit(run: Run) -> None:
             due = ends or asked or state.step % config.checkpoint.every_steps == 0
             if due or config.is_logged(state.step - 1):
                 log(run, losses, stats, time.perf_counter() - began, waited)
+            if run.pictures is not None:
+                run.pictures.report(state.step, run.metrics)
             if due:
                 save(run)
             if ends:

@@ -36,6 +36,7 @@ from ifsq_train.config.tasks import (
     TaskConfigBase,
     TokenizerTaskConfig,
 )
+from ifsq_train.config.trackers import TrackImagesConfig
 from ifsq_train.config.train import (
     CheckpointConfig,
     KeepBestConfig,
@@ -82,6 +83,7 @@ __all__ = [
     "TokenDataConfig",
     "TokenizerConfig",
     "TokenizerTaskConfig",
+    "TrackImagesConfig",
     "TrainConfig",
     "ViewConfig",
     "VqConfig",

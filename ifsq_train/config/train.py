@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ifsq_train.config.base import Config
 from ifsq_train.config.data import DataConfig
-from ifsq_train.config.kinds import OneOf
 from ifsq_train.config.paths import RunPath
 from ifsq_train.config.tasks import TaskConfig
+from ifsq_train.config.trackers import TrackerConfig, TrackImagesConfig
 
 
 class OptimConfig(Config):
@@ -106,9 +106,6 @@ class ProfileConfig(Config):
     """Also record allocations."""
 
 
-TrackerConfig = Annotated[Config, OneOf("ifsq.trackers")]
-
-
 class TrainConfig(Config):
     """A training run."""
 
@@ -143,7 +140,9 @@ class TrainConfig(Config):
     """A step that takes longer ends the worker and names the rank that hangs; null: never."""
     profile: ProfileConfig | None = None
     trackers: tuple[TrackerConfig, ...] = Field(default=(), exclude_if=lambda value: not value)
-    """Plug-ins that the logged numbers go to besides metrics.jsonl and Prometheus."""
+    """Where the logged numbers go besides metrics.jsonl and Prometheus."""
+    track_images: TrackImagesConfig | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Pictures that the trackers get as well; null makes none."""
 
     @model_validator(mode="after")
     def _optimizers_fit(self) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides its own log: trackers that plug-ins add.
+"""Where a run's numbers go besides its own log: trackers, shipped ones and those of plug-ins.
 
 A tracker works in a thread of its own, so a slow one does not hold up a step, and one that fails is
 left out. What is handed in while it is too far behind is dropped, and the log says so.
@@ -10,62 +10,23 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ifsq_train.metrics.tracker import TrackedRun, Tracker
+from ifsq_train.metrics.tracking import shipped_tracker
 from ifsq_train.plugins.kinds import TrackerKind
 from ifsq_train.plugins.registry import find, names, unknown_kind
 
 logger = logging.getLogger(__name__)
 
+Open = Callable[[Any, TrackedRun], Tracker]
+"""See `ifsq_train.plugins.TrackerKind.open`."""
 _WAITING = 1000
 """Calls that may wait for a tracker before more are dropped."""
 _CLOSE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """The run a tracker is opened for.
-
-    Attributes:
-        name: of the recipe.
-        folder: of the run; a tracker may keep an id there, to go on with after a restart.
-        recipe: JSON-able.
-    """
-
-    name: str
-    folder: Path
-    recipe: Mapping[str, Any]
-
-
-class Tracker(Protocol):
-    """Receives what rank 0 of a run reports; any of its methods may raise."""
-
-    def resume(self, step: int) -> None:
-        """The run goes on after `step` optimizer steps; what was reported beyond is void."""
-        ...
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step by name."""
-        ...
-
-    def images(self, step: int, name: str, images: NDArray[np.uint8]) -> None:
-        """Images uint8 [N, H, W, 3]."""
-        ...
-
-    def histogram(
-        self, step: int, name: str, counts: NDArray[np.int64], edges: NDArray[np.float64]
-    ) -> None:
-        """Counts int64 [K] between edges float64 [K + 1]."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        ...
 
 
 class Trackers:
@@ -76,11 +37,12 @@ class Trackers:
         run: the run.
 
     Raises:
-        UserError: a kind nobody knows.
+        UserError: a kind nobody knows, or whose library is not installed.
     """
 
     def __init__(self, configs: Sequence[Any], run: TrackedRun) -> None:
-        self._workers = [_Worker(config, _kind(config.kind), run) for config in configs]
+        opening = [(config, _opening(config.kind)) for config in configs]
+        self._workers = [_Worker(config, opens, run) for config, opens in opening]
 
     def resume(self, step: int) -> None:
         """Tell every tracker that the run goes on."""
@@ -111,21 +73,24 @@ class Trackers:
             worker.hand_in(call)
 
 
-def _kind(name: str) -> TrackerKind:
+def _opening(name: str) -> Open:
+    shipped = shipped_tracker(name)
+    if shipped is not None:
+        return shipped
     kind = find("ifsq.trackers", name)
     if not isinstance(kind, TrackerKind):
         raise unknown_kind("tracker", name, names("ifsq.trackers"))
-    return kind
+    return kind.open
 
 
 class _Worker:
     """One tracker and the thread it works in."""
 
-    def __init__(self, config: Any, kind: TrackerKind, run: TrackedRun) -> None:
+    def __init__(self, config: Any, opens: Open, run: TrackedRun) -> None:
         self._name, self._dropped, self._failed = config.kind, 0, threading.Event()
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(
-            target=self._work, args=(config, kind, run), name=f"tracker {self._name}", daemon=True
+            target=self._work, args=(config, opens, run), name=f"tracker {self._name}", daemon=True
         )
         self._thread.start()
 
@@ -148,9 +113,9 @@ class _Worker:
             return
         self._thread.join(_CLOSE_SECONDS)
 
-    def _work(self, config: Any, kind: TrackerKind, run: TrackedRun) -> None:
+    def _work(self, config: Any, opens: Open, run: TrackedRun) -> None:
         try:
-            tracker: Tracker = kind.open(config, run)
+            tracker = opens(config, run)
             while (call := self._calls.get()) is not None:
                 call(tracker)
             tracker.close()

@@ -19,7 +19,8 @@ from ifsq_train.metrics.goodput import Goodput
 from ifsq_train.metrics.jsonl import JsonlWriter, read_jsonl
 from ifsq_train.metrics.names import MetricSpec
 from ifsq_train.metrics.prometheus import HOST_VARIABLE, endpoint_port, open_metrics
-from ifsq_train.metrics.trackers import TrackedRun, Trackers
+from ifsq_train.metrics.tracker import Shown, TrackedRun
+from ifsq_train.metrics.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +206,21 @@ class TrainingMetrics:
                 self._metrics.inc(names.PHASE_SECONDS, value, phase=phase)
             elif key in _SPEEDS:
                 self._metrics.set(_SPEEDS[key], value)
+
+    def shown(self, step: int, shown: Shown, seconds: float) -> None:
+        """Hand pictures and histograms to the trackers; not useful time of the run.
+
+        Args:
+            step: optimizer steps done.
+            shown: what was made.
+            seconds: that making them took.
+        """
+        if self._goodput is not None:
+            self._goodput.idle(seconds)
+        for name, images in shown.images.items():
+            self._trackers.images(step, name, images)
+        for name, (counts, edges) in shown.histograms.items():
+            self._trackers.histogram(step, name, counts, edges)
 
     def checkpoint(self, step: int, stall_seconds: float) -> None:
         """Report a checkpoint handed to the writer.

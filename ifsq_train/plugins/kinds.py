@@ -107,7 +107,7 @@ class TrackerKind(Kind):
     """Where a run's numbers go besides its own log: an entry of ``trackers``.
 
     Attributes:
-        open: ``(config, run: TrackedRun) -> Tracker``; see `ifsq_train.metrics.trackers`. Called
+        open: ``(config, run: TrackedRun) -> Tracker``; see `ifsq_train.metrics.tracker`. Called
             in a thread of rank 0.
     """
 

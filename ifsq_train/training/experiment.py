@@ -25,6 +25,8 @@ FREE_KEYS = (
     "dry_run",
     "watchdog_seconds",
     "profile",
+    "trackers",
+    "track_images",
     "data.max_bad_samples",
     "strategy.kind",
     "strategy.zero_stage",

@@ -42,6 +42,11 @@ RUN_FILES = (
     "failures/*.json",
     "hangs/*.json",
     "profile/*.json.gz",
+    "tracker-*.json",
+    "tensorboard/*",
+    "wandb/*",
+    "mlruns/*",
+    "aim/*",
     "ray/*",
     ".ray-requester",
 )
