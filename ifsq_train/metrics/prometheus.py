@@ -315,7 +315,12 @@ class MetricsServer:
         """Stop serving and withdraw the address."""
         if self._endpoint_file is not None:
             self._endpoint_file.unlink(missing_ok=True)
-        self._httpd.shutdown()
+        closing = threading.Thread(target=self._httpd.shutdown)
+        closing.start()
+        # The server looks every half second whether it shall end, and after every request.
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._httpd.server_address[:2], timeout=1).close()
+        closing.join()
         self._httpd.server_close()
         self._thread.join()
 

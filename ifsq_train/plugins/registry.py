@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from data_pipelines.errors import UserError
@@ -104,7 +106,7 @@ def find(group: str, name: str) -> Kind | None:
 def names(group: str) -> list[str]:
     """Every name of a group that plug-ins have added or installed packages declare, sorted."""
     added = {name for own, name in _known if own == group}
-    return sorted(added | {point.name for point in entry_points(group=group)})
+    return sorted(added | {point.name for point in _declared(group)})
 
 
 def unknown_kind(what: str, name: str, known: Iterable[str]) -> UserError:
@@ -122,10 +124,22 @@ def load_installed(names: set[str] | None = None, groups: tuple[str, ...] = GROU
         UserError: a package cannot be loaded, or its entry point is no such kind.
     """
     for group in groups:
-        for point in entry_points(group=group):
+        for point in _declared(group):
             wanted = names is None or point.name in names
             if wanted and (group, point.name) not in _known:
                 _load_point(point, group)
+
+
+def _declared(group: str) -> tuple[EntryPoint, ...]:
+    """Entry points of a group that the packages on the search path declare."""
+    return _all_declared(tuple(sys.path))[group]
+
+
+@cache
+def _all_declared(_search_path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """By group; reading those of every installed package takes a tenth of a second."""
+    found = entry_points()
+    return {group: tuple(found.select(group=group)) for group in GROUPS}
 
 
 def _load_point(point: EntryPoint, group: str) -> None:

@@ -36,6 +36,13 @@ LOCAL = "data_pipelines/storage/local.py"
 FSQ = "ifsq_train/models/quantizers/fsq.py"
 EMA = "ifsq_train/training/ema.py"
 GUARD = "ifsq_train/training/nonfinite.py"
+NUMBERED = """\
+            rows.append(replace(row, label=numbering.number(label)))
+            raw.append(label)
+        except BadLabel as error:
+            bad.append(BadTarSample(name, row.key, -1, str(error)))
+    facts = {key: value for key, value in made.metadata.items() if key not in ("raw", "from_text")}
+"""
 PODS = "launchers/on_kubernetes/pods.py"
 
 FAULTS = [
@@ -55,16 +62,13 @@ FAULTS = [
         "value is not None",
     ),
     Fault(
-        "class numbers of a kept index",
+        "a kept index with another numbering",
         "data_pipelines/images/packing/tar_index.py",
-        "replace(row, label=numbering.number(label))",
-        "replace(row, label=row.label if row.label >= 0 else numbering.number(label))",
-    ),
-    Fault(
-        "a numbered index is kept",
-        "data_pipelines/images/packing/tar_index.py",
-        'if key not in ("raw", "from_text")}',
-        "}",
+        NUMBERED,
+        NUMBERED.replace(
+            "label=numbering.number(label)",
+            "label=row.label if row.label >= 0 else numbering.number(label)",
+        ).replace(' if key not in ("raw", "from_text")', ""),
     ),
     Fault(
         "posterior noise without the epoch",

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.assembly.task import build_task
-from ifsq_train.config import AutoregressiveTaskConfig
+from ifsq_train.config import AutoregressiveTaskConfig, TokenizerTaskConfig
+from ifsq_train.config.tasks import PerceptualConfig
 from ifsq_train.data.batch import Batch
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
@@ -20,6 +22,7 @@ from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.base import StepInfo
 from ifsq_train.tasks.generator import labels_with_dropout
+from ifsq_train.tasks.tokenizer_gan import TokenizerTask
 from tests.support.exact_resume import moving_recipe
 
 
@@ -136,3 +139,29 @@ def test_discriminator_steps_do_not_move_the_tokenizer(tmp_path: Path) -> None:
     task.loss("autoencoder", networks, given, info())
     after = networks["autoencoder"].state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in moments)
+
+
+class Distance(nn.Module):
+    """A perceptual network that finds every two pictures equally unlike."""
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(first), 1, 1, 1), 3.0) + 0.0 * (first - second).sum()
+
+
+def test_the_perceptual_term_weighs_what_the_recipe_says(tmp_path: Path) -> None:
+    recipe = moving_recipe("none", tmp_path, {"kind": "torch"})
+    assert isinstance(recipe.task, TokenizerTaskConfig)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    given = Batch(images, torch.zeros(2, dtype=torch.int64), np.arange(2), None)
+
+    def loss(weight: float) -> float:
+        changes = {"adversarial": None, "perceptual": PerceptualConfig(weight=weight)}
+        torch.manual_seed(0)
+        network = build_tokenizer(recipe.task.model)  # type: ignore[union-attr]
+        config = recipe.task.model_copy(update=changes)
+        task = TokenizerTask(config, network, None, Distance())  # type: ignore[arg-type]
+        found = task.loss("autoencoder", task.modules(), given, info())
+        return float(found.metrics["loss"])
+
+    assert loss(1.0) - loss(0.0) == pytest.approx(3.0, abs=1e-4)
+    assert loss(0.5) - loss(0.0) == pytest.approx(1.5, abs=1e-4)
