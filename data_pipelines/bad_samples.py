@@ -89,6 +89,6 @@ class ErrorBudget:
         try:
             fields = json.loads(line)
             self._seen[fields["shard"], fields["key"]] = int(fields.get("images", 1))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             # The last line of a killed run may be half written; its sample will be met again.
             return

@@ -21,12 +21,33 @@ _SYSTEM_HINTS = {
     errno.ENOTDIR: "a file is where a folder should be; choose another place, or move it",
     errno.EISDIR: "a folder is where a file should be; choose another place, or move it",
     errno.ENAMETOOLONG: "use shorter names",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n) and run the command again",
+    errno.ELOOP: "links lead in a circle; remove one",
+    errno.ENXIO: "it is a device or pipe; name a regular file",
 }
+_PASSING_HINTS = {
+    errno.EIO: "the disk or its connection fails; look at `dmesg`, then run the command again",
+    errno.ESTALE: "the network file system has lost it; mount it again and run the command again",
+    errno.ETIMEDOUT: "the network file system does not answer; run the command again when it does",
+    errno.ENFILE: "the machine has no more open files to give; end other programs",
+    errno.ENODEV: "its file system does not allow memory maps; copy it to another one",
+    errno.EBUSY: "another program holds it; end that, or choose another place",
+    errno.ENOENT: "it is not there, or was removed meanwhile; check the path and run again",
+    errno.ENOMEM: "the machine has no memory left; end other programs, or use smaller batches",
+}
+"""What another try, or another machine, may not meet."""
 
 
-def as_user_error(error: OSError) -> UserError | None:
-    """What the system refused and the user can fix, such as a full disk; None for anything else."""
-    hint = _SYSTEM_HINTS.get(error.errno or 0)
+def as_user_error(error: OSError, *, passing: bool = False) -> UserError | None:
+    """What the system refused and the user can fix, such as a full disk; None for anything else.
+
+    Args:
+        error: of the system.
+        passing: also what a restart may mend by itself: for commands that are over with it.
+    """
+    number = error.errno or 0
+    hint = _SYSTEM_HINTS.get(number) or (_PASSING_HINTS.get(number) if passing else None)
     if hint is None:
         return None
     name = error.filename2 or error.filename

@@ -1,7 +1,10 @@
 """A folder as storage: temporary names, fsync, atomic renames."""
 
 import contextlib
+import ctypes
+import errno
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipelines.errors import UserError, checked_range, missing_object
+from data_pipelines.regular_files import open_regular
 
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR}
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
+"""Temporary names of `write_atomically`."""
 _TEMPORARY_PREFIX = ".tmp-"
 _STALE_TEMPORARY_SECONDS = 600
 _COPY_CHUNK_BYTES = 16 << 20
@@ -31,13 +39,14 @@ class LocalStorage:
 
     def read(self, path: str) -> bytes:
         try:
-            return self.local_path(path).read_bytes()
+            with open_regular(self.local_path(path)) as file:
+                return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.url, path) from None
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         try:
-            with self.local_path(path).open("rb") as file:
+            with open_regular(self.local_path(path)) as file:
                 file.seek(offset)
                 data = file.read(size)
         except FileNotFoundError:
@@ -76,10 +85,7 @@ class LocalStorage:
         if target.exists():
             return False
         with _written_beside(target, data) as temporary:
-            try:
-                # A hard link fails where the name exists, unlike a rename, which replaces it.
-                os.link(temporary, target)
-            except FileExistsError:
+            if not name_if_free(temporary, target):
                 return False
         sync_folder(target.parent)
         return True
@@ -105,7 +111,9 @@ class LocalStorage:
 
     def delete_stale_temporaries(self) -> None:
         newest = time.time() - _STALE_TEMPORARY_SECONDS
-        for path in self.root.rglob(f"{_TEMPORARY_PREFIX}*"):
+        for path in self.root.rglob(".*"):
+            if not path.name.startswith(_TEMPORARY_PREFIX) and not _UNFINISHED.fullmatch(path.name):
+                continue
             # Another live writer may finish, and so rename, its file at any moment.
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < newest:
@@ -189,11 +197,55 @@ def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
         yield temporary
 
 
+def name_if_free(temporary: Path, target: Path) -> bool:
+    """Give a complete file its name, unless the name is taken; whether it was free.
+
+    The temporary name may remain. A hard link does this everywhere at once; file systems without
+    them (FAT, some network and container mounts) get a rename that refuses to replace, or where
+    that is not known either, a look before a rename.
+    """
+    try:
+        os.link(temporary, target)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    code = _rename_if_free(temporary, target)
+    if code == errno.EEXIST or (code and target.exists()):
+        return False
+    if code:
+        temporary.replace(target)
+    return True
+
+
+def _rename_if_free(source: Path, target: Path) -> int:
+    """Linux' renameat2 with RENAME_NOREPLACE; 0, or the number of the error."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return errno.ENOSYS
+    here, no_replace = -100, 1
+    done = call(here, os.fsencode(source), here, os.fsencode(target), no_replace)
+    return ctypes.get_errno() if done else 0
+
+
 def sync_folder(folder: Path) -> None:
-    """Names that were given or taken in the folder are on the disk afterwards."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Names that were given or taken in the folder are on the disk afterwards.
+
+    Some file systems do not sync folders, or do not let them be opened; they order names
+    themselves.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            error.filename = error.filename or str(folder)
+            raise
     finally:
         os.close(descriptor)
 

@@ -5,12 +5,14 @@ through a map asks just before: `MappedFile.check` before a few rows are gathere
 a long piece of work on some bytes. Either costs one fstat.
 """
 
+import errno
 import mmap
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.regular_files import open_regular
 
 
 class _Map(mmap.mmap):
@@ -36,7 +38,7 @@ class MappedFile:
     def __init__(self, path: Path, size: int) -> None:
         self._size = size
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 found = file.seek(0, 2)
                 if found != size or not size:
                     raise _other_size(path, found, size)
@@ -44,7 +46,9 @@ class MappedFile:
         except FileNotFoundError:
             raise DataError(f"{path} is missing; restore it") from None
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from None
+            refused = error.errno in (errno.ENODEV, errno.EACCES, errno.EINVAL, errno.EPERM)
+            how = "copy it to a place that allows memory maps" if refused else "restore it"
+            raise DataError(f"{path} cannot be read ({error.strerror}); {how}") from None
         self._map.path = path
         self.data = memoryview(self._map)
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipelines.differences import as_text, changed_keys
+from data_pipelines.documents import parse_json
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage
 
@@ -66,6 +67,8 @@ def claim(
 ) -> None:
     """Make sure that a command may write into a folder, and mark the folder as its own.
 
+    Temporary files of killed processes are deleted there once they are ten minutes old.
+
     Args:
         storage: the folder.
         writer: the command.
@@ -91,7 +94,9 @@ def claim(
     if overwrite:
         remove_own(storage, writer)
     elif finished and overwrite is False and marker is not None and job is not None:
-        refuse_other_settings(storage, writer, marker.get("job") or {}, job)
+        was = marker.get("job")
+        refuse_other_settings(storage, writer, was if isinstance(was, dict) else {}, job)
+    storage.delete_stale_temporaries()
     if writer.marks:
         _write_marker(storage, writer, job or {}, marker)
 
@@ -149,10 +154,10 @@ def read_marker(storage: Storage) -> dict[str, Any] | None:
     if not storage.exists(MARKER):
         return None
     try:
-        found = json.loads(storage.read(MARKER))
-    except ValueError:
+        found = parse_json(storage.read(MARKER), MARKER)
+    except UserError:
         found = None
-    if not isinstance(found, dict) or "made_by" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("made_by"), str):
         raise UserError(f"{storage.url}/{MARKER} is damaged; choose another output folder")
     return found
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.regular_files import open_regular
 from data_pipelines.storage.private import private_folder
 
 _RECENT_SECONDS = 3.0
@@ -35,7 +36,7 @@ class VerifiedFiles:
 
     def matches(self, path: Path, sha256: str) -> bool:
         """Hash the file; whether it has the sha256 (hex). The whole file is read."""
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             before = os.fstat(file.fileno())
             found = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())

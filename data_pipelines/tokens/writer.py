@@ -158,8 +158,8 @@ def _holds_job(storage: Storage) -> bool:
     for name in (JOB_JSON, TOKENS_JSON):
         if storage.exists(name):
             try:
-                found = json.loads(storage.read(name))
-            except ValueError:
+                found = parse_json(storage.read(name), name)
+            except DataError:
                 return True  # damaged: its reader says so
             return isinstance(found, dict) and str(found.get("format")).startswith(FORMAT_NAME)
     return bool(found := storage.list()) and TOKEN_WRITER.own_files(storage) == found

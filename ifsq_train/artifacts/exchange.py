@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.open import open_storage
 from data_pipelines.storage.outputs import Writer, claim
+from ifsq_train.artifacts.exported import (
+    RECIPE,
+    Export,
+    file_digest,
+    read_export,
+)
 from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.artifacts.pretrained import fill, read_weights
 from ifsq_train.artifacts.token_meaning import spec_of_images
-from ifsq_train.artifacts.trained import load_tokenizer
+from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer
 from ifsq_train.checkpoint.format import AVERAGE, MASTER, Piece
 from ifsq_train.checkpoint.reader import open_checkpoint
 from ifsq_train.checkpoint.retention import Retention
@@ -52,7 +61,7 @@ def export_weights(path: str | Path, output: Path, *, overwrite: bool = False) -
     claim(open_storage(output), EXPORTER, job, finished=True, overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     facts = {"step": str(checkpoint.step), "format": "pt"}
-    written = []
+    written: list[Path] = []
     for name in checkpoint.networks():
         files = {name: (MASTER, {})}
         if checkpoint.has_average(name):
@@ -63,25 +72,47 @@ def export_weights(path: str | Path, output: Path, *, overwrite: bool = False) -
             target = output / f"{stem}.safetensors"
             write_atomically(target, save(tensors, metadata=facts | {"weights": stem}))
             written.append(target)
-    recipe = {"recipe": checkpoint.header["recipe"], "task": checkpoint.header.get("task")}
-    write_atomically(output / "recipe.json", json.dumps(recipe, indent=1).encode())
+    recipe = {
+        "recipe": checkpoint.header["recipe"],
+        "task": checkpoint.header.get("task"),
+        "step": checkpoint.step,
+        "sha256": {target.name: file_digest(target) for target in written},
+    }
+    write_atomically(output / RECIPE, json.dumps(recipe, indent=1).encode())
     return written
 
 
-def released_spec(tokenizer: str, grid: int, latent_multiplier: float = 1.0) -> GeneratorSpec:
+def released_spec(
+    tokenizer: str,
+    grid: int,
+    latent_multiplier: float = 1.0,
+    latent_mean: Sequence[float] | None = None,
+    latent_std: Sequence[float] | None = None,
+) -> GeneratorSpec:
     """What a released generator speaks; its file does not say.
 
     Args:
         tokenizer: run folder of the tokenizer its tokens or latents come from.
         grid: side of the token or latent grid.
-        latent_multiplier: DiT: latents were multiplied by it in training.
+        latent_multiplier: DiT: latents were multiplied by it in training, after what follows.
+        latent_mean: DiT: per channel, what was subtracted from the latents; zeros if None.
+        latent_std: DiT: per channel, what they were divided by; ones if None.
 
     Raises:
-        UserError: no complete checkpoint of a tokenizer.
+        UserError: no complete checkpoint of a tokenizer, or statistics that do not fit it.
     """
     spec = spec_of_images(load_tokenizer(tokenizer), (grid, grid))
     channels = spec.latent_channels
-    return spec.scaled((0.0,) * channels, (1.0 / latent_multiplier,) * channels)
+    mean, std = latent_mean or (0.0,) * channels, latent_std or (1.0,) * channels
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(map(math.isfinite, values)):
+            raise UserError(
+                f"--latent-{name} has {len(values)} numbers; the tokenizer has {channels} channels:"
+                " give one finite number for each"
+            )
+    if not math.isfinite(latent_multiplier) or min(std) <= 0:
+        raise UserError("--latent-std and --latent-multiplier have to be above 0 and finite")
+    return spec.scaled(tuple(mean), tuple(value / latent_multiplier for value in std))
 
 
 def import_released(
@@ -117,23 +148,124 @@ def import_released(
         load(average, source, averaged=True)
     except ValueError as error:
         raise UserError(str(error)) from error
-    header = {
+    pieces = _pieces(name, live, MASTER) + _pieces(name, average, AVERAGE)
+    buffers = _buffers(f"live/{name}", live) | _buffers(f"ema/{name}", average)
+    _write_checkpoint(output, 0, pieces, buffers, _header(config, described, source.name))
+    return sum(parameter.numel() for parameter in live.parameters())
+
+
+def import_exported(
+    source: Path, output: Path, tokenizer: str | None = None, grid: int | None = None
+) -> int:
+    """A folder of `export_weights` as a run folder; exporting it gives the same bits again.
+
+    Args:
+        source: the folder.
+        output: run folder to make.
+        tokenizer: of a generator: run folder of the tokenizer it is to be used with.
+        grid: of a generator: the side its grid is expected to have.
+
+    Returns:
+        Number of parameters taken over, averages not counted twice.
+
+    Raises:
+        UserError: damaged weights, those of another architecture, a tokenizer the generator was
+            not trained with, or `output` holds a run already.
+    """
+    if (output / "checkpoints").exists():
+        raise UserError(f"{output}: holds checkpoints already; give a new folder")
+    export = read_export(source)
+    config, spec = export.recipe, None
+    if isinstance(config.task, GeneratorTaskConfig):
+        spec = _spec_in(export)
+        if grid is not None and spec.grid != (grid, grid):
+            raise UserError(
+                f"{source} makes a grid of {spec.grid[0]} x {spec.grid[1]}, not {grid} x {grid};"
+                " leave --grid out"
+            )
+        if tokenizer is not None:
+            refuse_foreign(spec, load_tokenizer(tokenizer), tokenizer, str(source))
+    name, module, described = _build(config, spec)
+    if name not in export.files:
+        raise DataError(f"{source}: {name}.safetensors is missing; export the weights again")
+    pieces: list[Piece] = []
+    buffers: dict[str, Tensor] = {}
+    parameters = {key for key, _ in module.named_parameters()}
+    for stem, path in export.files.items():
+        network, averaged = stem.removesuffix("-ema"), stem.endswith("-ema")
+        tensors = read_weights(path)
+        if network == name:
+            fill(module, path)
+        for key, value in tensors.items():
+            of_network = key in parameters if network == name else value.dtype == torch.float32
+            if of_network:
+                state = AVERAGE if averaged else MASTER
+                pieces.append(
+                    Piece(network, key, state, tuple(value.shape), 0, value.float().reshape(-1))
+                )
+            else:
+                buffers[f"{'ema' if averaged else 'live'}/{network}/{key}"] = value
+    claim(open_storage(output), IMPORTER, {"file": source.name, "task": config.task.kind})
+    header = _header(config, export.task or described, source.name)
+    _write_checkpoint(output, export.step, pieces, buffers, header)
+    return sum(math.prod(piece.shape) for piece in pieces if piece.state == MASTER)
+
+
+def _spec_in(export: Export) -> GeneratorSpec:
+    try:
+        return GeneratorSpec.from_dict(export.task)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{export.folder}/{RECIPE} does not say what the generator speaks ({error!r});"
+            " export the weights again"
+        ) from error
+
+
+def refuse_foreign(
+    spec: GeneratorSpec, tokenizer: TrainedTokenizer, place: str, source: str
+) -> None:
+    """Raise UserError if a generator was not trained with a tokenizer; names what differs."""
+    mine = spec_of_images(tokenizer, spec.grid)
+    differ = [
+        f"{what} {wanted}, not {found}"
+        for what, wanted, found in (
+            ("codebook sizes", spec.codebook_sizes, mine.codebook_sizes),
+            ("latent channels", spec.latent_channels, mine.latent_channels),
+            ("tokenizer", spec.tokenizer_fingerprint[:12], tokenizer.fingerprint[:12]),
+        )
+        if wanted and wanted != found
+    ]
+    if differ:
+        raise UserError(
+            f"{source} does not belong to the tokenizer {place}: it was trained with"
+            f" {'; '.join(differ)}. Give the tokenizer its tokens or latents came from"
+        )
+
+
+def _header(config: TrainConfig, described: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {
         "recipe": to_dict(config),
-        "task": described,
+        "task": dict(described),
         "engine": {"strategy": "imported", "zero_stage": None, "world_size": 1},
-        "data": {"kind": "imported", "file": source.name},
+        "data": {"kind": "imported", "file": source},
         "train_state": {},
         "optimizer_steps": {},
         "versions": library_versions(),
     }
-    pieces = _pieces(name, live, MASTER) + _pieces(name, average, AVERAGE)
-    buffers = _buffers(f"live/{name}", live) | _buffers(f"ema/{name}", average)
+
+
+def _write_checkpoint(
+    output: Path,
+    step: int,
+    pieces: list[Piece],
+    buffers: dict[str, Tensor],
+    header: dict[str, Any],
+) -> None:
     writer = CheckpointWriter(
         output / "checkpoints", rank=0, world_size=1, attempt="import", retention=Retention(1)
     )
-    writer.save(0, pieces, buffers, header)
+    writer.save(step, pieces, buffers, header)
     writer.close()
-    return sum(parameter.numel() for parameter in live.parameters())
 
 
 def _build(

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_pipelines.documents import parse_json
+from data_pipelines.documents import read_object
 from data_pipelines.errors import DataError, UserError
 from ifsq_train.config import GeneratorTaskConfig, TaskConfig, TokenizerConfig
 from ifsq_train.config.load import validate_model
@@ -113,7 +114,7 @@ def open_pretrained(folder: Path) -> Pretrained | None:
     """
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         return None
-    facts = read_document(folder / CONFIG)
+    facts = read_object(folder / CONFIG)
     version = facts.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
@@ -123,33 +124,22 @@ def open_pretrained(folder: Path) -> Pretrained | None:
     return Pretrained(folder, facts)
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: it cannot be read, or is none.
-    """
-    try:
-        found = parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: found a {type(found).__name__}, a JSON object is needed")
-    return found
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: missing, damaged, or with values that are not finite.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; export the weights again")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from None
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DataError(f"{path}: {name} has values that are not finite; take another file")
+    return tensors
 
 
 def fill(network: nn.Module, path: Path) -> None:

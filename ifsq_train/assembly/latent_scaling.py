@@ -7,8 +7,11 @@ import logging
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
-from data_pipelines.errors import UserError
+from data_pipelines.documents import Count, Finite, Text, checked, read_json
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.tokens.latents import LatentStatistics, LatentSums
 from ifsq_train.assembly.generator_source import Source
@@ -21,6 +24,18 @@ logger = logging.getLogger(__name__)
 
 LATENTS_JSON = "latents.json"
 """In the run folder: mean and standard deviation measured on images when the run began."""
+
+
+class _Measured(TypedDict):
+    """The shape of latents.json."""
+
+    tokenizer_fingerprint: Text
+    mean: list[Finite]
+    std: list[Finite]
+    count: Count
+
+
+_MEASURED: TypeAdapter[_Measured] = TypeAdapter(_Measured)
 
 
 def latent_scaling(
@@ -76,7 +91,13 @@ def _read(path: Path, source: Source) -> LatentStatistics | None:
     """What this run measured when it began, with the same tokenizer."""
     if not path.is_file():
         return None
-    stored = json.loads(path.read_bytes())
+    stored = checked(_MEASURED, read_json(path), str(path))
+    channels = source.spec.latent_channels
+    if not len(stored["mean"]) == len(stored["std"]) == channels or min(stored["std"]) <= 0:
+        raise DataError(
+            f"{path} does not hold a mean and a positive standard deviation for {channels}"
+            " channels; restore it, or remove it and begin the run in a new folder"
+        )
     if stored["tokenizer_fingerprint"] != source.spec.tokenizer_fingerprint:
         return None
     return LatentStatistics(tuple(stored["mean"]), tuple(stored["std"]), int(stored["count"]))

@@ -8,6 +8,7 @@ import os
 import socket
 from pathlib import Path
 
+from data_pipelines.documents import read_object
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 
@@ -40,12 +41,12 @@ class Fence:
         Raises:
             FencedOff: no; names the process that is.
         """
-        try:
-            owner = json.loads(self._path.read_bytes())
-            attempt, process, host = owner["attempt"], owner["pid"], owner["host"]
-        except FileNotFoundError:
+        if not self._path.exists():
             return
-        except (ValueError, KeyError, TypeError, RecursionError):
+        try:
+            owner = read_object(self._path)
+            attempt, process, host = owner["attempt"], owner["pid"], owner["host"]
+        except (UserError, KeyError):
             # Nobody can be told from it; a run is not ended for that.
             logger.warning("%s is damaged; whether this start owns the run is unknown", self._path)
             return

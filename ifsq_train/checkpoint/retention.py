@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.documents import read_object
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.format import MARKER, STEP_FOLDER, list_steps, step_folder
 from ifsq_train.checkpoint.intact import IntactCheckpoints
@@ -109,11 +110,11 @@ def _delete_leftovers(folder: Path, step: int) -> None:
 
 
 def _read_scores(path: Path) -> dict[int, float]:
-    try:
-        return {int(key): float(value) for key, value in json.loads(path.read_bytes()).items()}
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    try:
+        return {int(key): float(value) for key, value in read_object(path).items()}
+    except (ValueError, TypeError, OverflowError):
         # Only costs the memory of which old checkpoint was best.
         logger.warning("%s is damaged; starting a new one", path)
         return {}

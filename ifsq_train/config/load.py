@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from data_pipelines.documents import read_file, shown
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import MAX_YAML_BYTES, YAML_FAULTS, checked_yaml, not_yaml
 from ifsq_train.config import (
     Config,
     EvaluateConfig,
@@ -159,15 +162,13 @@ def _layers(path: Path) -> list[Any]:
 
 
 def _load_yaml(path: Path) -> Any:
-    import yaml
     from omegaconf import DictConfig, OmegaConf
 
+    text = checked_yaml(read_file(path, MAX_YAML_BYTES), str(path))
     try:
-        loaded = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file ({error.reason}); a recipe is YAML") from error
+        loaded = OmegaConf.load(io.StringIO(text))
+    except (*YAML_FAULTS, OSError) as error:
+        raise not_yaml(str(path), error) from None
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: a recipe is a mapping of keys; found a list or a bare value")
     return loaded
@@ -298,7 +299,7 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
     found = fault["input"]
     if kind == "value_error" or isinstance(found, dict | list):
         return f"{path}: {message}"
-    return f"{path}: found {found!r}; {message[0].lower()}{message[1:]}"
+    return f"{path}: found {shown(found)}; {message[0].lower()}{message[1:]}"
 
 
 def _key_path(location: tuple[int | str, ...], values: Any) -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.errors import DataError
+from data_pipelines.regular_files import open_regular
 from data_pipelines.views import ViewSpec
 from ifsq_train.config.sources import ImagePlace
 from ifsq_train.data.images import open_image_source
@@ -111,5 +112,5 @@ def read_npz_images(path: Path) -> NDArray[np.uint8] | None:
 
 def file_digest(path: str) -> str:
     """sha256 (hex) of a file."""
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from data_pipelines.errors import DataError
+from data_pipelines.documents import read_object
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.outputs import claim_file
 from ifsq_train.models.fingerprint import update_with_tensors
@@ -92,15 +93,15 @@ def read_result(path: Path) -> EvaluationResult:
     Raises:
         DataError: not such a file, or of another format version.
     """
+    stored = read_object(path)
     try:
-        stored = json.loads(path.read_text())
         version = stored.pop("format_version")
         networks = {name: FeatureNetwork(**one) for name, one in stored.pop("networks").items()}
         reference = Reference(**stored.pop("reference"))
         known = {part.name for part in fields(EvaluationResult)}
         unknown = set(stored) - known
         missing = {"kind", "metrics", "num_samples", "preprocessing"} - set(stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not an evaluation result ({error!r})") from error
     if version != FORMAT_VERSION or unknown or missing:
         raise DataError(
@@ -117,10 +118,11 @@ def claim_result(path: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
         UserError: another file is there, or a result of other settings.
     """
     was: dict[str, Any] | None = None
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        if isinstance(found, dict) and {"format_version", "kind", "metrics"} <= set(found):
-            was = found.get("recipe") or {}
+    with contextlib.suppress(UserError):
+        found = read_object(path)
+        if {"format_version", "kind", "metrics"} <= set(found):
+            recipe = found.get("recipe")
+            was = recipe if isinstance(recipe, dict) else {}
     claim_file(path, "ifsq evaluate", was, settings, overwrite=overwrite)
 
 

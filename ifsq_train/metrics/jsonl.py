@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.errors import DataError
+from data_pipelines.regular_files import open_regular
 from data_pipelines.storage.open import LocalStorage
 
 logger = logging.getLogger(__name__)
@@ -69,11 +71,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     damaged are left out and named in the log.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except FileNotFoundError:
         return []
-    except OSError as error:
-        logger.warning("%s cannot be read (%s)", path, error.strerror)
+    except (OSError, DataError) as error:
+        logger.warning("%s cannot be read (%s)", path, error)
         return []
     return [record for record, _ in _whole_lines(path, data)]
 
@@ -90,10 +93,10 @@ class LastRecord:
             size = self._path.stat().st_size
             if size == self._size:
                 return None
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(max(0, size - _TAIL_BYTES))
                 lines = file.read(_TAIL_BYTES).split(b"\n")[:-1]
-        except OSError:
+        except (OSError, DataError):
             return None
         self._size = size
         return next((found for line in reversed(lines) if (found := _record(line))), None)

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _FILE_BYTES = 512 << 10
 """Of each kind of metric; some 2,000 series."""
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER_PREFIX = "ifsq-metrics"
+_ABANDONED_SECONDS = 600.0
 _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
 
 
@@ -73,6 +75,7 @@ def open_metrics(
         directory = metrics_directory(run_dir)
         if local_rank == 0:
             _remove_files_of_dead_processes(directory)
+            _remove_abandoned_folders(directory)
         _reserve_files(directory)
     except (OSError, UserError) as error:
         logger.warning("no Prometheus metrics of this process, the run goes on: %s", error)
@@ -127,7 +130,7 @@ def metrics_directory(run_dir: Path) -> Path:
         UserError: it exists and belongs to another user.
     """
     name = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:16]
-    directory = Path(tempfile.gettempdir()) / f"ifsq-metrics-{os.getuid()}-{name}"
+    directory = Path(tempfile.gettempdir()) / f"{_FOLDER_PREFIX}-{os.getuid()}-{name}"
     make_private(directory)
     return directory
 
@@ -270,6 +273,22 @@ def _remove_files_of_dead_processes(directory: Path, *, and_own: bool = False) -
         pid = int(name)
         if not psutil.pid_exists(pid) or (and_own and pid == os.getpid()):
             path.unlink(missing_ok=True)
+
+
+def _remove_abandoned_folders(own: Path) -> None:
+    """Folders that killed runs of this user left on this node, after ten minutes without a word.
+
+    A process of another container that shares the temporary folder is not seen by its id; its
+    files change, though.
+    """
+    newest = time.time() - _ABANDONED_SECONDS
+    for folder in own.parent.glob(f"{_FOLDER_PREFIX}-{os.getuid()}-*"):
+        with contextlib.suppress(OSError):
+            files = list(folder.iterdir())
+            if folder == own or any(path.stat().st_mtime > newest for path in (folder, *files)):
+                continue
+            _remove_files_of_dead_processes(folder)
+            folder.rmdir()
 
 
 def _endpoint_file(run_dir: Path, rank: int) -> Path:

@@ -20,6 +20,7 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
+from data_pipelines.documents import as_object, read_object
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.open import open_storage
@@ -211,8 +212,8 @@ def _picture(
 def _final_numbers(run: Path) -> dict[str, float]:
     """Numbers of the last logged step, where `run` is the folder of a finished run."""
     try:
-        found = json.loads((run / "result.json").read_text())["final"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = as_object(read_object(run / "result.json", allow_nan=True)["final"], "final")
+    except (UserError, KeyError):
         return {}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.errors import DataError
+from data_pipelines.documents import parse_json
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.open import Storage
 from data_pipelines.storage.outputs import Writer, claim, refuse_other_settings, remove_own
 from data_pipelines.work_items import WorkItem
@@ -203,8 +204,8 @@ def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
     if not storage.exists(name):
         return None
     try:
-        found = json.loads(storage.read(name))
-    except ValueError:
+        found = parse_json(storage.read(name), name, allow_nan=True)
+    except UserError:
         return None
     return _with_defaults(found) if isinstance(found, dict) else None
 

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from data_pipelines.documents import Finite, checked, read_object
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.format import step_folder
@@ -23,6 +27,20 @@ from ifsq_train.versions import library_versions
 RECORD, FAILURE, OUTPUT, RESULT = "record.json", "failure.json", "out", "result.json"
 _DIGITS = 6
 """Significant digits of stored numbers."""
+
+
+class _Record(TypedDict):
+    """Of a stage's record, what is calculated with."""
+
+    digest: str
+    format_version: int
+    numbers: dict[str, Any]
+    seconds: Finite
+    cpu_seconds: Finite
+    stage: str
+
+
+_RECORD: TypeAdapter[_Record] = TypeAdapter(_Record)
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,8 @@ class Store:
         """Why it failed the last time, if it did."""
         path = self.folder(stage) / FAILURE
         try:
-            return str(json.loads(path.read_text())["error"])
-        except (OSError, ValueError, KeyError):
+            return str(read_object(path)["error"]) or "not said"
+        except (UserError, KeyError):
             return None
 
     def finish(self, stage: Stage, numbers: Mapping[str, Any], seconds: float, cpu: float) -> None:
@@ -135,12 +153,9 @@ def read_record(path: Path, digest: str) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text())
-        found, version = record["digest"], record["format_version"]
-        assert isinstance(record["numbers"], dict)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{path}: damaged ({error!r}); remove it to run the stage again") from error
+    record = read_object(path)
+    found, version = record.get("digest"), record.get("format_version")
+    checked(_RECORD, record, str(path))
     if found != digest or version != FORMAT_VERSION:
         raise DataError(f"{path}: the record of another stage; remove it")
     return record

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from data_pipelines.documents import checked, read_json
 from data_pipelines.errors import DataError, UserError
+from data_pipelines.storage.local import name_if_free
 
 FOLDER = "failures"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Failure:
         """The user's error as the class it was raised as, as far as that is known here."""
         kind = DataError if self.kind == DataError.__name__ else UserError
         return kind(self.message)
+
+
+_FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
 
 
 class FailureLog:
@@ -80,15 +90,14 @@ class FailureLog:
         own = path.with_suffix(f".rank{rank:05d}.tmp")
         own.write_text(json.dumps(asdict(failure)))
         try:
-            path.hardlink_to(own)
-        except FileExistsError:
-            return
+            name_if_free(own, path)
         finally:
-            own.unlink()
+            own.unlink(missing_ok=True)
 
     def last(self) -> Failure | None:
         """First failure of the latest start that failed; None if none did."""
-        found = [self._read(path) for path in self._folder.glob(f"{self._launch_id}-*.json")]
+        read = [self._read(path) for path in self._folder.glob(f"{self._launch_id}-*.json")]
+        found = [failure for failure in read if failure is not None]
         return max(found, key=lambda failure: failure.wall_time, default=None)
 
     def unmendable(self) -> Failure | None:
@@ -102,5 +111,10 @@ class FailureLog:
             path.unlink(missing_ok=True)
 
     @staticmethod
-    def _read(path: Path) -> Failure:
-        return Failure(**json.loads(path.read_bytes()))
+    def _read(path: Path) -> Failure | None:
+        try:
+            return checked(_FAILURE, read_json(path), str(path))
+        except UserError as error:
+            # Why a start failed is lost; that it failed is known without it.
+            logger.warning("%s", error)
+            return None

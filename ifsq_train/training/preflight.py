@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from data_pipelines.documents import as_object, parse_json, read_object
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.storage.outputs import Writer, claim
@@ -63,8 +63,8 @@ def _has_result(storage: Storage) -> bool:
     if not storage.exists("result.json"):
         return False
     try:
-        return "samples_seen" in json.loads(storage.read("result.json"))
-    except (ValueError, TypeError):
+        return "samples_seen" in as_object(parse_json(storage.read("result.json"), "it"), "it")
+    except UserError:
         return False
 
 
@@ -153,7 +153,9 @@ def finished_result(config: TrainConfig) -> dict[str, Any] | None:
     if checkpoint is None or checkpoint.step != config.steps:
         return None
     try:
-        result = json.loads((folder / "result.json").read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+        result = read_object(folder / "result.json", allow_nan=True)
+    except UserError:
         return None
-    return result if result.get("steps") == config.steps else None
+    numbers = [result.get(key) for key in ("final_loss", "seconds", "samples_seen")]
+    whole = all(isinstance(number, int | float) for number in numbers)
+    return result if whole and result.get("steps") == config.steps else None

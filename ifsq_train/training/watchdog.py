@@ -18,6 +18,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from data_pipelines.documents import checked, read_json
+from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 
 EXIT_CODE = 70
@@ -123,7 +127,20 @@ class Watchdog:
         )
 
     def _read_places(self) -> list[Place]:
-        return [Place(**json.loads(path.read_bytes())) for path in self._folder.glob("rank-*.json")]
+        found = [_place_in(path) for path in self._folder.glob("rank-*.json")]
+        return [place for place in found if place is not None]
+
+
+_PLACE: TypeAdapter[Place] = TypeAdapter(Place)
+
+
+def _place_in(path: Path) -> Place | None:
+    """What a worker left; None where it cannot be read: a hang is reported all the same."""
+    try:
+        place = checked(_PLACE, read_json(path), str(path))
+    except UserError:
+        return None
+    return place if place.phase in _PHASES else None
 
 
 def blame(places: list[Place], world_size: int, timeout_seconds: float) -> str:

@@ -66,9 +66,15 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Released .ckpt, .pt or .safetensors file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Released .ckpt, .pt or .safetensors file, or a folder of `export`."),
+    ],
     output: Annotated[Path, typer.Argument(help="Run folder to make.")],
-    recipe: Annotated[str, typer.Option(help="Training recipe of the same architecture.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Released files: training recipe of the same architecture."),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Generators: run folder of their tokenizer.")
     ] = None,
@@ -76,17 +82,44 @@ def import_(
     latent_multiplier: Annotated[
         float, typer.Option(min=1e-9, help="DiT: what latents were multiplied by.")
     ] = 1.0,
+    latent_mean: Annotated[
+        str | None,
+        typer.Option(help="DiT: what was subtracted from latents before: A,B,... per channel."),
+    ] = None,
+    latent_std: Annotated[
+        str | None, typer.Option(help="DiT: what they were divided by: A,B,... per channel.")
+    ] = None,
 ) -> None:
-    """Import a released tokenizer, LlamaGen or DiT checkpoint."""
-    from ifsq_train.artifacts.exchange import import_released, released_spec
+    """Import a released tokenizer, LlamaGen or DiT checkpoint, or exported weights."""
+    from ifsq_train.artifacts.exchange import import_exported, import_released, released_spec
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
 
+    if source.is_dir():
+        if recipe is not None:
+            raise UserError(f"{source}: exported weights bring their recipe; leave --recipe out")
+        count = import_exported(source, output, tokenizer, grid)
+        typer.echo(f"{count:,} parameters in {output}")
+        return
+    if recipe is None:
+        raise UserError(f"{source}: a released file does not say what it is; give --recipe")
     config = load_recipe(recipe, [])
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', an import needs a 'train' recipe")
     spec = None
     if tokenizer is not None and grid is not None:
-        spec = released_spec(tokenizer, grid, latent_multiplier)
+        mean = _numbers("--latent-mean", latent_mean)
+        std = _numbers("--latent-std", latent_std)
+        spec = released_spec(tokenizer, grid, latent_multiplier, mean, std)
     count = import_released(source, output, config, spec)
     typer.echo(f"{count:,} parameters in {output}")
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers between commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text[:60]!r} is not numbers between commas: 0.5,-1") from None

@@ -68,7 +68,7 @@ def pack(
     from data_pipelines.images.packing.resize import ResizeSpec
     from launchers.stages import pack_images, pack_parquet_files
 
-    with _continued_later(), _on_ray(workers, address) as map_shards:
+    with _on_ray(workers, address) as map_shards:
         options: PackArguments = {
             "shard_bytes": int(shard_megabytes * 2**20),
             "seed": seed,
@@ -111,7 +111,7 @@ def index(
     """Make a manifest for existing WebDataset tars."""
     from launchers.stages import index_images
 
-    with _continued_later(), _on_ray(workers, address) as map_shards:
+    with _on_ray(workers, address) as map_shards:
         manifest = index_images(
             tars,
             dataset,
@@ -189,15 +189,6 @@ def holds_parquet(source: str, files: str, columns: ParquetColumns) -> bool:
         return False
     chosen = choose_files(storage, files)
     return has_image_column(storage, chosen, columns) or not holds_images(storage.list())
-
-
-@contextlib.contextmanager
-def _continued_later() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on with what is missing", err=True)
-        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -38,9 +39,14 @@ from launchers.cli.options import (
     loading_config,
 )
 from launchers.cli.reports import compare, report
+from launchers.cli.stopping import Commands, Stopped, leave, stopped_by_sigterm
+
+_LONGEST_LINE = 1500
+"""Characters of an error."""
 
 app = typer.Typer(
     name="ifsq",
+    cls=Commands,
     help="Train iFSQ image tokenizers and the generators built on them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -311,20 +317,25 @@ def main() -> None:
         for word in sys.argv[1:]:
             if has_credentials(word):
                 raise UserError(f"{without_credentials(word)}: {HOW_INSTEAD}")
-        app(standalone_mode=True)
+        with stopped_by_sigterm():
+            app(standalone_mode=True)
     except UserError as error:
         _refuse(error)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        leave(stopped if isinstance(stopped, Stopped) else Stopped(signal.SIGINT), sys.argv[1:])
     except Interrupted as interrupted:
         sys.stderr.write(f"stopped: {interrupted}\n")
         sys.exit(143)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        found = as_user_error(error)
+        found = as_user_error(error, passing=True)
         if found is None:
             raise
         _refuse(found)
     except Exception as error:
+        if str(error).startswith("Symlink loop from "):  # as pathlib has it before Python 3.13
+            _refuse(UserError(f"{error}: links lead in a circle; remove one"))
         if type(error).__name__ != "TrainingFailed":
             raise
         sys.stderr.write(f"error: {without_credentials(str(error))}\n")
@@ -333,8 +344,14 @@ def main() -> None:
 
 def _refuse(error: UserError) -> NoReturn:
     text = without_credentials(str(error))
-    sys.stderr.write("".join(f"error: {line}\n" for line in text.splitlines()))
+    sys.stderr.write("".join(f"error: {_for_a_terminal(line)}\n" for line in text.splitlines()))
     sys.exit(2)
+
+
+def _for_a_terminal(line: str) -> str:
+    """Without what a terminal would obey, and no longer than can be read."""
+    plain = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return plain if len(plain) <= _LONGEST_LINE else f"{plain[:_LONGEST_LINE]}..."
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ goes on where it was.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from data_pipelines.documents import Finite, checked, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.storage.local import write_atomically
@@ -40,6 +44,8 @@ from launchers.stages import (
     sample_images,
 )
 
+logger = logging.getLogger(__name__)
+
 SHARD_BYTES = 1 << 20
 MAX_BAD_SAMPLES = 20
 HELD_OUT_PERCENT = 20
@@ -49,8 +55,20 @@ DEMO = Writer(
     lambda storage: storage.exists("used.json"),
     result="demo",
 )
+_USED: TypeAdapter[dict[str, float]] = TypeAdapter(dict[str, Finite])
 MAX_SAMPLES = 1000
 """Drawn in all, of a folder with many classes."""
+
+
+def _used_before(path: Path) -> dict[str, float]:
+    """Seconds and memory of earlier starts; none where that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        return checked(_USED, read_json(path), str(path))
+    except UserError as error:
+        logger.warning("%s; what earlier starts used is not counted", error)
+        return {}
 
 
 def run_demo(
@@ -130,8 +148,7 @@ class Demo:
         claim(storage, DEMO, job, finished=finished, overwrite=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "used.json"
-        earlier = json.loads(path.read_bytes()) if path.is_file() else {}
-        self.used = {name: float(value) for name, value in earlier.items()}
+        self.used = _used_before(path)
         began = time.monotonic()
         memory = PeakMemory()
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
-import yaml
+from pydantic import TypeAdapter
 
+from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import parse_yaml
 from ifsq_train.config import (
     LaunchConfig,
 )
@@ -16,6 +17,8 @@ from ifsq_train.config.load import Recipe, validate_recipe
 from ifsq_train.plugins.files import load_from_environment
 from launchers.jobs.demo import DemoConfig, parse_demo
 from launchers.jobs.request import LAUNCH_VARIABLE, RECIPE_VARIABLE
+
+_LAUNCH = TypeAdapter(LaunchConfig)
 
 
 def read_environment() -> tuple[Recipe | DemoConfig, LaunchConfig]:
@@ -29,8 +32,8 @@ def read_environment() -> tuple[Recipe | DemoConfig, LaunchConfig]:
     except KeyError as error:
         raise UserError(f"{error.args[0]} is not set; `ifsq submit` starts this command") from None
     load_from_environment()
-    recipe = parse_recipe(yaml.safe_load(text), RECIPE_VARIABLE)
-    return recipe, LaunchConfig.model_validate(json.loads(launch))
+    recipe = parse_recipe(parse_yaml(text, RECIPE_VARIABLE), RECIPE_VARIABLE)
+    return recipe, checked(_LAUNCH, parse_json(launch.encode(), LAUNCH_VARIABLE), LAUNCH_VARIABLE)
 
 
 def parse_recipe(values: Any, source: str) -> Recipe | DemoConfig:
@@ -39,6 +42,8 @@ def parse_recipe(values: Any, source: str) -> Recipe | DemoConfig:
     Raises:
         UserError: not valid.
     """
-    if isinstance(values, dict) and values.get("kind") == "demo":
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: a recipe is a mapping of keys, found {type(values).__name__}")
+    if values.get("kind") == "demo":
         return parse_demo(values)
     return validate_recipe(values, source=source)

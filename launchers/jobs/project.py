@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
+from data_pipelines.documents import shown
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import read_yaml
 from ifsq_train.config import Config
 
 PROJECT_FILE = ".ifsq.yaml"
@@ -44,16 +45,14 @@ def project_defaults(folder: Path | None = None) -> ProjectDefaults:
 
 def _read(path: Path) -> ProjectDefaults:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = read_yaml(path) or {}
         defaults = ProjectDefaults.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"])) or "file"
         known = ", ".join(ProjectDefaults.model_fields)
         raise UserError(
-            f"{path}: {key}: {fault['msg']}, found {fault['input']!r}; its keys are {known}"
+            f"{path}: {key}: {fault['msg']}, found {shown(fault['input'])}; its keys are {known}"
         ) from error
     beside = path.parent / defaults.profile if defaults.profile else None
     if beside is not None and beside.is_file():

@@ -16,7 +16,10 @@ from typing import Any
 from urllib.error import URLError
 
 import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
+from data_pipelines.documents import checked, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import LocalStorage
 
@@ -25,6 +28,16 @@ PATTERNS = ("metrics_endpoint*.json", "*/metrics_endpoint*.json", "*/*/metrics_e
 ALERT_FOLDER = Path(__file__).parents[2] / "k8s" / "alerts"
 _READY_SECONDS = 30.0
 _LIST_SECONDS = 2.0
+
+
+class _Group(TypedDict):
+    """One entry of Prometheus' file service discovery."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+_GROUPS: TypeAdapter[list[_Group]] = TypeAdapter(list[_Group])
 
 
 @dataclass(frozen=True)
@@ -141,12 +154,12 @@ def find_endpoints(runs: Path) -> dict[str, str]:
     for pattern in PATTERNS:
         for path in sorted(runs.glob(pattern)):
             try:
-                groups = json.loads(path.read_text())
-            except (OSError, ValueError):
+                groups = checked(_GROUPS, read_json(path, max_bytes=1 << 20), str(path))
+            except UserError:
                 continue  # being written or withdrawn just now
             for group in groups:
                 for target in group["targets"]:
-                    found[f"http://{target}/metrics"] = group["labels"]["run"]
+                    found[f"http://{target}/metrics"] = group["labels"].get("run", "")
     return found
 
 

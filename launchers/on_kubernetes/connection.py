@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NotRequired
 from urllib.parse import urlencode
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from data_pipelines.documents import checked
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import read_yaml
 from launchers.on_kubernetes.api_errors import NoCluster
+
+_MAX_KUBECONFIG_BYTES = 16 << 20
+_Values = dict[str, Any] | None
+
+
+class _Context(TypedDict):
+    name: str
+    context: _Values
+
+
+class _Cluster(TypedDict):
+    name: str
+    cluster: _Values
+
+
+class _User(TypedDict):
+    name: str
+    user: NotRequired[_Values]
+
+
+_Kubeconfig = TypedDict(
+    "_Kubeconfig",
+    {
+        "kind": NotRequired[str],
+        "current-context": NotRequired[str | None],
+        "contexts": NotRequired[list[_Context] | None],
+        "clusters": NotRequired[list[_Cluster] | None],
+        "users": NotRequired[list[_User] | None],
+    },
+)
+_KUBECONFIG: TypeAdapter[_Kubeconfig] = TypeAdapter(_Kubeconfig)
+"""What is relied on; clusters, users and contexts have further keys."""
 
 
 def connect_client(context: str | None) -> tuple[Any, str | None]:
@@ -29,10 +69,12 @@ def connect_client(context: str | None) -> tuple[Any, str | None]:
             "the Kubernetes client is not installed; pip install 'ifsq-train[k8s]'"
         ) from error
     settings, files = client.Configuration(), os.environ.get("KUBECONFIG")
+    check_kubeconfig(files)
     _check_context(config, files, context)
     try:
-        config.load_kube_config(files, context, client_configuration=settings)
-        found = _context_namespace(config, files, context)
+        with _readable(files):
+            config.load_kube_config(files, context, client_configuration=settings)
+            found = _context_namespace(config, files, context)
     except config.ConfigException as error:
         try:
             config.load_incluster_config(client_configuration=settings)
@@ -46,12 +88,47 @@ def connect_client(context: str | None) -> tuple[Any, str | None]:
     return client.ApiClient(settings), found
 
 
+def check_kubeconfig(files: str | None) -> None:
+    """Refuse a kubeconfig that is none before the client reads it.
+
+    Args:
+        files: paths as KUBECONFIG gives them; kubectl's own place if None. Those that do not exist
+            are passed over, as kubectl does.
+
+    Raises:
+        UserError: not YAML, or a part of it is not what kubectl writes.
+    """
+    names = (files or str(Path.home() / ".kube" / "config")).split(os.pathsep)
+    for path in (Path(name).expanduser() for name in names if name):
+        if path.exists():
+            values = read_yaml(path, max_bytes=_MAX_KUBECONFIG_BYTES)
+            checked(_KUBECONFIG, {} if values is None else values, f"kubeconfig {path}")
+
+
+@contextmanager
+def _readable(files: str | None) -> Iterator[None]:
+    """What the client raises for a kubeconfig that it cannot use, as the user's error."""
+    from kubernetes import config
+
+    try:
+        yield
+    except (config.ConfigException, UserError):
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"kubeconfig {files or '~/.kube/config'} cannot be used ({type(error).__name__}:"
+            f" {reason}); make `kubectl get pods` work"
+        ) from error
+
+
 def _check_context(config: Any, files: str | None, context: str | None) -> None:
     """A name that is not in the kubeconfig is the user's mistake, not a missing cluster."""
     if context is None:
         return
     try:
-        contexts, _ = config.list_kube_config_contexts(files)
+        with _readable(files):
+            contexts, _ = config.list_kube_config_contexts(files)
     except config.ConfigException as error:
         raise UserError(
             f"--context {context} cannot be looked up: {error}; set KUBECONFIG"

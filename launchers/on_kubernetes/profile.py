@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from data_pipelines.documents import shown
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import read_yaml
 from ifsq_train.config import Config
 from launchers.on_kubernetes.objects import PullPolicy, Toleration
 from launchers.on_kubernetes.pod_override import PodOverride, check_pod_override
@@ -155,13 +157,8 @@ def load_profile(name: str | None, gpus_per_node: int) -> ClusterProfile:
     Raises:
         UserError: unknown profile, or a value that is not allowed.
     """
-    import yaml
-
     path = _find(name or ("gpu" if gpus_per_node else "cpu"))
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a profile is a mapping of keys")
     try:
@@ -169,7 +166,7 @@ def load_profile(name: str | None, gpus_per_node: int) -> ClusterProfile:
     except ValidationError as error:
         lines = [
             f"{path}: {'.'.join(map(str, fault['loc'])) or 'profile'}: {fault['msg']},"
-            f" found {fault['input']!r}"
+            f" found {shown(fault['input'])}"
             for fault in error.errors()
         ]
         raise UserError("\n".join(lines)) from error

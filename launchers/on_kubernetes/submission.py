@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
+from data_pipelines.documents import as_object, parse_json
 from data_pipelines.errors import UserError
+from data_pipelines.yaml_documents import parse_yaml
 from ifsq_train.plugins.files import PLUGINS_VARIABLE, packed
 from launchers.jobs.environment import parse_recipe
 from launchers.jobs.request import RECIPE_VARIABLE, JobRequest, SecretRef
@@ -111,20 +110,26 @@ def stored_shape(job: dict[str, Any]) -> StoredShape:
         UserError: it was not submitted by a version that keeps them.
     """
     values = _stored_values(job)
-    workers = values["nodes"] * max(1, values["gpus_per_node"])
-    return StoredShape(values["claim"], values["mount"], workers)
+    try:
+        workers = int(values["nodes"]) * max(1, int(values["gpus_per_node"]))
+        return StoredShape(values["claim"], values["mount"], workers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_stored(job["metadata"]["name"]) from error
 
 
 def _stored_values(job: dict[str, Any]) -> dict[str, Any]:
     notes = job["metadata"].get("annotations") or {}
     try:
-        values = json.loads(notes[REQUEST_ANNOTATION])
-        return dict(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"job '{job['metadata']['name']}' does not hold what it was submitted with;"
-            " use `ifsq submit` again"
-        ) from error
+        values = parse_json(notes[REQUEST_ANNOTATION].encode(), REQUEST_ANNOTATION)
+        return as_object(values, REQUEST_ANNOTATION)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _not_stored(job["metadata"]["name"]) from error
+
+
+def _not_stored(name: str) -> UserError:
+    return UserError(
+        f"job '{name}' does not hold what it was submitted with; use `ifsq submit` again"
+    )
 
 
 def stored_request(job: dict[str, Any]) -> tuple[JobRequest, ClusterProfile]:
@@ -142,11 +147,15 @@ def stored_request(job: dict[str, Any]) -> tuple[JobRequest, ClusterProfile]:
     if env.get(PLUGINS_VARIABLE) and not packed():
         # A job's own plug-ins are not run here: anybody may have submitted it.
         raise UserError(f"job '{name}' ran with plug-in files; give them again with --plugin FILE")
-    recipe = parse_recipe(yaml.safe_load(env.get(RECIPE_VARIABLE) or ""), RECIPE_VARIABLE)
-    profile = ClusterProfile.model_validate(values.pop("profile"))
-    values["secrets"] = tuple(SecretRef(*found) for found in values["secrets"])
-    values["more_storage"] = tuple((claim, mount) for claim, mount in values["more_storage"])
-    return JobRequest(name=name, recipe=recipe, **values), profile
+    stored = parse_yaml(env.get(RECIPE_VARIABLE) or "", RECIPE_VARIABLE)
+    recipe = parse_recipe(stored, RECIPE_VARIABLE)
+    try:
+        profile = ClusterProfile.model_validate(values.pop("profile"))
+        values["secrets"] = tuple(SecretRef(*found) for found in values["secrets"])
+        values["more_storage"] = tuple((claim, mount) for claim, mount in values["more_storage"])
+        return JobRequest(name=name, recipe=recipe, **values), profile
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_stored(name) from error
 
 
 def resumed_request(

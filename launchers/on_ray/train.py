@@ -91,6 +91,8 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from launchers.on_ray.loopback_store import LoopbackTorchConfig
+
     folder = Path(config.output).absolute()
     fewest, most = launch.min_workers, launch.num_workers
     scaling = ScalingConfig(
@@ -99,12 +101,14 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
         resources_per_worker=worker_resources(launch),
         elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
     )
+    local = launch.address is None and "RAY_ADDRESS" not in os.environ
+    kind = LoopbackTorchConfig if local else TorchConfig
     settings = {"recipe": packed_recipe(config), "launch": to_dict(launch), "launch_id": launch_id}
     return TorchTrainer(
         _worker,
         train_loop_config=settings,
         scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if launch.gpus else "gloo"),
+        torch_config=kind(backend="nccl" if launch.gpus else "gloo"),
         run_config=RunConfig(
             name=f"{config.name}-{name}",
             storage_path=str(folder / "ray"),

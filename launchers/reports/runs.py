@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipelines.documents import read_object
 from data_pipelines.errors import UserError
 from ifsq_train.report.charts import Curve
 
@@ -186,13 +187,7 @@ def _tokens(path: Path) -> StoredRun:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it or run again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object; restore it or run again")
-    return found
+    return read_object(path, allow_nan=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

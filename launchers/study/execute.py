@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import UserError
+from data_pipelines.documents import read_object
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.storage.local import write_atomically
 from data_pipelines.tokens.reader import TokenDataset
 from ifsq_train.config import (
     EvaluateConfig,
@@ -120,8 +122,12 @@ def _within(recipe: TrainConfig, seconds: float) -> TrainConfig:
         train_locally(recipe.model_copy(update=few))
         records = read_jsonl(folder / "run" / "metrics.jsonl")
         each = records[-1]["useful_seconds"] / _CALIBRATION_STEPS
-        path.write_text(json.dumps({"steps": max(1, int(seconds / each))}))
-    return recipe.model_copy(update={"steps": json.loads(path.read_text())["steps"]})
+        steps = {"steps": max(1, int(seconds / each))}
+        write_atomically(path, json.dumps(steps).encode())
+    found = read_object(path).get("steps")
+    if type(found) is not int or found < 1:
+        raise DataError(f"{path} is damaged; remove it, the time of a step is then measured again")
+    return recipe.model_copy(update={"steps": found})
 
 
 def _is_single(launch: LaunchConfig) -> bool:

@@ -1,14 +1,19 @@
 """Which number a class has: from a file the user gives, instead of from the sorted names."""
 
-import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.documents import parse_json, read_file
 from data_pipelines.errors import UserError
 
+MAX_CLASSES = 1_000_000
+MAX_CLASS_MAP_BYTES = 64 << 20
+_MAX_DIGITS = 20
+_SPACE = b" \t\r\n\xef\xbb\xbf"
 _IDENTIFIER = re.compile(r"\d")
 """In the first word of a line: `n01440764 tench`, but not `golden retriever`."""
 
@@ -61,18 +66,19 @@ def read_class_map(path: Path) -> ClassMap:
     Raises:
         UserError: no such file, not of this form, a name twice, or numbers with gaps.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class map {path} cannot be read ({error}); give a text file") from None
-    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
-    pairs = _from_json(path, text) if is_json else _from_lines(text)
+    data = read_file(path, MAX_CLASS_MAP_BYTES)
+    is_json = path.suffix.lower() == ".json" or data.lstrip(_SPACE)[:1] in (b"{", b"[")
+    pairs = _from_json(path, data) if is_json else _from_lines(_text(path, data))
     numbers = {source: number for source, number, _ in pairs}
     if not pairs or len(numbers) < len(pairs):
-        found = [source for source, _, _ in pairs]
-        twice = next((name for name in found if found.count(name) > 1), "")
-        what = f"names the class {twice!r} twice" if pairs else "is empty"
+        times = Counter(source for source, _, _ in pairs)
+        twice = next((name for name, count in times.items() if count > 1), "")
+        what = f"names the class {twice[:60]!r} twice" if pairs else "is empty"
         raise UserError(f"class map {path} {what}; give every class once, one a line")
+    if len(pairs) > MAX_CLASSES:
+        raise UserError(
+            f"class map {path} has {len(pairs)} classes, at most {MAX_CLASSES} are read"
+        )
     names: dict[int, str] = {}
     for _, number, name in pairs:
         names.setdefault(number, name)
@@ -82,6 +88,19 @@ def read_class_map(path: Path) -> ClassMap:
             f" use all of 0 to {len(names) - 1}"
         )
     return ClassMap(numbers, tuple(names[number] for number in range(len(names))))
+
+
+def _text(path: Path, data: bytes) -> str:
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"class map {path} is not text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"class map {path} has NUL characters; give a text file")
+    return text
 
 
 def _from_lines(text: str) -> list[tuple[str, int, str]]:
@@ -105,11 +124,8 @@ def _split_line(line: str) -> tuple[str, str]:
     return first.strip(), rest.strip()
 
 
-def _from_json(path: Path, text: str) -> list[tuple[str, int, str]]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"class map {path} is not JSON ({error}); mend it") from None
+def _from_json(path: Path, data: bytes) -> list[tuple[str, int, str]]:
+    content = parse_json(data, f"class map {path}", unique_keys=True)
     for key in ("id2label", "label2id", "class_to_idx", "names", "classes"):
         if isinstance(content, dict) and isinstance(content.get(key), dict | list):
             content = content[key]
@@ -135,7 +151,7 @@ def _from_json(path: Path, text: str) -> list[tuple[str, int, str]]:
 
 def _number(value: Any) -> int | None:
     if isinstance(value, str) and value.strip().isdecimal() and value.isascii():
-        return int(value)
+        return int(value) if len(value) < _MAX_DIGITS else None
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int and value >= 0 else None

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.packing.classes import ClassMap
+from data_pipelines.images.packing.classes import MAX_CLASSES, ClassMap
 
 Label: TypeAlias = int | str | None
 
-MAX_CLASSES = 1_000_000
 MAX_CLASS_NAMES = 100_000
 NO_LABEL = (-1, -100)
 """Numbers that mean: none. The second is what torch's losses ignore."""

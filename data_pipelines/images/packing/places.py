@@ -7,6 +7,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.impostors import name_impostor
 from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
 from data_pipelines.images.packing.samples import is_hidden
+from data_pipelines.regular_files import open_regular
 
 _HEAD_BYTES = 512
 
@@ -57,7 +58,7 @@ def refuse_file(path: Path, wanted: str) -> None:
         return
     if not path.exists():
         raise UserError(f"{path} does not exist; give {wanted}")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = name_impostor(file.read(_HEAD_BYTES))
     hint = f"give the folder it is in, {path.parent}, or" if not found else "give"
     if path.suffix == ".tar":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from data_pipelines.images.impostors import what_it_is
+from data_pipelines.regular_files import open_regular
 
 _BLOCK_BYTES = 512
 _RECORD_BYTES = 10_240
@@ -59,7 +60,7 @@ def scan_tar(path: Path, name: str) -> list[TarMember]:
     """
     size = path.stat().st_size
     members: list[TarMember] = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         _refuse_impostor(file.read(_BLOCK_BYTES), size, name)
         start = archive = 0
         while start < size:
@@ -79,7 +80,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file of any size."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -74,12 +74,13 @@ def test_upload_moves_a_finished_file(tmp_path):
 
 def test_temporary_files_of_killed_writers_go_and_fresh_ones_stay(tmp_path):
     storage = LocalStorage(tmp_path)
-    for name, age in ((".tmp-x-old", 3600), (".tmp-x-new", 0)):
+    ages = {".tmp-x-old": 3600, ".tmp-x-new": 0, ".result.json.123.tmp": 3600, ".hidden.tmp": 3600}
+    for name, age in ages.items():
         (tmp_path / name).write_bytes(b"half")
         written = time.time() - age
         os.utime(tmp_path / name, (written, written))
     storage.delete_stale_temporaries()
-    assert [path.name for path in tmp_path.iterdir()] == [".tmp-x-new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden.tmp", ".tmp-x-new"]
 
 
 def test_delete_is_idempotent(tmp_path):

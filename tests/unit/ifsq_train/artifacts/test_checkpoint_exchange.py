@@ -108,6 +108,21 @@ def test_a_released_generator_comes_in(
         assert trained.scaling.std == (2.0, 2.0, 2.0)
 
 
+def test_a_released_dits_latents_have_statistics_per_channel(
+    released_tokenizer: tuple[Path, Any],
+) -> None:
+    folder = str(released_tokenizer[0])
+    spec = released_spec(folder, 4, 0.5, (0.1, 0.2, -0.3), (1.0, 2.0, 4.0))
+    assert spec.latent_mean == (0.1, 0.2, -0.3)
+    assert spec.latent_std == (2.0, 4.0, 8.0)
+    with pytest.raises(UserError, match="--latent-mean has 2 numbers; the tokenizer has 3"):
+        released_spec(folder, 4, 1.0, (0.1, 0.2))
+    with pytest.raises(UserError, match="above 0"):
+        released_spec(folder, 4, 1.0, None, (1.0, 0.0, 1.0))
+    with pytest.raises(UserError, match="finite number"):
+        released_spec(folder, 4, 1.0, (0.0, float("nan"), 0.0))
+
+
 class Evil:
     """A pickle that would run a command."""
 

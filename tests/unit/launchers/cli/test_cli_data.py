@@ -195,7 +195,9 @@ def test_control_c_loses_nothing(ifsq, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "stopped; the same command goes on with what is missing"
+    assert said.splitlines()[-1] == (
+        "stopped by SIGINT: finished shards are kept; run the same command again to go on"
+    )
     assert not list(target.rglob(".tmp-*"))
     assert ifsq(*arguments[1:])[0] == 0
     assert ShardManifest.open(target).num_samples == 150

@@ -68,7 +68,7 @@ def test_folder_that_the_class_map_lacks_is_named(class_folder, tmp_path):
         ("m.txt", "a\nb\na\n", "names the class 'a' twice"),
         ("m.json", '{"a": 0, "b": 2}', "0 to 2 with gaps"),
         ("m.json", "[1, 2]", "neither a list of names nor an object"),
-        ("m.json", "{", "is not JSON"),
+        ("m.json", "{", "damaged or not JSON"),
     ],
 )
 def test_unusable_class_maps_say_why(tmp_path, name, text, message):
