@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError, UserError
 from ifsq_train.config import EvaluateConfig, to_dict
 from ifsq_train.config.evaluate import NEEDS, Metric
 from ifsq_train.config.paths import with_absolute_paths
@@ -165,6 +165,7 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
         # Entered here and not around the loop: decoding threads write into normal tensors.
         with torch.inference_mode():
             reconstructions, quantized = network(channels_last(images))
+        refuse_broken(reconstructions, meter.num_images, f"the tokenizer {tools.config.tokenizer}")
         meter.add(images, reconstructions)
         if usage is not None:
             indices = quantized.indices
@@ -185,6 +186,23 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
         for name, part in (("rfid", raw), ("rfid_8bit", rounded)):
             metrics[name] = distance(pooled, GaussianStatistics.of(over_ranks(part).pooled))
     return metrics
+
+
+def refuse_broken(values: Tensor, before: int, network: str) -> None:
+    """Raise DataError where a network gave values [B, ...] that are not finite.
+
+    Args:
+        values: of a batch.
+        before: images of this process that came earlier.
+        network: what messages call it.
+    """
+    broken = (~values.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise DataError(
+            f"{network} gives values that are not finite for {len(broken)} of {len(values)} images,"
+            f" first image {before + broken[0]} of this process; its weights have diverged: take an"
+            " earlier checkpoint"
+        )
 
 
 def _is_wanted(config: EvaluateConfig, name: str) -> bool:
@@ -208,6 +226,7 @@ def measure_alignment(tools: Tools, teacher: DinoTeacher) -> dict[str, Any]:
         if features.num_images >= tools.config.cknna_images:
             break
         mine = encoder(channels_last(images)).float().flatten(2).mean(2)
+        refuse_broken(mine, features.num_images, f"the tokenizer {tools.config.tokenizer}")
         features.add(mine, teacher(images).float().mean(1))
     features = over_ranks(features)
     try:
@@ -238,7 +257,9 @@ def encoder_moments(tools: Tools, images: HeldOutImages | StoredImages) -> Featu
     encoder = tools.tokenizer.network.encoder
     moments = FeatureMoments(encoder.conv_out.out_channels)
     for batch in images.batches(tools.context):
-        moments.add(encoder(channels_last(batch)).float().flatten(2).mean(2))
+        found = encoder(channels_last(batch)).float().flatten(2).mean(2)
+        refuse_broken(found, moments.count, f"the tokenizer {tools.config.tokenizer}")
+        moments.add(found)
     return over_ranks(moments)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,7 @@ def read_npz_images(path: Path) -> NDArray[np.uint8] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["arr_0"] if "arr_0" in arrays.files else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file ({error})") from error
     if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         return None

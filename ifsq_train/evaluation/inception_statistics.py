@@ -6,6 +6,8 @@ channels of the 1x1 branch of Mixed_6d, 17 x 17 each.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,7 +146,7 @@ def read_adm_statistics(path: Path) -> Mapping[str, GaussianStatistics]:
                 if {mean, covariance} <= names:
                     parts = [torch.from_numpy(arrays[key]).double() for key in (mean, covariance)]
                     found[kind] = GaussianStatistics(parts[0], parts[1], None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a file of reference statistics ({error})") from error
     wanted = {"pooled": NUM_FEATURES, "spatial": NUM_SPATIAL}
     for kind, one in found.items():
@@ -153,6 +155,8 @@ def read_adm_statistics(path: Path) -> Mapping[str, GaussianStatistics]:
                 f"{path}: {kind} statistics of shape {tuple(one.mean.shape)}, expected"
                 f" {wanted[kind]} features of Inception"
             )
+        if not bool(one.mean.isfinite().all() and one.covariance.isfinite().all()):
+            raise DataError(f"{path}: {kind} statistics have values that are not finite")
     if "pooled" not in found:
         raise DataError(f"{path}: has {sorted(names)}, needs 'mu' and 'sigma' as ADM's files have")
     return found

@@ -77,7 +77,17 @@ class EvaluationResult:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; numbers that are not finite (PSNR of equal images) become None."""
+        """JSON-able; infinite numbers (PSNR of equal images) become None.
+
+        Raises:
+            DataError: a metric is not a number; names it.
+        """
+        for name, value in self.metrics.items():
+            if _holds_nan(value):
+                raise DataError(
+                    f"{name} is not a number: a network or its inputs gave values that are not"
+                    " finite; nothing is written"
+                )
         return {"format_version": FORMAT_VERSION, **_finite(asdict(self))}
 
     def write(self, path: Path) -> None:
@@ -131,6 +141,14 @@ def network_digest(network: nn.Module, description: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(dict(description), sort_keys=True).encode())
     update_with_tensors(digest, network.state_dict())
     return digest.hexdigest()
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nan, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _finite(value: Any) -> Any:

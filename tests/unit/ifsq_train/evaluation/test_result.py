@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,13 @@ def test_reads_back_as_written(tmp_path: Path) -> None:
 def test_infinite_numbers_stay_valid_json(tmp_path: Path) -> None:
     stored = replace(result(), metrics={"psnr_db": float("inf")}).to_dict()
     assert json.loads(json.dumps(stored, allow_nan=False))["metrics"]["psnr_db"] is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("nan")]])
+def test_what_is_not_a_number_is_never_stored(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(DataError, match="psnr_db is not a number"):
+        replace(result(), metrics={"l1": 0.5, "psnr_db": value}).write(tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 9, "networks": {}}'])

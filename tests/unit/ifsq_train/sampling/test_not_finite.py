@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data_pipelines.errors import UserError
+from ifsq_train.evaluation.evaluate import refuse_broken
 from ifsq_train.models.quantizers.base import Quantizer
 from ifsq_train.models.quantizers.fsq import FSQ
 from ifsq_train.models.quantizers.lfq import LFQ
@@ -32,6 +33,14 @@ def test_indices_outside_the_codebook_are_refused(quantizer: Quantizer, outside:
     indices[0, 1, 1] = outside
     with pytest.raises(ValueError, match="outside the codebooks"):
         quantizer.indices_to_latents(indices)
+
+
+def test_evaluations_name_the_image_that_failed():
+    values = torch.zeros(4, 3, 2, 2)
+    refuse_broken(values, 8, "the tokenizer x")
+    values[2, 0, 1, 1] = float("nan")
+    with pytest.raises(UserError, match=r"the tokenizer x gives .* 1 of 4 images, first image 10"):
+        refuse_broken(values, 8, "the tokenizer x")
 
 
 def test_views_name_the_network_that_failed():
