@@ -11,6 +11,7 @@ import torch
 
 from data_pipelines.documents import as_object, parse_json, read_object
 from data_pipelines.errors import UserError
+from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.open import Storage, open_storage
 from data_pipelines.storage.outputs import Writer, claim
 from ifsq_train.artifacts.recipe_faults import recipe_faults
@@ -20,6 +21,7 @@ from ifsq_train.config.shares import check_even_split, check_shares
 from ifsq_train.data.base import TrainData
 from ifsq_train.data.classes import classes_of
 from ifsq_train.data.open import extras_for, open_train_data
+from ifsq_train.plugins.files import loaded_files
 from ifsq_train.training.saved_state import check_resumable
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ RUN_FILES = (
     "failures/*.json",
     "hangs/*.json",
     "profile/*.json.gz",
+    "plugins/*.py",
     "tracker-*.json",
     "tensorboard/*",
     "wandb/*",
@@ -106,8 +109,17 @@ def preflight(
     refuse_faults(label_faults(config, data))
     job = {"name": config.name, "task": config.task.kind}
     claim(open_storage(folder), TRAINER, job, overwrite=overwrite)
+    keep_plugins(folder)
     check_resumable(config, data, launch.allow_changes)
     return finished_result(config)
+
+
+def keep_plugins(folder: Path) -> None:
+    """Write the text of the plug-in files of this start to ``plugins/`` of the run folder."""
+    for file in loaded_files():
+        place = folder / "plugins" / file.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, file.text.encode())
 
 
 def refuse_faults(faults: Sequence[str]) -> None:

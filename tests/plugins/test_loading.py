@@ -13,6 +13,7 @@ from ifsq_train.config import Config, TrainConfig, to_dict
 from ifsq_train.config.load import load_recipe, packed_recipe, unpacked, validate_recipe
 from ifsq_train.plugins.files import forget_files, load_files, load_packed, packed
 from ifsq_train.plugins.registry import forgotten_afterwards
+from ifsq_train.training.preflight import RUN_FILES, keep_plugins
 from tests.plugins.conftest import HERE
 
 BSQ = {"kind": "bsq", "num_channels": 6}
@@ -102,3 +103,13 @@ def test_a_quantizer_nobody_builds_is_refused_and_no_bottleneck_takes_its_place(
 
     with pytest.raises(UserError, match="quantizer kind 'new' is unknown; known are fsq, ifsq, vq"):
         build_quantizer(NewConfig())  # type: ignore[arg-type]
+
+
+def test_a_run_keeps_the_text_of_its_files(tmp_path: Path) -> None:
+    keep_plugins(tmp_path)
+    assert not list(tmp_path.iterdir())
+    load_files([HERE / "bsq.py"])
+    keep_plugins(tmp_path)
+    kept = tmp_path / "plugins" / "bsq.py"
+    assert kept.read_bytes() == (HERE / "bsq.py").read_bytes()
+    assert "plugins/*.py" in RUN_FILES, "--overwrite would leave it behind"
