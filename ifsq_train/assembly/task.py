@@ -62,13 +62,14 @@ def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
     if weights is None:
         logger.info("perceptual loss is off: no weights given (task.perceptual.weights)")
         return TokenizerTask(config, tokenizer, discriminator, None)
-    if not Path(weights).is_file():
+    paths = [Path(path) for path in ((weights,) if isinstance(weights, str) else weights)]
+    if missing := [path for path in paths if not path.is_file()]:
         raise UserError(
-            f"task.perceptual.weights: no file '{weights}';"
-            " give a local LPIPS weight file or null to turn the term off"
+            f"task.perceptual.weights: no file '{missing[0]}';"
+            " give local LPIPS weight files or null to turn the term off"
         )
     try:
-        perceptual = load_lpips(Path(weights))
+        perceptual = load_lpips(*paths)
     except ValueError as error:
         raise UserError(f"task.perceptual.weights: {error}") from error
     return TokenizerTask(config, tokenizer, discriminator, perceptual)

@@ -36,8 +36,9 @@ class AdversarialConfig(Config):
 class PerceptualConfig(Config):
     """LPIPS term; off unless weights are given."""
 
-    weights: RunPath | None = None
-    """Local file with VGG16 backbone and linear heads; the term is off without it."""
+    weights: RunPath | tuple[RunPath, ...] | None = None
+    """Local file with VGG16 backbone and linear heads, or a list of files that have them together
+    (`ifsq weights check`); the term is off without it."""
     weight: float = Field(default=1.0, ge=0)
 
 

@@ -115,6 +115,6 @@ def _t() -> Any:
         from scipy.stats import t
     except ImportError:
         raise UserError(
-            "verdicts need scipy, which is not installed; run pip install 'ifsq-train[demo]'"
+            "verdicts need scipy, which is not installed; run pip install scikit-learn"
         ) from None
     return t

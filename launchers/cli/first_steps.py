@@ -1,4 +1,4 @@
-"""The commands `ifsq doctor` and `ifsq init`."""
+"""The commands `ifsq doctor`, `ifsq init` and `ifsq weights check`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,22 @@ def doctor(
         if check.remedy:
             typer.echo(f"{'':8} {'':{width}}  -> {check.remedy}")
     if any(check.status == "problem" for check in checks):
+        raise typer.Exit(1)
+
+
+def check_weights(
+    folder: Annotated[Path, typer.Argument(help="Folder with downloaded weight files.")],
+) -> None:
+    """Say which published networks lie in a folder and what takes them; exit code 1 if one is
+    damaged."""
+    from launchers.first_steps.weights import examine_weights
+
+    found = examine_weights(folder)
+    for one in found:
+        typer.echo(f"{one.status:8} {one.name}: {one.found}")
+        if one.use:
+            typer.echo(f"{'':8} -> {one.use}")
+    if any(one.status == "problem" for one in found):
         raise typer.Exit(1)
 
 

@@ -24,7 +24,7 @@ from launchers.cli import plan as cli_plan
 from launchers.cli import study as cli_study
 from launchers.cli.codes import export_codes, import_codes
 from launchers.cli.export import export
-from launchers.cli.first_steps import digits, doctor, init
+from launchers.cli.first_steps import check_weights, digits, doctor, init
 from launchers.cli.jobs import register as register_job_commands
 from launchers.cli.monitor import monitor
 from launchers.cli.options import (
@@ -52,6 +52,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+weights_app = typer.Typer(help="Published weight files.", no_args_is_help=True)
+weights_app.command("check")(check_weights)
+app.add_typer(weights_app, name="weights")
 config_app = typer.Typer(help="Show, check and describe recipes.", no_args_is_help=True)
 app.add_typer(cli_data.app, name="data")
 cli_data.app.command("copy")(data_copy.copy)

@@ -49,7 +49,7 @@ def _write(folder: Path, part: Callable[[str], str]) -> None:
     except ImportError:
         raise UserError(
             "the example digits come with scikit-learn, which is not installed; run"
-            " pip install 'ifsq-train[demo]', or use a folder of your own images"
+            " pip install scikit-learn, or use a folder of your own images"
         ) from None
     images, labels = _arrays(load_digits())
     unfinished = folder.with_name(f".{folder.name}.tmp")
