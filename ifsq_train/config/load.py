@@ -297,6 +297,8 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
         return f"{path}.kind: {known}{hint}"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
+    if keys and keys[-1] == "image_size" and isinstance(found, list | tuple):
+        return f"{path}: found {list(found)}; views are square: give one number, pixels per side"
     if kind == "value_error" or isinstance(found, dict | list):
         return f"{path}: {message}"
     return f"{path}: found {shown(found)}; {message[0].lower()}{message[1:]}"

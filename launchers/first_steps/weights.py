@@ -20,7 +20,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from ifsq_train.models.inception import load_fid_inception
 from ifsq_train.models.perceptual import Backbone, load_lpips
-from ifsq_train.models.repa import SIZES, load_dino
+from ifsq_train.models.repa import SIZES, Size, load_dino
 from ifsq_train.models.weight_files import read_weight_file
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt")
@@ -93,7 +93,9 @@ def _examine(path: Path) -> WeightFile:
 def _recognised(path: Path, content: Mapping[str, Any], digest: str, seen: str) -> WeightFile:
     name = path.name
     if isinstance(positions := content.get("pos_embed"), Tensor):
-        size = next((s for s, shape in SIZES.items() if shape["dim"] == positions.shape[-1]), None)
+        size: Size | None = next(
+            (s for s, shape in SIZES.items() if shape["dim"] == positions.shape[-1]), None
+        )
         if size is None:
             widths = ", ".join(f"{s} {shape['dim']}" for s, shape in SIZES.items())
             return WeightFile(

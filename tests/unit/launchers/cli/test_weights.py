@@ -60,8 +60,9 @@ def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
 
 
 def test_a_dinov2_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "S", {"num_layers": 1, "dim": 32, "num_heads": 2})
-    teacher = DinoTeacher(**SIZES["S"], grid=(37, 37))
+    small = {"num_layers": 1, "dim": 32, "num_heads": 2}
+    monkeypatch.setitem(SIZES, "S", small)
+    teacher = DinoTeacher(num_layers=1, dim=32, num_heads=2, grid=(37, 37))
     torch.save({**teacher.state_dict(), "mask_token": torch.zeros(1, 32)}, tmp_path / "d.pth")
     (found,) = examine_weights(tmp_path)
     assert found.status == "ok"
