@@ -292,8 +292,10 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
                 random = BatchRandom(config.seed, step, part.positions, context.rank, index)
                 info = StepInfo(step, random, share, count, run.strategy, config.is_logged(step))
                 with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
-                    output = run.task.loss(name, models, part, info)
-                    run.strategy.backward(name, output.loss * share)
+                    with run.meter.device_pass("forward"):
+                        output = run.task.loss(name, models, part, info)
+                    with run.meter.device_pass("backward"):
+                        run.strategy.backward(name, output.loss * share)
                 for key, value in output.metrics.items():
                     totals[key] = totals.get(key, 0.0) + value.float() * share
         with run.meter.phase("optimizer"):
@@ -325,6 +327,7 @@ def log(
         record[f"lr/{name}"] = stat.lr
     # A step that updates one network of two has no loss of the other: keep its latest.
     run.state.last_record |= record
+    run.metrics.passes(run.meter.take_passes())
     run.metrics.step(run.state, record, step_seconds, data_wait_seconds, run.meter.take())
 
 

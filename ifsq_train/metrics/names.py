@@ -84,9 +84,17 @@ IMAGES_PER_SECOND = MetricSpec(
 DATA_WAIT_SECONDS = MetricSpec(
     "ifsq_training_data_wait_seconds_total",
     "counter",
-    "Seconds a worker waited for its next batch, by rank: the one number needed per rank, since"
-    " a slow reader shows as waiting on one rank only.",
+    "Seconds a worker waited for its next batch, by rank: a slow reader shows as waiting on one"
+    " rank only.",
     ("rank",),
+    scope="process",
+)
+PASS_SECONDS = MetricSpec(
+    "ifsq_training_pass_seconds_total",
+    "counter",
+    "Seconds a worker's device spent in forward and backward passes, by rank. A backward pass ends"
+    " when the gradients of all ranks are there, so it includes waiting for the slowest one.",
+    ("rank", "direction"),
     scope="process",
 )
 STEP_SECONDS = MetricSpec(

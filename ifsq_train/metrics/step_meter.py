@@ -50,6 +50,8 @@ class StepMeter:
         self._device, self._world_size, self._flops = device, world_size, flops
         self._peak = peak_flops(device)
         self._seconds: dict[str, float] = {}
+        self._passes: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._done = 0.0
         self._since = time.perf_counter()
 
@@ -61,6 +63,30 @@ class StepMeter:
             yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+
+    @contextmanager
+    def device_pass(self, name: str) -> Iterator[None]:
+        """Add the time the device spends in a block to a pass; nothing waits for the device."""
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self._passes[name] = self._passes.get(name, 0.0) + time.perf_counter() - began
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((name, begin, end))
+
+    def take_passes(self) -> dict[str, float]:
+        """Seconds of the device by pass since the last call; to be called when it has caught up."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            seconds = begin.elapsed_time(end) / 1000
+            self._passes[name] = self._passes.get(name, 0.0) + seconds
+        self._events.clear()
+        taken, self._passes = self._passes, {}
+        return taken
 
     def worked(self, network: str, samples: int) -> None:
         """Count an update of a network on so many samples (of all workers)."""

@@ -128,6 +128,11 @@ class TrainingMetrics:
         if self._goodput is not None:
             self._goodput.idle(seconds)
 
+    def passes(self, seconds: Mapping[str, float]) -> None:
+        """Count the seconds this worker's device spent in each pass; every rank calls it."""
+        for name, spent in seconds.items():
+            self._metrics.inc(names.PASS_SECONDS, spent, rank=str(self._rank), direction=name)
+
     def step(
         self,
         state: TrainState,

@@ -139,6 +139,36 @@ TRAINING = Dashboard(
                 minimum=0,
             ),
         ),
+        "Ranks": (
+            curve(
+                "Forward passes of the slowest ranks",
+                "percentunit",
+                "topk by (namespace, run) (5, rate("
+                f'ifsq_training_pass_seconds_total{{direction="forward", {R}}}[$__rate_interval]))',
+                "{{namespace}} {{run}} rank {{rank}}",
+                "Part of the time; all ranks do the same work. Runbook: straggler-rank.",
+                minimum=0,
+            ),
+            curve(
+                "Waiting for other ranks",
+                "percentunit",
+                "topk by (namespace, run) (5,"
+                f" namespace_run_rank:ifsq_training_collective_wait:ratio_rate10m{{{R}}})",
+                "{{namespace}} {{run}} rank {{rank}}",
+                "Part of the time in backward passes, estimated from the forward passes: ranks that"
+                " do not wait are the slow ones.",
+                minimum=0,
+            ),
+            curve(
+                "Data wait of the slowest ranks",
+                "percentunit",
+                "topk by (namespace, run) (5, rate("
+                f"ifsq_training_data_wait_seconds_total{{{R}}}[$__rate_interval]))",
+                "{{namespace}} {{run}} rank {{rank}}",
+                "Five ranks that wait most for data. Runbook: straggler-rank.",
+                minimum=0,
+            ),
+        ),
         "Safety": (
             curve(
                 "Age of the last checkpoint",
@@ -163,15 +193,6 @@ TRAINING = Dashboard(
                 f"ifsq_training_restarts_total{{{R}}}",
                 "{{namespace}} {{run}}",
                 "Since the first start. Runbook: restart-loop.",
-                minimum=0,
-            ),
-            curve(
-                "Data wait of the slowest ranks",
-                "percentunit",
-                "topk by (namespace, run) (5, rate("
-                f"ifsq_training_data_wait_seconds_total{{{R}}}[$__rate_interval]))",
-                "{{namespace}} {{run}} rank {{rank}}",
-                "Five ranks that wait most for data. Runbook: straggler-rank.",
                 minimum=0,
             ),
         ),

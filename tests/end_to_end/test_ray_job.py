@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,9 +17,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from ifsq_train.plugins.files import forget_files
+from ifsq_train.plugins.registry import forgotten_afterwards
 from launchers.cli.program import app
+from tests.plugins.runs import VIEW, recipe, tokenizer_task
 from tests.support.ports import free_ports
 from tests.support.repository import REPOSITORY
 
@@ -44,7 +51,7 @@ PORT_OPTIONS = (
 """All ports of a head: it ends when one of its agents finds its port taken."""
 
 
-STARTED = "Ray runtime started"
+STARTED, GAVE_UP = "Ray runtime started", "timed out during startup"
 STARTS = 3
 """A raylet aborts if an agent takes longer than 15 s to start, which no setting changes; a busy
 machine may need a second try, for which the agents' modules are in memory."""
@@ -83,11 +90,13 @@ def start_head(folder: Path, log: Path) -> Head:
 
 def has_started(head: Head) -> bool:
     """Wait until the node is there (the dashboard answers long before); False if it gave up."""
-    deadline = time.monotonic() + 300
-    while STARTED not in head.log.read_text(errors="replace"):
-        if head.process.poll() is not None:
+    deadline = time.monotonic() + 180
+    while STARTED not in (said := head.log.read_text(errors="replace")):
+        # The program may hang after it has given up.
+        if head.process.poll() is not None or GAVE_UP in said:
             return False
-        assert time.monotonic() < deadline, head.story()
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.5)
     return True
 
@@ -99,7 +108,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     )
     process.terminate()
     try:
-        process.wait(30)
+        process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -127,6 +136,34 @@ def test_a_job_is_followed_to_its_failure_and_listed(head: Head, tmp_path: Path)
     assert len(logs.output.splitlines()) == 1
     missing = CliRunner().invoke(app, ["cancel", "none", *target])
     assert "no job 'none'" in str(missing.exception)
+
+
+@pytest.mark.slow
+def test_a_job_trains_on_a_plug_in_that_the_cluster_has_never_seen(
+    head: Head, tmp_path: Path
+) -> None:
+    """`--plugin FILE` travels with the job: driver and workers load it, the file itself is gone."""
+    idea = tmp_path / "elsewhere" / "my_shapes.py"
+    idea.parent.mkdir()
+    shutil.copy(REPOSITORY / "tests" / "plugins" / "shapes.py", idea)
+    source = {"kind": "shapes", "num_images": 12, "image_size": 16}
+    data = {"kind": "images", "url": source, "view": VIEW}
+    task = tokenizer_task({"kind": "ifsq", "levels": [5, 5, 5]})
+    values = recipe(Path("runs/idea"), data, task, "autoencoder")
+    file = tmp_path / "idea.yaml"
+    file.write_text(yaml.safe_dump(values))
+    words = ["submit", str(file), "--plugin", str(idea), "--name", "idea", "--no-wait"]
+    where = ["--to", "ray", "--address", head.url]
+    with forgotten_afterwards():
+        sent = CliRunner().invoke(app, [*words, *where, "--workdir", str(tmp_path)])
+    forget_files()
+    assert sent.exit_code == 0, f"{sent.output}\n{sent.exception}\n{head.story()}"
+    shutil.rmtree(idea.parent)
+    done = CliRunner().invoke(app, ["logs", "idea", "--follow", *where])
+    assert done.exit_code == 0, f"{done.output}\n{done.exception}\n{head.story()}"
+    result = json.loads((tmp_path / "runs/idea/result.json").read_text())
+    assert result["steps"] == values["steps"]
+    assert math.isfinite(result["final_loss"])
 
 
 def test_no_cluster_is_one_clear_line() -> None:

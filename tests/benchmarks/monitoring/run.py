@@ -39,6 +39,7 @@ from ifsq_train.metrics.jsonl import read_jsonl
 from launchers.first_steps.digits import write_digits
 from launchers.monitoring import prometheus_server as monitor
 from launchers.stages import held_out, pack_images
+from tests.benchmarks.monitoring.pictures import draw_all
 from tests.support.repository import REPOSITORY
 
 DASHBOARDS = sorted((REPOSITORY / "k8s" / "dashboards").glob("*.json"))
@@ -62,23 +63,19 @@ class Live:
         except urllib.error.HTTPError as error:
             return {"error": error.read().decode()}
 
-    def curve(self, query: str, begin: float, end: float) -> list[dict[str, Any]]:
-        """Series of a query over a time, in 100 points."""
-        step = max(1.0, (end - begin) / 100)
-        return self.get("query_range", query=query, start=begin, end=end, step=step)["result"]
-
     def firing(self) -> dict[str, str]:
         """State of every alert that is pending or firing."""
         return {a["labels"]["alertname"]: a["state"] for a in self.get("alerts")["alerts"]}
 
 
 def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
+    return [panel for panel in board["panels"] if panel.get("targets")]
 
 
 def resolve(query: str) -> str:
     """A panel's query as Grafana would send it."""
-    return query.replace("$__rate_interval", "30s").replace("$run", ".*")
+    query = query.replace("$__rate_interval", "30s").replace("$run", ".*")
+    return query.replace("$namespace", ".*")
 
 
 def train(work: Path, steps: int) -> None:
@@ -206,48 +203,6 @@ def files_of(process: psutil.Process) -> list[Any]:
         return []
 
 
-def draw(live: Live, folder: Path, begin: dict[str, float], end: float) -> None:
-    """A picture of each dashboard, drawn from what Prometheus has."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in DASHBOARDS:
-        board = json.loads(path.read_text())
-        found = panels(board)
-        rows = -(-len(found) // 3)
-        figure, axes = plt.subplots(rows, 3, figsize=(15, 2.7 * rows), squeeze=False)
-        for axis in axes.flat[len(found) :]:
-            axis.set_visible(False)
-        for panel, axis in zip(found, axes.flat, strict=False):
-            draw_panel(live, panel, axis, begin.get(path.stem, begin["training"]), end)
-        figure.suptitle(board["title"], fontsize=14)
-        figure.tight_layout()
-        figure.savefig(folder / f"dashboard-{path.stem}.png", dpi=60)
-        plt.close(figure)
-
-
-def draw_panel(live: Live, panel: dict[str, Any], axis: Any, begin: float, end: float) -> None:
-    unit = panel["fieldConfig"]["defaults"]["unit"]
-    axis.set_title(f"{panel['title']} [{unit}]", fontsize=9)
-    axis.tick_params(labelsize=7)
-    count = 0
-    for target in panel["targets"]:
-        for series in live.curve(resolve(target["expr"]), begin, end)[:12]:
-            labels = series["metric"]
-            legend = re.sub(r"{{(\w+)}}", lambda m: labels.get(m[1], ""), target["legendFormat"])  # noqa: B023
-            times = [float(t) - begin for t, _ in series["values"]]
-            values = [float(v) for _, v in series["values"]]
-            axis.plot(times, values, linewidth=1, label=legend)
-            count += 1
-    if count == 0:
-        axis.text(0.5, 0.5, "no data on this machine", ha="center", transform=axis.transAxes)
-    elif count <= 6:
-        axis.legend(fontsize=6, loc="best")
-
-
 def run_in_thread(act: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
     errors: list[BaseException] = []
 
@@ -302,7 +257,7 @@ def main() -> None:
         ask_tool(address, [path for path in DASHBOARDS if path.stem == "precompute"])
         say(check_panels(live, began["training"], end))
         if options.pictures is not None:
-            draw(live, options.pictures, began, end)
+            draw_all(address, began, end, options.pictures)
     if errors:
         sys.exit(f"training: {errors[0]!r}")
 

@@ -97,7 +97,11 @@ def test_a_logged_step_is_exported(start: Opener, tmp_path: Path) -> None:
     metrics.step(at(10), {"loss": 0.5, "grad_norm/generator": 2.0, "lr/generator": 1e-3}, 0.2, 0.5)
     metrics.step(at(30), {"loss": 0.25, "digit_entropy/3": 1.5}, 0.2, 0.0)
     metrics.checkpoint(30, 0.75)
+    for _ in range(2):
+        metrics.passes({"forward": 1.5, "backward": 3.0})
     found = scrape(tmp_path)
+    assert found["ifsq_training_pass_seconds_total", "forward", "0"] == 3.0
+    assert found["ifsq_training_pass_seconds_total", "backward", "0"] == 6.0
     assert found["ifsq_training_loss", "loss"] == 0.25
     assert found["ifsq_training_gradient_norm", "generator"] == 2.0
     assert found["ifsq_training_learning_rate", "generator"] == 1e-3
