@@ -178,14 +178,17 @@ def holds_parquet(source: str, files: str, columns: ParquetColumns) -> bool:
 
     Files without a column of images beside folders of images are what img2dataset knows of them.
     """
-    from data_pipelines.images.packing.parquet_files import choose_files, has_image_column
+    from data_pipelines.images.packing.parquet_files import (
+        choose_files,
+        has_image_column,
+        is_parquet,
+    )
     from data_pipelines.images.packing.places import holds_images
-    from data_pipelines.images.packing.samples import is_hidden
 
     if "://" in source:
         return True
     storage = open_storage(source)
-    if not any(path.endswith(".parquet") and not is_hidden(path) for path in storage.list()):
+    if not any(is_parquet(path) for path in storage.list()):
         return False
     chosen = choose_files(storage, files)
     return has_image_column(storage, chosen, columns) or not holds_images(storage.list())

@@ -46,7 +46,7 @@ from data_pipelines.images.decoders.strips import Window, rgb_of_window
 from data_pipelines.images.impostors import name_impostor
 from data_pipelines.memory import Scratch
 
-ALLOWED_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "jif")
+ALLOWED_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "jif", "pjpeg", "pjp")
 """Of images that are stored and read as they are."""
 
 PILLOW_ERRORS = (

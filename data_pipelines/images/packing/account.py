@@ -65,9 +65,9 @@ class Account:
         """Refuse a dataset that would lose more than allowed.
 
         Raises:
-            DataError: too many images lost, or without a label while others have one.
+            DataError: too many images lost, or without a label while there are labels.
         """
-        missing = self.unlabelled if self.num_labelled else 0
+        missing = self.unlabelled if self.num_labelled or self.labels_without_image else 0
         if self.num_lost + missing <= max_bad_samples:
             return
         reasons = "; ".join(f"{count} x {reason}" for reason, count in self.lost.most_common(3))
@@ -109,10 +109,15 @@ def account_of(stored: Mapping[str, Any]) -> Account:
     return account
 
 
-def plural_kind(name: str) -> str:
+def kind_of_file(name: str) -> str:
     """How files passed over by their extension are called."""
     dot = name.rpartition("/")[2].rpartition(".")
-    return f"without an extension ({name})" if not dot[1] else f".{dot[2].lower()[:20]}"
+    return "without an extension" if not dot[1] else f".{dot[2].lower()[:20]}"
+
+
+def pass_over(counts: Counter[str], kind: str, number: int = 1) -> None:
+    """Count something that is no image; kinds beyond the first few are counted together."""
+    counts[kind if kind in counts or len(counts) < _KINDS_KEPT else "of other kinds"] += number
 
 
 def _classes_line(counts: Sequence[int], classes: Sequence[str], numbering: str) -> str:

@@ -18,6 +18,11 @@ _IDENTIFIER = re.compile(r"\d")
 """In the first word of a line: `n01440764 tench`, but not `golden retriever`."""
 
 
+_NUMBER_FIRST = re.compile(r"(\d{1,9})\s*[\t,:; ]\s*(.+)")
+_NUMBER_LAST = re.compile(r"(.+?)\s*[\t,:;|= ]\s*(\d{1,9})")
+_NUMBER_FIELDS = ("id", "index", "label", "class_id")
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """Numbers by source name (a class folder, a text label), and the names to record.
@@ -60,8 +65,9 @@ def read_class_map(path: Path) -> ClassMap:
     `names` or `class_to_idx`). Any other file has one class a line, in order: the source name,
     then, after a tab, optionally the name to record. Without tabs, the source name ends at the
     first space if that makes every name different and looks like an identifier (the layout of
-    ImageNet's `LOC_synset_mapping.txt`); else the whole line is the name. Lines that begin with
-    their own number have it taken off (`0 cat`, `1: dog`).
+    ImageNet's `LOC_synset_mapping.txt`); else the whole line is the name. Where all lines begin or
+    end with a number, and these are 0 to n-1 (`0 cat`, `1: dog`, `cat,0`), they are the numbers,
+    in whatever order. Lines that begin with `# ` are left out, and quotes around a line.
 
     Raises:
         UserError: no such file, not of this form, a name twice, or numbers with gaps.
@@ -105,17 +111,31 @@ def _text(path: Path, data: bytes) -> str:
 
 def _from_lines(text: str) -> list[tuple[str, int, str]]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [_unquoted(line) for line in lines if not line.startswith("# ")]
+    numbered = [match.groups() for line in lines if (match := _NUMBER_FIRST.fullmatch(line))]
+    if _are_all_numbers([number for number, _ in numbered], len(lines)):
+        lines = [name for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
+    ended = [match.groups() for line in lines if (match := _NUMBER_LAST.fullmatch(line))]
+    if _are_all_numbers([number for _, number in ended], len(lines)):
+        names = [_unquoted(name) for name, _ in ended]
+        if len(set(names)) == len(names):
+            return [(name, int(ended[at][1]), name) for at, name in enumerate(names)]
     parts = [_split_line(line) for line in lines]
-    if all(
-        first.rstrip(":,") == str(number) and rest for number, (first, rest) in enumerate(parts)
-    ):
-        lines = [rest for _, rest in parts]
-        parts = [_split_line(line) for line in lines]
     if not any("\t" in line for line in lines):
         sources = {first for first, _ in parts}
         if len(sources) < len(lines) or not all(_IDENTIFIER.search(name) for name in sources):
             parts = [(line, "") for line in lines]
     return [(first, number, rest or first) for number, (first, rest) in enumerate(parts)]
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
+def _are_all_numbers(numbers: Sequence[str], count: int) -> bool:
+    """Whether these are 0 to count - 1, in any order."""
+    return len(numbers) == count and sorted(map(int, numbers)) == list(range(count))
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -126,10 +146,13 @@ def _split_line(line: str) -> tuple[str, str]:
 
 def _from_json(path: Path, data: bytes) -> list[tuple[str, int, str]]:
     content = parse_json(data, f"class map {path}", unique_keys=True)
-    for key in ("id2label", "label2id", "class_to_idx", "names", "classes"):
+    for key in ("id2label", "label2id", "class_to_idx", "names", "classes", "categories"):
         if isinstance(content, dict) and isinstance(content.get(key), dict | list):
             content = content[key]
             break
+    if isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
+        field = next((name for name in _NUMBER_FIELDS if name in content[0]), "")
+        content = {str(one.get(field)): one.get("name") for one in content}
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return [(name, number, name) for number, name in enumerate(content)]
     if isinstance(content, dict):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from data_pipelines.images.packing.account import Account, plural_kind
+from data_pipelines.images.packing.account import Account, kind_of_file, pass_over
 from data_pipelines.images.packing.classes import ClassMap, class_map_of
 from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
 from data_pipelines.images.packing.labels import Numbering, number_names
@@ -22,6 +22,10 @@ from data_pipelines.storage.local import walk_following_links
 
 SPLIT_NAMES = frozenset(
     ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
+)
+_SPLIT = re.compile(
+    r"(?:.*[-_. ])?(train|training|val|valid|validation|test|testing|dev|eval)"
+    r"[-_. ]?(?:set|images?|imgs?|data|split|[0-9]+)?"
 )
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "icon\r"))
 _DOWNLOAD_FOLDER = re.compile(r"\d{4,}")
@@ -142,9 +146,15 @@ def _number_folders(folders: Sequence[str], source: Path, class_map: ClassMap | 
 
 def _refuse_splits(source: Path, found: _Found) -> None:
     with_images = {path.partition("/")[0] for path in found.images if "/" in path}
-    if with_images and {name.lower() for name in with_images} <= SPLIT_NAMES:
-        splits = ", ".join(sorted(with_images))
-        first = sorted(with_images, key=lambda name: "train" not in name.lower())[0]
+    kinds = {
+        name: match[1].startswith("train")
+        for name in with_images
+        if (match := _SPLIT.fullmatch(name.lower()))
+    }
+    only = bool(with_images) and {name.lower() for name in with_images} <= SPLIT_NAMES
+    if only or len(set(kinds.values())) == 2:
+        splits = ", ".join(sorted(kinds))
+        first = sorted(kinds, key=lambda name: "train" not in name.lower())[0]
         raise UserError(
             f"{source} holds the splits {splits}, which are no classes; pack one of them:"
             f" {source / first}"
@@ -213,7 +223,7 @@ def _add_file(found: _Found, path: Path, relative: str) -> None:
             found.folders[top] = True
     else:
         found.others.append(relative)
-        found.passed_over["without an extension" if "." not in base else plural_kind(base)] += 1
+        pass_over(found.passed_over, kind_of_file(base))
         if slash and found.folders.get(top) is None:
             found.folders[top] = False
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from data_pipelines.bad_samples import BadSample, ErrorBudget
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.limits import MAX_PIXELS
-from data_pipelines.images.packing.account import Account, plural_kind
+from data_pipelines.images.packing.account import Account, kind_of_file, pass_over
 from data_pipelines.images.packing.classes import ClassMap, class_map_of
 from data_pipelines.images.packing.labels import (
     Label,
@@ -27,7 +27,7 @@ from data_pipelines.images.packing.labels import (
     are_captions,
     number_labels,
 )
-from data_pipelines.images.packing.places import name_format
+from data_pipelines.images.packing.places import is_compressed_tar, name_format
 from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.images.packing.shards import MapShards, R, W
 from data_pipelines.images.packing.tar import file_sha256
@@ -50,7 +50,6 @@ from data_pipelines.threads import default_threads
 
 logger = logging.getLogger(__name__)
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4", ".tzst", ".txz")
 _OWN_FILES = ("manifest.json", "manifest.arrow", "quarantine.jsonl")
 INDEXED_FILES = ("index/*", *_OWN_FILES)
 
@@ -154,8 +153,8 @@ def _tar_names(source: Storage) -> tuple[list[str], Account]:
         raise UserError(f"{source.url} {what}; give the folder the .tar files are in")
     account = Account("members")
     paths = source.list()
-    names = [path for path in paths if path.endswith(".tar") and not is_hidden(path)]
-    packed = [path for path in paths if path.endswith(_COMPRESSED) and not is_hidden(path)]
+    names = [path for path in paths if path.lower().endswith(".tar") and not is_hidden(path)]
+    packed = [path for path in paths if is_compressed_tar(path) and not is_hidden(path)]
     if packed:
         raise UserError(
             f"{source.url} holds {len(packed)} compressed tars (such as {packed[0]}), whose samples"
@@ -165,7 +164,7 @@ def _tar_names(source: Storage) -> tuple[list[str], Account]:
         hint = name_format(paths) or "give the folder the shards are in"
         raise UserError(f"{source.url} holds no .tar files; {hint}")
     others = Counter(
-        "hidden" if is_hidden(path) else plural_kind(path)
+        "hidden" if is_hidden(path) else kind_of_file(path)
         for path in set(paths) - set(names)
         if path not in _OWN_FILES and not path.startswith("index/")
     )
@@ -179,8 +178,17 @@ def _refuse_nothing(source: Storage, contents: Sequence[TarContents]) -> None:
     if not any(found.num_images for found in contents):
         lost = [bad for found in contents for bad in found.bad]
         lost.sort(key=lambda bad: not bad.num_images)
-        reason = f": {lost[0].key}: {lost[0].reason}" if lost else ""
-        raise UserError(f"the tars of {source.url} hold no usable image{reason}")
+        passed = sum((found.passed_over for found in contents), Counter[str]())
+        members = sum(found.num_members for found in contents)
+        reason = f"they have {members} members" + "".join(
+            f", {count} {kind}" for kind, count in passed.most_common(3)
+        )
+        if lost:
+            reason = f"{lost[0].key}: {lost[0].reason}"
+        raise UserError(
+            f"the tars of {source.url} hold no usable image: {reason}; give tars of images, or"
+            " --image-key with the extension that the images have"
+        )
 
 
 def _numbering(
@@ -248,7 +256,8 @@ def _finish_account(
     for found, result in zip(contents, indexed, strict=True):
         account.seen += found.num_members
         account.taken += result.entry.num_samples
-        account.passed_over.update(found.passed_over)
+        for kind, count in found.passed_over.items():
+            pass_over(account.passed_over, kind, count)
         account.lose(result.bad)
         counts.update(result.counts)
         account.labels_without_image += len(found.orphans)
@@ -256,6 +265,12 @@ def _finish_account(
     account.labels_without_image = max(0, account.labels_without_image - joined)
     account.count_classes(counts, len(numbering.names))
     account.numbering = numbering.how
+    folders = frozenset[str]().union(*(found.folders for found in contents))
+    if account.unlabelled == account.taken and len(folders) > 1:
+        account.notes.append(
+            f"the images lie in {len(folders)} folders inside the tars (such as {min(folders)!r}):"
+            " if these are classes, unpack the tars and use `ifsq data pack`"
+        )
     unused = {kind: count for kind, count in account.passed_over.items() if "not a label" in kind}
     if account.unlabelled and unused:
         kinds = ", ".join(kind.split(" ")[0] for kind in unused)

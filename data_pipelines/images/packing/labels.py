@@ -5,12 +5,16 @@ numbered by a class map, or sorted as text. One dataset has one kind: integers a
 mean that something was mixed up, and are refused.
 """
 
+import hashlib
+import io
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from data_pipelines.errors import UserError
 from data_pipelines.images.packing.classes import MAX_CLASSES, ClassMap
@@ -26,7 +30,9 @@ CLASSES_PER_LABEL = 100
 _MANY_TEXTS = 100
 _CAPTION_WORDS = 3
 _MAX_LABEL_TEXT = 200
-_NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*|\.\d+e[+-]?\d\d?)?", re.ASCII)
+"""Also as numpy.savetxt writes it: 3.000000000000000000e+00."""
+_NOT_SEEN = "\0\ufeff\u200b"
 
 
 class BadLabel(ValueError):
@@ -41,9 +47,11 @@ def label_of_text(data: bytes) -> Label:
     """
     try:
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = data.decode("utf-16" if wide else "utf-8-sig").strip().strip("\0")
+        text = data.decode("utf-16" if wide else "utf-8-sig").strip().strip(_NOT_SEEN)
     except UnicodeDecodeError:
         raise BadLabel("its label is not text in UTF-8") from None
+    if (not text and b"\0" in data) or any(ord(c) < 32 and c not in "\t\r\n" for c in text):
+        raise BadLabel(f"its label of {len(data)} bytes is not text: write numbers as digits")
     if text[:1] in ('"', "'", "[") and text[-1:] in ('"', "'", "]"):
         try:
             return label_of_value(json.loads(text.replace("'", '"')))
@@ -52,6 +60,29 @@ def label_of_text(data: bytes) -> Label:
                 raise
             text = text.strip("\"'")
     return label_of_value(text)
+
+
+def text_of(data: bytes) -> Label:
+    """What a `.txt` says, which may be a caption: as a label if it can be one, or as it is."""
+    try:
+        return label_of_text(data)
+    except BadLabel:
+        return data.decode("utf-8-sig", "backslashreplace").strip()
+
+
+def label_of_array(data: bytes) -> Label:
+    """The number that a `.npy` holds.
+
+    Raises:
+        BadLabel: no such file, or several values.
+    """
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError, MemoryError, SyntaxError, TypeError):
+        raise BadLabel("its .npy label cannot be read") from None
+    if array.size != 1:
+        raise BadLabel(f"its .npy label is {array.size} values; one number or name is needed")
+    return label_of_value(array.reshape(-1)[0].item())
 
 
 def label_of_value(value: Any) -> Label:
@@ -82,8 +113,8 @@ def label_of_value(value: Any) -> Label:
 
 
 def _label_of_string(text: str) -> Label:
-    if _NUMBER.fullmatch(text):
-        return label_of_value(int(float(text)) if "." in text else int(text))
+    if _NUMBER.fullmatch(text) and ("e" not in text or float(text).is_integer()):
+        return label_of_value(float(text) if "." in text else int(text))
     if "\n" in text or "\r" in text:
         raise BadLabel(f"label {text[:40]!r} has several lines")
     return text or None
@@ -100,9 +131,11 @@ def label_of_json(data: bytes, keys: Sequence[str]) -> Label:
     except (ValueError, RecursionError):
         raise BadLabel("unreadable .json label") from None
     for key in keys:
-        value: Any = fields
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+        value: Any = fields.get(key) if isinstance(fields, dict) else None
+        if value is None:
+            value = fields
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
             return label_of_value(value)
     return None
@@ -110,7 +143,9 @@ def label_of_json(data: bytes, keys: Sequence[str]) -> Label:
 
 def kept_label(label: Label) -> Label:
     """A label as it is remembered: of a long caption, as much as tells it from others."""
-    return label[:_MAX_LABEL_TEXT] if isinstance(label, str) else label
+    if not isinstance(label, str) or len(label) <= _MAX_LABEL_TEXT:
+        return label
+    return f"{label[:_MAX_LABEL_TEXT]}... {hashlib.sha256(label.encode()).hexdigest()[:12]}"
 
 
 def are_captions(counts: Mapping[Label, int]) -> bool:

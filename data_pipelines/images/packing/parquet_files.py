@@ -18,8 +18,12 @@ from data_pipelines.images.packing.places import name_format
 from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.storage.open import Storage
 
-_SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?=[-_./])")
+_SPLIT = re.compile(
+    r"(?:^|[-_./=])(train|training|test|testing|validation|valid|val|dev|eval)(?=[-_./])", re.I
+)
 _SNAPSHOT = re.compile(r"(?:^|/)snapshots/([^/]+)/")
+PARQUET_EXTENSIONS = (".parquet", ".pq", ".parq")
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _DOWNLOADED = ("jpg", "png", "webp")
 _DOWNLOAD_COLUMNS = frozenset(("url", "key", "status"))
 _HEAD_BYTES = 512
@@ -82,6 +86,10 @@ def reading_parquet(storage: Storage, path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except FileNotFoundError:
+        raise UserError(
+            f"{storage.url}/{path} is a link to a file that is not there; restore or delete it"
+        ) from None
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -104,6 +112,11 @@ def open_file(storage: Storage, path: str) -> pq.ParquetFile:
     raise AssertionError
 
 
+def is_parquet(path: str) -> bool:
+    """Whether a file is one of Parquet by its name, and not hidden."""
+    return path.lower().endswith(PARQUET_EXTENSIONS) and not is_hidden(path)
+
+
 def choose_files(storage: Storage, pattern: str) -> list[str]:
     """Paths of the files to take.
 
@@ -111,7 +124,7 @@ def choose_files(storage: Storage, pattern: str) -> list[str]:
         UserError: none, or several splits or revisions at once.
     """
     paths = storage.list()
-    found = [path for path in paths if path.endswith(".parquet") and not is_hidden(path)]
+    found = [path for path in paths if is_parquet(path)]
     files = [path for path in found if fnmatch.fnmatch(path, pattern)]
     if not files:
         some = f"has {found[0]} and others" if found else "holds no .parquet files"
@@ -120,11 +133,12 @@ def choose_files(storage: Storage, pattern: str) -> list[str]:
             f"{storage.url} {some}; no file matches {pattern!r}: check both"
             + (f" ({hint})" if hint else "")
         )
-    splits = sorted({match[1] for path in files if (match := _SPLIT.search(path))})
-    if len(splits) > 1:
+    splits = sorted({found[-1] for path in files if (found := _SPLIT.findall(path))})
+    if len({split.lower() for split in splits}) > 1:
+        first = sorted(splits, key=lambda split: "train" not in split.lower())[0]
         raise UserError(
             f"{storage.url} holds the splits {', '.join(splits)};"
-            f" choose one, for example with --files '*{splits[-1]}-*'"
+            f" choose one, for example with --files '*{first}*'"
         )
     revisions = sorted({match[1] for path in files if (match := _SNAPSHOT.search(path))})
     if len(revisions) > 1:
@@ -158,6 +172,11 @@ def check_columns(storage: Storage, path: str, schema: pa.Schema, columns: Parqu
                 f"{storage.url}/{path} has no column {name!r}; it has"
                 f" {', '.join(schema.names)}: use --image-column and --label-column{none}"
             )
+        if schema.names.count(name) > 1:
+            raise UserError(
+                f"{storage.url}/{path} has {schema.names.count(name)} columns {name!r}; rename"
+                " all but one"
+            )
     image = schema.field(columns.image).type
     if not _holds_bytes(_holder(image)):
         text = is_text(image)
@@ -179,11 +198,12 @@ def check_columns(storage: Storage, path: str, schema: pa.Schema, columns: Parqu
 
 
 def partition_label(path: str, label: str | None) -> str | None:
-    """The label a folder such as `label=cat` gives; None where there is no such folder."""
+    """The label a folder such as `label=cat` gives; None where there is no such folder, and
+    empty where its rows have no label."""
     for part in path.split("/")[:-1]:
         name, equals, value = part.partition("=")
         if equals and name == label:
-            return unquote(value)
+            return "" if value == _NO_PARTITION else unquote(value)
     return None
 
 
@@ -213,7 +233,9 @@ def _is_number(kind: pa.DataType) -> bool:
 def _holder(kind: pa.DataType) -> pa.DataType:
     """The type of the bytes: of the struct's field, or the column itself."""
     is_image = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return kind.field("bytes").type if is_image else kind
+    if is_image:
+        return kind.field("bytes").type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -52,7 +52,7 @@ class ParquetClasses:
     """Text is a name even where it is made of digits."""
 
     def number(self, file: str, value: Any) -> int:
-        """Class number; -1 for a missing or negative label.
+        """Class number; -1 for a missing label.
 
         Raises:
             BadLabel: it has none; `open_labels` has tried all values before.
@@ -64,7 +64,7 @@ def resolve(value: Any, file: FileLabels, as_names: bool) -> Label:
     """A value of the label column as a label: the stored name of a number where there is one.
 
     Raises:
-        BadLabel: it is none, or beyond the stored names.
+        BadLabel: it is none, negative, or beyond the stored names.
     """
     value = value if file.partition is None else file.partition
     if as_names and isinstance(value, str):
@@ -73,7 +73,7 @@ def resolve(value: Any, file: FileLabels, as_names: bool) -> Label:
     if not isinstance(label, int):
         return label
     if label < 0:
-        return None
+        raise BadLabel(f"label {label} is negative; only -1 and -100 mean that there is none")
     if not file.names:
         return label
     if label >= len(file.names):

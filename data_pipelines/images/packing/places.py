@@ -10,6 +10,9 @@ from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.regular_files import open_regular
 
 _HEAD_BYTES = 512
+_PACKED_TARS = frozenset(("tgz", "tzst", "txz", "tbz", "tbz2", "tlz", "tlzma", "tlz4"))
+_COMPRESSIONS = frozenset(("gz", "zst", "xz", "bz2", "lz4", "lzma", "lz", "z", "br"))
+_COMPRESSED = _PACKED_TARS | _COMPRESSIONS | {"zip", "rar", "7z"}
 
 
 def name_format(paths: Iterable[str]) -> str:
@@ -41,7 +44,7 @@ def name_format(paths: Iterable[str]) -> str:
             "Arrow files of the datasets library are not read: save them with"
             " Dataset.to_parquet, then `ifsq data pack`"
         )
-    if ends & {"zip", "rar", "7z", "gz", "tgz", "zst", "xz", "bz2"}:
+    if ends & _COMPRESSED:
         return "it holds compressed archives: unpack them first"
     if ends & {"parquet"}:
         return "it holds Parquet files: use `ifsq data pack`"
@@ -50,6 +53,12 @@ def name_format(paths: Iterable[str]) -> str:
     if ends & IMAGE_EXTENSIONS:
         return "it holds image files: use `ifsq data pack`"
     return ""
+
+
+def is_compressed_tar(path: str) -> bool:
+    """Whether a file is a tar that was compressed as a whole, by its name."""
+    stem, _, end = path.lower().rpartition(".")
+    return end in _PACKED_TARS or (end in _COMPRESSIONS and stem.endswith(".tar"))
 
 
 def refuse_file(path: Path, wanted: str) -> None:

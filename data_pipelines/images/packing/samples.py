@@ -1,9 +1,10 @@
 """Members of tars to samples: an image and its label, wherever they lie in the tar.
 
 As in WebDataset, a sample is what has the same path up to the first dot of its name. Three things
-go beyond that, because tars in use have them: members of a sample need not be neighbours; numbers
-between dots (`0.001.jpg`, `0.002.jpg`) are part of the name where one key would get several
-images; and the same key may come again as a complete sample, as in archives that were joined.
+go beyond that, because tars in use have them: members of a sample need not be neighbours; what is
+between dots (`0.001.jpg`, `v.a.jpg`) is part of the name where one key would get several images,
+and it is a number or each image has a label of its own; and the same key may come again as a
+complete sample, as in archives that were joined.
 """
 
 from collections import Counter, defaultdict
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
 from data_pipelines.images.packing.tar import TarMember, split_name
 
+_SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
 MAX_ROLES = 8
 """More images of one key than this are no left, right, mask ... of one sample."""
 
@@ -62,10 +66,11 @@ def is_image(extension: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Files of the system, not of the data: `.DS_Store`, `._a.jpg`, `__MACOSX/`."""
+    """Files of the system, not of the data: `.DS_Store`, `._a.jpg`, `__MACOSX/`, `@eaDir/`."""
     parts = name.split("/")
-    return any(part.startswith(".") and part not in (".", "..") for part in parts) or (
-        "__MACOSX" in parts
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part in _SYSTEM_FOLDERS
+        for part in parts
     )
 
 
@@ -92,14 +97,15 @@ def _groups(members: Iterable[TarMember]) -> list[tuple[str, list[TarMember]]]:
     """Members of each sample of one archive."""
     runs: dict[str, list[list[TarMember]]] = defaultdict(list)
     order: list[tuple[str, int]] = []
-    last = None
+    last, extensions = None, set[str]()
     for member in members:
-        key = split_name(member.name)[0]
-        if key != last:
+        key, extension = split_name(member.name)
+        if key != last or extension in extensions:
             order.append((key, len(runs[key])))
             runs[key].append([])
-            last = key
+            last, extensions = key, set()
         runs[key][-1].append(member)
+        extensions.add(extension)
     groups = []
     for key, number in order:
         parts = runs[key]
@@ -123,7 +129,9 @@ def _split_numbers(key: str, group: Sequence[TarMember]) -> Iterator[TarSample]:
     stems = {name.rpartition(".")[0] for name in extensions if is_image(name)}
     inner = stems - {""}
     numbers = all(not any(c.isalpha() for c in stem) for stem in inner)
-    if len(stems) < 2 or not inner or not (numbers or len(stems) > MAX_ROLES):
+    labelled = {name.rpartition(".")[0] for name in extensions if not is_image(name)}
+    names = numbers or len(stems) > MAX_ROLES or stems <= labelled
+    if len(stems) < 2 or not inner or not names:
         yield _sample(key, zip(extensions, group, strict=True))
         return
     parts: dict[str, list[tuple[str, TarMember]]] = defaultdict(list)

@@ -19,6 +19,8 @@ _END_BYTES = 2 * _BLOCK_BYTES
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_LINKS = 40
+_NO_FILES = (b"D", b"V")
+"""GNU tar's lists of folders, and its label of the archive. Types unknown to POSIX are files."""
 _DAMAGE = (
     tarfile.TarError,
     ValueError,
@@ -130,10 +132,14 @@ def _scan_archive(
                 vars(tar)["members"].clear()  # a million of them would be kept for nothing
                 if member.islnk() or member.issym():
                     links.append((len(members), member.issym(), clean_name(member.linkname)))
-                if member.isreg() or member.islnk() or member.issym():
+                if not (member.isdir() or member.type in _NO_FILES):
                     members.append(_member(member))
             end = tar.offset
     except _DAMAGE as error:
+        if end == start == 0:
+            raise DataError(
+                f"tar {name} is damaged, or no tar ({_first_line(error)}); restore it"
+            ) from None
         raise DataError(
             f"tar {name} is damaged or cut at byte {_place(error, end, size)}"
             f" ({_first_line(error)}); restore it"
@@ -145,6 +151,8 @@ def _member(member: tarfile.TarInfo) -> TarMember:
     name = clean_name(member.name)
     if member.islnk() or member.issym():
         return TarMember(name, 0, 0, "it is a link to what the tar does not hold")
+    if member.isdev():
+        return TarMember(name, 0, 0, "it is a pipe or a device, not a file")
     parts: list[tuple[int, int]] | None = getattr(member, "sparse", None)
     if parts is None or [part for part in parts if part[1]] == [(0, member.size)]:
         return TarMember(name, member.offset_data, member.size)
@@ -156,11 +164,12 @@ def _member(member: tarfile.TarInfo) -> TarMember:
 
 
 def clean_name(name: str) -> str:
-    """A name in UTF-8 without a leading `./`; bytes that are none are shown as escapes."""
+    """A name in UTF-8 without `./` and `//`; bytes that are none are shown as escapes."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    while text.startswith("./"):
-        text = text[2:]
-    return text
+    folder, slash, base = text.rpartition("/")
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    lead = "/" if folder.startswith("/") or (slash and not folder) else ""
+    return lead + "/".join([*parts, base])
 
 
 def _resolved(members: list[TarMember], links: list[tuple[int, bool, str]]) -> list[TarMember]:

@@ -19,14 +19,16 @@ import pyarrow as pa
 from data_pipelines.bad_samples import BadTarSample
 from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
 from data_pipelines.images.decoders.pixels import read_facts, validate_image
-from data_pipelines.images.packing.account import plural_kind
+from data_pipelines.images.packing.account import kind_of_file, pass_over
 from data_pipelines.images.packing.labels import (
     BadLabel,
     Label,
     Numbering,
     kept_label,
+    label_of_array,
     label_of_json,
     label_of_text,
+    text_of,
 )
 from data_pipelines.images.packing.samples import TarSample, group_samples, is_hidden, is_image
 from data_pipelines.images.packing.tar import (
@@ -82,6 +84,7 @@ class TarContents:
         labels, texts: how often each label comes; `texts` are those of `.txt`, perhaps captions.
         orphans: labels without an image, by key: they may belong to an image of a neighbour.
         passed_over: members that are neither image nor label, by reason.
+        folders: first folders of the images without a label.
     """
 
     name: str
@@ -92,6 +95,7 @@ class TarContents:
     texts: Counter[Label]
     orphans: dict[str, Label]
     passed_over: Counter[str]
+    folders: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,11 @@ def read_tar(name: str, source_url: str, target_url: str, options: IndexOptions)
     return TarContents(
         name, found.num_members, len(found.rows), found.bad, labels,
         Counter(found.raw[row] for row in texts), found.orphans, found.passed_over,
+        frozenset(
+            row.key.lstrip("/").partition("/")[0]
+            for row, label in zip(found.rows, found.raw, strict=True)
+            if label is None and "/" in row.key.lstrip("/")
+        ),
     )  # fmt: skip
 
 
@@ -230,7 +239,7 @@ def _read(path: Path, name: str, options: IndexOptions) -> _Found:
         if is_hidden(member.name):
             found.passed_over["hidden or of the system (._x, .DS_Store, __MACOSX)"] += 1
         elif not split_name(member.name)[1]:
-            found.passed_over[plural_kind(member.name)] += 1
+            pass_over(found.passed_over, kind_of_file(member.name))
     samples = list(group_samples(members))
     read = functools.partial(_read_sample, path, options)
     for sample, one in zip(samples, ordered_map(read, samples, options.threads), strict=True):
@@ -254,7 +263,7 @@ def _add(found: _Found, name: str, sample: TarSample, one: _One) -> None:
     for extension, member in sample.members.items():
         if (one.row is not None or not is_image(extension)) and member.offset not in used:
             kind = "not the image of its sample" if is_image(extension) else "not a label"
-            found.passed_over[f".{extension[:40]} ({kind})"] += 1
+            pass_over(found.passed_over, f".{extension[:40]} ({kind})")
     if one.row is not None:
         if one.from_text:
             found.from_text.append(len(found.rows))
@@ -308,9 +317,16 @@ def _label(path: Path, sample: TarSample, label_key: str | None) -> tuple[Label,
         if len(found) != 1:
             continue
         (member,) = found
+        if extension == "txt" and label_key is None and not member.problem:
+            size = min(member.size, MAX_LABEL_BYTES)
+            return text_of(
+                LocalStorage(path.parent).read_range(path.name, member.offset, size)
+            ), member
         if member.problem or member.size > MAX_LABEL_BYTES:
             raise BadLabel(member.problem or f"its .{extension} of {member.size} bytes is no label")
         data = LocalStorage(path.parent).read_range(path.name, member.offset, member.size)
+        if extension == "npy":
+            return label_of_array(data), member
         if extension != "json":
             return label_of_text(data), member
         label = label_of_json(data, LABEL_FIELDS if label_key is None else (label_key,))

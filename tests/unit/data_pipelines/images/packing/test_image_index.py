@@ -202,7 +202,10 @@ def test_image_and_label_may_have_longer_extensions(tmp_path):
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        ([("a.jpg", _image(1)), ("a.jpg", _image(2))], "member .jpg comes more than once"),
+        (
+            [("a.jpg", _image(1)), ("a.cls", b"1"), ("a.cls", b"2")],
+            "member .cls comes more than once",
+        ),
         ([("a.x.jpg", _image(1)), ("a.y.jpg", _image(2))], "2 image members in x.jpg, y.jpg"),
         ([("a.jpg", _image(1)), ("a.cls", b"99999999999999")], "outside -1 (none) to 999999"),
         ([("a.jpg", _image(1)), ("a.cls", b"-7")], "label -7 is outside"),
