@@ -26,6 +26,10 @@ class FsqConfig(Config):
     """Which channel is least significant in a token: the first (released code) or the last."""
     factorized_channels: tuple[int, ...] | None = None
     """Channels per token group; one group of all channels when not given."""
+    standardize: bool = False
+    """Bring every channel to mean 0 and deviation 1 before the bound (running statistics)."""
+    training: Literal["round", "noise"] = "round"
+    """`noise`: in training, uniform noise as wide as a cell takes the place of rounding."""
 
     @field_validator("levels")
     @classmethod

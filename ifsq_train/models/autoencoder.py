@@ -313,8 +313,10 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """sha256 (hex) over the description and every parameter; names what made a token.
 
-        Running statistics are left out: they change no output.
+        Running statistics are left out where they change no output.
         """
         digest = hashlib.sha256(json.dumps(self.spec(), sort_keys=True).encode())
         update_with_tensors(digest, dict(self.named_parameters()))
+        if buffers := self.quantize.deciding_buffers():
+            update_with_tensors(digest, buffers)
         return digest.hexdigest()

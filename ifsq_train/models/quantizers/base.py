@@ -144,6 +144,10 @@ class Quantizer(nn.Module, ABC):
         ``kind`` names the class that `from_spec` is called on.
         """
 
+    def deciding_buffers(self) -> dict[str, Tensor]:
+        """Buffers that decide which tokens come out; part of a tokenizer's fingerprint."""
+        return {}
+
     def digit_table(self) -> Digits | None:
         """How tokens become latents without this network; None where a network is needed."""
         return None

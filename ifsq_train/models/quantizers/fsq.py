@@ -46,6 +46,11 @@ class FSQ(Quantizer, RunningMoments):
         digit_order: ``little``: channel 0 is least significant (released code and
             checkpoints); ``big``: it is most significant (paper Eq. 5).
         groups: channels per token group, summing to the number of channels; None is one group.
+        standardize: bring every channel of the input to mean 0 and deviation 1 before the bound:
+            by the batch (of all workers) in training mode, by its running statistics otherwise.
+        training: ``round`` with a straight-through gradient, or ``noise``: in training mode the
+            bounded latents get uniform noise as wide as a cell (torch's global generator) and are
+            not rounded. Tokens are rounded latents either way.
         track_statistics: in training mode keep running input moments and give, as stats, these
             and how the levels are used.
 
@@ -66,6 +71,8 @@ class FSQ(Quantizer, RunningMoments):
         cells: Literal["paper", "equal_width"] = "paper",
         digit_order: Literal["little", "big"] = "little",
         groups: Sequence[int] | None = None,
+        standardize: bool = False,
+        training: Literal["round", "noise"] = "round",
         track_statistics: bool = False,
     ) -> None:
         super().__init__()
@@ -77,6 +84,9 @@ class FSQ(Quantizer, RunningMoments):
         self._check()
         self._group_levels = self._split(self.level_counts)
         self.codebook_sizes = tuple(math.prod(part) for part in self._group_levels)
+        self._noisy = training == "noise"
+        # A batch norm without weights: the engines make every one of them see all workers.
+        self.norm = nn.BatchNorm2d(self.num_channels, affine=False) if standardize else None
         self._track_statistics = track_statistics
         if track_statistics:
             self._init_moments(self.num_channels)
@@ -109,6 +119,8 @@ class FSQ(Quantizer, RunningMoments):
             cells=config.cells,
             digit_order=config.digit_order,
             groups=config.factorized_channels,
+            standardize=config.standardize,
+            training=config.training,
             track_statistics=True,
         )
 
@@ -122,6 +134,8 @@ class FSQ(Quantizer, RunningMoments):
             cells=spec["cells"],
             digit_order=spec["digit_order"],
             groups=spec["groups"],
+            standardize=spec.get("standardize", False),
+            training=spec.get("training", "round"),
         )
 
     def _check(self) -> None:
@@ -175,10 +189,15 @@ class FSQ(Quantizer, RunningMoments):
         """Quantize float [B, C, H, W]; latents come back in fp32, in [-1, 1]."""
         # Nothing here is on autocast's list, so from .float() on all of it is in fp32.
         latents = latents.float()
-        if self.bound_kind == "simple" and not (plain_paths() or torch.compiler.is_compiling()):
+        if self.norm is not None:
+            self._track_if_training(latents.detach())
+            latents = self.norm(latents)
+        if self._noisy and self.training:
+            codes, indices = self._perturb(latents)
+        elif self.bound_kind == "simple" and not (plain_paths() or torch.compiler.is_compiling()):
             codes, indices = StraightThrough.apply(latents, self._quantize)  # pyright: ignore
         else:
-            self._track_if_training(latents.detach())
+            self._track_unless_done(latents.detach())
             codes, levels = self._round_plainly(latents)
             indices = self._levels_to_indices(levels)
         stats = self._stats(indices)
@@ -190,9 +209,23 @@ class FSQ(Quantizer, RunningMoments):
         if self._track_statistics and self.training:
             self._track(latents)
 
+    def _track_unless_done(self, latents: Tensor) -> None:
+        """Moments are those of the input: before it is standardized."""
+        if self.norm is None:
+            self._track_if_training(latents)
+
+    def _perturb(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes with noise in place of rounding, float32 [B, C, H, W], and the rounded indices."""
+        self._track_unless_done(latents.detach())
+        half = self._per_channel(self.levels // 2).to(latents.dtype)
+        _, levels = self._round_plainly(latents)
+        scaled = self.scaled(latents)
+        noise = torch.rand_like(scaled) - 0.5
+        return (scaled + noise) / half, self._levels_to_indices(levels)
+
     def _quantize(self, latents: Tensor) -> tuple[Rounded, Tensor]:
         """Everything but the gradient, with the simple bound."""
-        self._track_if_training(latents)
+        self._track_unless_done(latents)
         rounded = bound_and_round(latents, self._scale or self._scale_by_channel())
         return rounded, self._levels_to_indices(rounded.levels)
 
@@ -277,6 +310,10 @@ class FSQ(Quantizer, RunningMoments):
 
     @override
     def spec(self) -> dict[str, Any]:
+        # Options are named only where they are used, so that fingerprints stay.
+        more: dict[str, Any] = {} if self.norm is None else {"standardize": True}
+        if self._noisy:
+            more["training"] = "noise"
         return {
             "kind": "fsq",
             "levels": list(self.level_counts),
@@ -285,7 +322,16 @@ class FSQ(Quantizer, RunningMoments):
             "cells": self.cells,
             "digit_order": self.digit_order,
             "groups": list(self.groups),
+            **more,
         }
+
+    @override
+    def deciding_buffers(self) -> dict[str, Tensor]:
+        if self.norm is None:
+            return {}
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        return {"norm.mean": self.norm.running_mean, "norm.variance": self.norm.running_var}
 
     @override
     def digit_table(self) -> Digits:
