@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
+from ifsq_train.config.networks import QuantizerConfig, TokenizerConfig
 from ifsq_train.config.paths import RunPath
 
 STAGE_PREFIX = "stage:"
@@ -60,6 +61,21 @@ class ToyStage(Config):
     levels: int = Field(default=9, ge=2)
     alpha: float = Field(default=1.6, gt=0)
     draws: int = Field(default=1_000_000, ge=1000)
+    seed: int = Field(default=0, ge=0)
+
+
+class CostStage(Config):
+    """What a quantizer costs over another one: parameters, and time on one processor core."""
+
+    kind: Literal["cost"]
+    model: TokenizerConfig
+    """The tokenizer with the quantizer that is measured."""
+    reference: QuantizerConfig
+    """The quantizer it is compared with, in the same network."""
+    image_size: int = Field(ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    rounds: int = Field(default=100, ge=3)
+    """Training steps of each, and ten times as many calls of the quantizer alone."""
     seed: int = Field(default=0, ge=0)
 
 

@@ -220,4 +220,4 @@ class _Builder:
 
 
 def _has_seed(values: Mapping[str, Any]) -> bool:
-    return values.get("kind") in ("train", "sample", "toy", "distribution")
+    return values.get("kind") in ("train", "sample", "toy", "distribution", "cost")

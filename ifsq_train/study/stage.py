@@ -12,7 +12,13 @@ from pydantic import Field, TypeAdapter
 
 from ifsq_train.config import EvaluateConfig, PrecomputeConfig, SampleConfig, TrainConfig
 from ifsq_train.config.load import validate_model
-from ifsq_train.config.study import STAGE_PREFIX, DistributionStage, ImagesStage, ToyStage
+from ifsq_train.config.study import (
+    STAGE_PREFIX,
+    CostStage,
+    DistributionStage,
+    ImagesStage,
+    ToyStage,
+)
 
 FORMAT_VERSION = 1
 StageConfig = (
@@ -23,6 +29,7 @@ StageConfig = (
     | ImagesStage
     | DistributionStage
     | ToyStage
+    | CostStage
 )
 _ADAPTER: TypeAdapter[StageConfig] = TypeAdapter(
     Annotated[StageConfig, Field(discriminator="kind")]

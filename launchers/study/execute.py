@@ -20,7 +20,13 @@ from ifsq_train.config import (
     SampleConfig,
     TrainConfig,
 )
-from ifsq_train.config.study import DistributionStage, ImagesStage, StudyConfig, ToyStage
+from ifsq_train.config.study import (
+    CostStage,
+    DistributionStage,
+    ImagesStage,
+    StudyConfig,
+    ToyStage,
+)
 from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.study.costs import stage_estimate, token_facts
 from ifsq_train.study.stage import Stage
@@ -225,6 +231,13 @@ def _toy(recipe: ToyStage, output: Path, launch: LaunchConfig) -> dict[str, Any]
     return measure_toy(recipe)
 
 
+def _cost(recipe: CostStage, output: Path, launch: LaunchConfig) -> dict[str, Any]:
+    from ifsq_train.study.latency import measure_cost
+
+    del output, launch
+    return measure_cost(recipe)
+
+
 _RUNS: dict[type, Callable[[Any, Path, LaunchConfig], dict[str, Any]]] = {
     PrecomputeConfig: _precompute,
     SampleConfig: _sample,
@@ -232,6 +245,7 @@ _RUNS: dict[type, Callable[[Any, Path, LaunchConfig], dict[str, Any]]] = {
     ImagesStage: _images,
     DistributionStage: _distribution,
     ToyStage: _toy,
+    CostStage: _cost,
 }
 
 
