@@ -1,11 +1,14 @@
 """A graph of tasks on Ray: each starts when its inputs are done and there is room for it.
 
-The driver holds back what would not fit, so that trainings that need several workers at once never
-wait for each other half started. A task that fails takes with it only those that need it.
+Where trainings need several workers at once, the driver holds back what would not fit, so that
+they never wait for each other half started. Where every task is on its own, Ray gets twice what
+there are slots for, so that a slot that falls free has work without asking the driver. A task that
+fails takes with it only those that need it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from launchers.on_ray.cluster import ray_session
 
 POLL_SECONDS = 5.0
+"""How often the size of the cluster is asked for, at most."""
 _RETRIES = 2
 """Further attempts for a task whose process or node is lost; an exception is final."""
 
@@ -34,6 +38,11 @@ class Node:
     gpus: float = 0
     more_cpus: float = 0
     more_gpus: float = 0
+
+    @property
+    def is_group(self) -> bool:
+        """Whether what it starts needs slots of its own."""
+        return self.more_cpus > 0 or self.more_gpus > 0
 
     @property
     def needs(self) -> dict[str, float]:
@@ -101,34 +110,46 @@ class _Run:
     shared: Any
     running: dict[Any, Node] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
+    total: dict[str, float] = field(default_factory=dict)
+    asked: float = -POLL_SECONDS
 
     def outcomes(self, on_start: Callable[[str], None] | None) -> Iterator[Outcome]:
-        """See `run_graph`."""
-        while self.waiting or self.running:
-            yield from self._blocked()
+        """See `run_graph`; what has become ready is started before the caller gets control."""
+        ended: list[Outcome] = []
+        while self.waiting or self.running or ended:
+            ended += self._blocked()
             self._start(on_start)
-            if not self.running:
-                continue
-            ended, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
-            for reference in ended:
-                node = self.running.pop(reference)
-                error = self._error(reference)
-                if error is not None:
-                    self.failed.add(node.key)
-                yield Outcome(node.key, error)
+            yield from ended
+            ended = self._ended()
 
-    def _blocked(self) -> Iterator[Outcome]:
+    def _ended(self) -> list[Outcome]:
+        """All that have ended by now; waits for one."""
+        references = list(self.running)
+        if not references:
+            return []
+        ended, left = self.ray.wait(references, num_returns=1, timeout=POLL_SECONDS)
+        if ended and left:
+            ended += self.ray.wait(left, num_returns=len(left), timeout=0)[0]
+        return [self._outcome(reference) for reference in ended]
+
+    def _outcome(self, reference: Any) -> Outcome:
+        node, error = self.running.pop(reference), self._error(reference)
+        if error is not None:
+            self.failed.add(node.key)
+        return Outcome(node.key, error)
+
+    def _blocked(self) -> list[Outcome]:
         """Nodes that cannot be started any more, inputs before the nodes that need them."""
-        found = True
-        while found:
-            found = [n for n in self.waiting.values() if self.failed.intersection(n.inputs)]
+        blocked: list[Outcome] = []
+        while found := [n for n in self.waiting.values() if self.failed.intersection(n.inputs)]:
             for node in found:
                 del self.waiting[node.key]
                 self.failed.add(node.key)
-                yield Outcome(node.key, "an input failed", blocked=True)
+                blocked.append(Outcome(node.key, "an input failed", blocked=True))
+        return blocked
 
     def _start(self, on_start: Callable[[str], None] | None) -> None:
-        """Hand to Ray what is ready and fits into the cluster as it is now."""
+        """Hand to Ray what is ready and has room."""
         open_keys = {*self.waiting, *(node.key for node in self.running.values())}
         ready = [n for n in self.waiting.values() if not open_keys.intersection(n.inputs)]
         if not ready:
@@ -149,11 +170,21 @@ class _Run:
                 on_start(node.key)
 
     def _room(self) -> dict[str, float]:
-        total = self.ray.cluster_resources()
+        """Slots that nothing handed to Ray needs; twice as many where no group has to fit in."""
+        nodes = [*self.waiting.values(), *self.running.values()]
+        times = 1 if any(node.is_group for node in nodes) else 2
         used = {"CPU": 0.0, "GPU": 0.0}
         for node in self.running.values():
             used = {kind: used[kind] + amount for kind, amount in node.needs.items()}
-        return {kind: float(total.get(kind, 0.0)) - used[kind] for kind in used}
+        slots = self._slots()
+        return {kind: times * float(slots.get(kind, 0.0)) - used[kind] for kind in used}
+
+    def _slots(self) -> dict[str, float]:
+        """Of the cluster as it was at most five seconds ago."""
+        now = time.monotonic()
+        if now - self.asked >= POLL_SECONDS:
+            self.total, self.asked = self.ray.cluster_resources(), now
+        return self.total
 
     def _error(self, reference: Any) -> str | None:
         from ray.exceptions import RayError, RayTaskError
