@@ -137,10 +137,11 @@ def _stage(path: Path, name: str, own: Any) -> Any:
     own = dict(own)
     parent = str(own.pop("extends"))
     beside = path.parent / parent
-    base = resolve_recipe(beside if beside.is_file() else find_recipe(parent))
-    if base.get("kind") == "study":
+    found = beside if beside.is_file() else find_recipe(parent)
+    # Looked at before it is resolved: a study may lead back to this one.
+    if OmegaConf.merge(*_layers(found)).get("kind") == "study":
         raise UserError(f"{path}: stages.{name} extends '{parent}', a study; extend a recipe")
-    merged = OmegaConf.to_container(OmegaConf.merge(base, own))
+    merged = OmegaConf.to_container(OmegaConf.merge(resolve_recipe(found), own))
     assert isinstance(merged, dict)
     return {key: value for key, value in merged.items() if key not in ("name", "output")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from data_pipelines.views import AnyViewSpec
 from ifsq_train.config.base import Config
@@ -25,7 +25,7 @@ class ImagesStage(Config):
     """Images packed for a study."""
 
     kind: Literal["images"]
-    source: str = "digits"
+    source: str = Field(default="digits", min_length=1)
     """`digits` (scikit-learn's 1,797 scans of 8 x 8 pixels), or a folder of class folders."""
     part: Literal["train", "held_out"] = "train"
     """Every fifth image or so, by a hash of its name, is held out."""
@@ -50,6 +50,14 @@ class DistributionStage(Config):
     """Bring every channel of the tokenizer's latents to mean 0 and deviation 1 first."""
     draws: int = Field(default=1_000_000, ge=1000)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _latents_are_complete(self) -> DistributionStage:
+        if self.tokenizer is not None and (self.data is None or self.view is None):
+            raise ValueError("tokenizer needs data and view, the images it sees; add them")
+        if self.tokenizer is None and (self.data or self.view or self.standardize):
+            raise ValueError("data, view and standardize need tokenizer; add it or remove them")
+        return self
 
 
 class ToyStage(Config):
@@ -88,7 +96,7 @@ class BudgetConfig(Config):
     seconds, by a short measurement when the stage begins."""
     stage: str | None = None
     """The training whose number of steps is set."""
-    amount: float | None = Field(default=None, gt=0)
+    amount: FiniteFloat | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _complete(self) -> BudgetConfig:
@@ -104,6 +112,8 @@ class CurveConfig(Config):
     stage: str
     """The training; every stage that reads it is repeated for each of the steps."""
     steps: tuple[int, ...] = Field(min_length=1)
+    """Steps whose checkpoints it keeps. With a budget of FLOPs, those beyond a variant's end are
+    left out and the end is added."""
 
 
 class MeasureConfig(Config):
@@ -155,8 +165,8 @@ class ValueClaim(_Claim):
 
     kind: Literal["value"]
     where: Where
-    expected: float
-    tolerance: float = Field(gt=0)
+    expected: FiniteFloat
+    tolerance: FiniteFloat = Field(gt=0)
 
 
 class CrossingClaim(_Claim):
@@ -240,6 +250,22 @@ class StudyConfig(Config):
     claims: tuple[ClaimConfig, ...] = ()
     plots: tuple[PlotConfig, ...] = ()
     histograms: tuple[HistogramConfig, ...] = ()
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _axes_have_values(cls, axes: Any) -> Any:
+        for name, values in axes.items() if isinstance(axes, dict) else ():
+            if isinstance(values, list):
+                bad = [one for one in values if not isinstance(one, bool | int | float | str)]
+            elif isinstance(values, dict):
+                bad = [one for one in values.values() if not isinstance(one, dict)]
+            else:
+                bad = [values]
+            if bad:
+                raise ValueError(
+                    f"'{name}': found {bad[0]!r}; an axis is a list of values, or changes by label"
+                )
+        return axes
 
     @model_validator(mode="after")
     def _names_are_known(self) -> StudyConfig:

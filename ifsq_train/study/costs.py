@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from torch._subclasses.fake_tensor import FakeTensorMode
+import torch
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.networks import build_quantizer
@@ -22,6 +22,7 @@ from ifsq_train.models.quantizers import Quantizer
 from ifsq_train.planning.estimate import Estimate, estimate
 from ifsq_train.study.stage import Stage, references, replaced
 
+_QUANTIZERS: dict[str, Quantizer] = {}
 _ESTIMATES: dict[tuple[str, GeneratorSpec | None, int], Estimate] = {}
 
 
@@ -63,9 +64,12 @@ def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> GeneratorSp
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:
-    """For what it says of its tokens; its weights take no memory."""
-    with FakeTensorMode():
-        return build_quantizer(config)
+    """For what it says of its tokens; built once for each configuration."""
+    key = config.model_dump_json()
+    if key not in _QUANTIZERS:
+        with torch.random.fork_rng(devices=[]):
+            _QUANTIZERS[key] = build_quantizer(config)
+    return _QUANTIZERS[key]
 
 
 def _stage(place: str, stages: Mapping[str, Stage]) -> object:

@@ -11,11 +11,16 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from ifsq_train.config import TrainConfig
-from ifsq_train.config.study import FACT_PREFIX, STAGE_PREFIX, Scalar, StudyConfig
+from ifsq_train.config.study import (
+    FACT_PREFIX,
+    STAGE_PREFIX,
+    CurveConfig,
+    Scalar,
+    StudyConfig,
+)
+from ifsq_train.study.checks import VARIANT, check_reference, check_step, check_study
 from ifsq_train.study.costs import flops_per_step, token_facts, tokenizer_facts
 from ifsq_train.study.stage import Stage, StageConfig, check_stage, make_stage, references, replaced
-
-VARIANT = "variant"
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,10 @@ def expand(config: StudyConfig) -> Expansion:
     """Every variant and every unique stage of a study.
 
     Raises:
-        UserError: a stage or key that does not exist, a recipe with faults, stages in a circle.
+        UserError: a stage, key or label that does not exist, a recipe with faults, stages in a
+            circle.
     """
+    check_study(config)
     stages: dict[str, Stage] = {}
     variants = []
     for labels, changes in points(config):
@@ -162,8 +169,24 @@ class _Builder:
         found = self.config.curve
         if found is None:
             return {}
+        steps = self._curve_steps(found)
         behind = [name for name in self.config.stages if self.depends(name, found.stage)]
-        return {step: {name: self.digest(name, step) for name in behind} for step in found.steps}
+        return {step: {name: self.digest(name, step) for name in behind} for step in steps}
+
+    def _curve_steps(self, curve: CurveConfig) -> list[int]:
+        """The curve's steps; where a budget of FLOPs sets the end, those up to it and the end."""
+        trained = self.stages[self.done[curve.stage, None]].recipe
+        assert isinstance(trained, TrainConfig)
+        steps = list(curve.steps)
+        if self.config.budget.equal == "flops" and self.config.budget.stage == curve.stage:
+            steps = [*(step for step in steps if step < trained.steps), trained.steps]
+        for step in steps:
+            check_step(f"{self.where(curve.stage)}: curve.steps", step, trained)
+        return steps
+
+    def where(self, name: str) -> str:
+        """A stage of this variant, for messages."""
+        return f"{self.config.name}, variant {self.title or 'without axes'}, stages.{name}"
 
     def depends(self, name: str, other: str) -> bool:
         """Whether a stage reads another, directly or through others."""
@@ -178,10 +201,14 @@ class _Builder:
             circle = " -> ".join((*self.path, name))
             raise UserError(f"{self.config.name}: stages in a circle: {circle}")
         self.path = (*self.path, name)
-        found = {ref: self._input(ref, step) for _, ref in references(self.recipes[name])}
+        found = {}
+        for key, reference in references(self.recipes[name]):
+            found[reference] = self._input(reference, step)
+            input_stage = self.stages[found[reference].removeprefix(STAGE_PREFIX).partition("@")[0]]
+            check_reference(key, reference, input_stage.recipe, self.where(name))
         self.path = self.path[:-1]
         values = replaced(self.recipes[name], found)
-        source = f"{self.config.name}, variant {self.title or 'without axes'}, stages.{name}"
+        source = self.where(name)
         recipe = self._budgeted(name, check_stage(self._seeded(name, values), source))
         stage = make_stage(name, recipe, self.title)
         self.stages.setdefault(stage.digest, stage)
@@ -216,7 +243,13 @@ class _Builder:
         if not isinstance(recipe, TrainConfig):
             raise UserError(f"{self.config.name}: budget.stage '{name}' is no training")
         each = flops_per_step(recipe, token_facts(recipe, self.stages))
-        return recipe.model_copy(update={"steps": max(1, math.floor(budget.amount / each))})
+        steps = math.floor(budget.amount / each)
+        if steps < 1:
+            raise UserError(
+                f"{self.where(name)}: budget.amount {budget.amount:.3g} is less than one step's"
+                f" {each:.3g} FLOPs; raise it"
+            )
+        return recipe.model_copy(update={"steps": steps})
 
 
 def _has_seed(values: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.errors import UserError
 from ifsq_train.config.study import HistogramConfig, PlotConfig, StudyConfig
 from ifsq_train.study.claims import mean_points, trend_points
 from ifsq_train.study.rows import Records, Row, matching
@@ -118,6 +119,7 @@ def _histogram(config: HistogramConfig, rows: Sequence[Row], records: Records) -
 def _list_at(numbers: Mapping[str, Any], key: str) -> list[float]:
     node: Any = numbers
     for part in key.split("."):
-        node = node[part]
-    assert isinstance(node, list)
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, list):
+        raise UserError(f"histogram '{key}': no list of numbers in the stage's record")
     return [float(value) for value in node if not math.isnan(value)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,16 @@ import numpy as np
 
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.config.study import MeasureConfig, StudyConfig
+from ifsq_train.study.checks import slug
 from ifsq_train.study.claims import SUPPORTED, UNDECIDED, Verdict, judge
 from ifsq_train.study.expand import Expansion
 from ifsq_train.study.html import html_page
 from ifsq_train.study.plots import draw
 from ifsq_train.study.rows import Row, by_seed, collect_rows, read_records
 from ifsq_train.study.statistics import compare
+
+SIGNATURE = "Page written by `ifsq study report`."
+"""Stands on every page, so that no other page is ever replaced."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,6 @@ def write_report(report: StudyReport, folder: Path) -> list[Path]:
     return list(files)
 
 
-def slug(title: str) -> str:
-    """A title as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
 def markdown(report: StudyReport, images: dict[str, str]) -> str:
     """The page of one study; `images` are addresses by title, none for a page without."""
     config = report.config
@@ -117,7 +115,9 @@ def markdown(report: StudyReport, images: dict[str, str]) -> str:
             f"{seconds / 60.0:.1f} min of processor time on {name}"
             for name, seconds in sorted(report.machines.items())
         )
-        parts.append(f"Made in {spent}. Page written by `ifsq study report`.")
+        parts.append(f"Made in {spent}. {SIGNATURE}")
+    else:
+        parts.append(SIGNATURE)
     return _joined(parts)
 
 
@@ -236,10 +236,8 @@ def curve_numbers(report: StudyReport) -> tuple[list[str], list[list[str]]]:
     """A row per variant and step of a curve, means over seeds."""
     measures, body = report.config.measures, []
     for title, rows in _grouped(report.rows).items():
-        for step in report.config.curve.steps if report.config.curve else ():
+        for step in sorted({point.step for row in rows for point in row.curve}):
             points = [point for row in rows for point in row.curve if point.step == step]
-            if not points:
-                continue
             line = [_cell(title), str(step), f"{points[0].flops:.3g}", f"{points[0].samples:.0f}"]
             line.append(f"{np.mean([point.seconds for point in points]):.1f}")
             for name, measure in measures.items():

@@ -72,14 +72,35 @@ def read_records(expansion: Expansion, folder: Path) -> dict[str, dict[str, Any]
 def collect_rows(expansion: Expansion, records: Records) -> list[Row]:
     """A row per variant and seed, in the order of the study.
 
+    A number counts once: where a stage is the same for several seeds of a variant, as it depends on
+    none, the first of them has it.
+
     Raises:
-        UserError: a measure's key leads to something that is no number.
+        UserError: a measure's key leads to something that is no number, or to nothing anywhere.
     """
     config = expansion.config
-    return [
-        Row(variant, _measures(config, variant.stages, records), _curve(config, variant, records))
-        for variant in expansion.variants
-    ]
+    rows, seen = [], set()
+    for variant in expansion.variants:
+        measures = _measures(config, variant.stages, records)
+        for name in list(measures):
+            source = (variant.title, name, variant.stages[config.measures[name].stage])
+            if source in seen:
+                del measures[name]
+            seen.add(source)
+        rows.append(Row(variant, measures, _curve(config, variant, records)))
+    _refuse_unknown_keys(expansion, rows, records)
+    return rows
+
+
+def _refuse_unknown_keys(expansion: Expansion, rows: Sequence[Row], records: Records) -> None:
+    for name, measure in expansion.config.measures.items():
+        stages = (row.variant.stages[measure.stage] for row in rows)
+        found = next((records[digest] for digest in stages if digest in records), None)
+        if found is not None and not any(name in row.measures for row in rows):
+            raise UserError(
+                f"{expansion.config.name}: measures.{name}: no record of stage '{measure.stage}'"
+                f" has the number '{measure.key}'; there are {', '.join(sorted(found['numbers']))}"
+            )
 
 
 def _measures(

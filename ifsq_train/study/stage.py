@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -33,6 +33,9 @@ StageConfig = (
 )
 _ADAPTER: TypeAdapter[StageConfig] = TypeAdapter(
     Annotated[StageConfig, Field(discriminator="kind")]
+)
+KINDS: tuple[str, ...] = tuple(
+    get_args(model.model_fields["kind"].annotation)[0] for model in get_args(StageConfig)
 )
 _PLACEHOLDERS = {
     "train": {"name": "stage", "output": "stage"},
@@ -96,7 +99,11 @@ def make_stage(name: str, recipe: StageConfig, variant: str) -> Stage:
 
 
 def science(recipe: StageConfig) -> dict[str, Any]:
-    """What decides a stage's result, without defaults, so that a new option changes no digest."""
+    """What decides a stage's result, without defaults, so that a new option changes no digest.
+
+    A default that changes gives another result under the same digest: then `FORMAT_VERSION` has to
+    grow (a test compares all defaults with those of this version).
+    """
     values = recipe.model_dump(mode="json", exclude_defaults=True)
     values["kind"] = recipe.kind
     for key in _IGNORED:

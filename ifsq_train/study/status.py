@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ class KindStatus:
     """Stages of one name.
 
     Attributes:
-        done, running, failed, waiting: how many.
+        done, running, failed, waiting: how many; a stage whose driver was killed waits.
         seconds: mean of those done; None before there is one.
+        elapsed: seconds that those running have taken so far.
     """
 
     done: int
@@ -29,6 +31,7 @@ class KindStatus:
     failed: int
     waiting: int
     seconds: float | None
+    elapsed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,33 +61,49 @@ def read_status(expansion: Expansion, store: Store) -> StudyStatus:
         names.setdefault(stage.name, []).append(stage)
     failures = {}
     by_name = {}
+    driven, now = store.is_driven(), time.time()
     for name, stages in names.items():
-        seconds, running, failed = [], 0, 0
+        seconds, elapsed, failed = [], [], 0
         for stage in stages:
             record = store.record(stage)
             if record is not None:
                 seconds.append(float(record["seconds"]))
-            elif (store.folder(stage) / RUNNING).is_file():
-                running += 1
+            elif (since := _running_since(stage, store, driven=driven)) is not None:
+                elapsed.append(max(0.0, now - since))
             elif (error := store.failure(stage)) is not None:
                 failures[stage.folder] = error
                 failed += 1
-        waiting = len(stages) - len(seconds) - running - failed
+        waiting = len(stages) - len(seconds) - len(elapsed) - failed
         each = mean(seconds) if seconds else None
-        by_name[name] = KindStatus(len(seconds), running, failed, waiting, each)
+        counts = (len(seconds), len(elapsed), failed, waiting)
+        by_name[name] = KindStatus(*counts, each, tuple(elapsed))
     return StudyStatus(by_name, failures, _eta(by_name))
 
 
 def _eta(by_name: Mapping[str, KindStatus]) -> float | None:
     left = 0.0
     for status in by_name.values():
-        open_stages = status.waiting + status.running
-        if open_stages and status.seconds is None:
+        if (status.waiting or status.running) and status.seconds is None:
             return None
-        left += open_stages * (status.seconds or 0.0)
+        each = status.seconds or 0.0
+        left += status.waiting * each + sum(max(0.0, each - spent) for spent in status.elapsed)
     return left / max(1, sum(status.running for status in by_name.values()))
+
+
+def _running_since(stage: Stage, store: Store, *, driven: bool) -> float | None:
+    """When a stage began that is running now; None where it is not.
+
+    A note of this machine is believed only while a driver holds the store: a killed one leaves
+    its notes behind. Of another machine of a cluster nothing but the note can be known.
+    """
+    try:
+        note = json.loads((store.folder(stage) / RUNNING).read_text())
+        since, here = float(note["since"]), note.get("host") == socket.gethostname()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return since if driven or not here else None
 
 
 def running_note() -> bytes:
     """What a stage leaves in its folder while it runs."""
-    return json.dumps({"since": time.time()}).encode()
+    return json.dumps({"since": time.time(), "host": socket.gethostname()}).encode()

@@ -102,6 +102,20 @@ class Store:
             values["tags"] = {"study": self.study, "variant": stage.variant, **values["tags"]}
         return with_absolute_paths(type(stage.recipe).model_validate(values), self.base.absolute())
 
+    def is_driven(self) -> bool:
+        """Whether an `ifsq study run` on this machine works here."""
+        import fcntl
+
+        path = self.root / ".lock"
+        if not path.is_file():
+            return False
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One driver at a time; a lock dies with its process.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Address, Overrides
+from launchers.cli.options import Address, Overrides, Overwrite
 from launchers.cli.plan import DEFAULT_PEAK_TFLOPS
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def run(
     image: Annotated[str, typer.Option(help="With --to k8s.", envvar="IFSQ_IMAGE")] = "",
     storage: Annotated[list[str] | None, typer.Option(help="With --to k8s, as submit's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --to: send nothing.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run every stage that is not done yet; run again to go on. Exit code 1 if a stage failed.
 
@@ -129,29 +130,34 @@ def run(
     if to != "here":
         from launchers.cli.submit import submit
 
+        _refuse_with_to(
+            store=store != DEFAULT_STORE, results=results is not None, only=bool(only),
+            launcher=launcher == "local", workers=workers > 1,
+            gpus_per_worker=gpus_per_worker > 0, overwrite=overwrite,
+        )  # fmt: skip
         submit(
-            study,
-            overrides,
-            to=to,
-            nodes=nodes,
-            gpus_per_node=gpus_per_node,
-            image=image,
-            storage=storage,
-            dry_run=dry_run,
-        )
+            study, overrides, to=to, nodes=nodes, gpus_per_node=gpus_per_node,
+            image=image, storage=storage, dry_run=dry_run,
+        )  # fmt: skip
         return
+    if launcher == "local" and (workers > 1 or gpus_per_worker):
+        raise UserError("--launcher local runs one CPU worker; leave --workers out or use ray")
     launch = LaunchConfig(
         num_workers=workers, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker
     )
-    if launcher == "local" and (workers > 1 or gpus_per_worker):
-        raise UserError("--launcher local runs one CPU worker; leave --workers out or use ray")
-    expansion = _expansion(study, overrides)
-    if only:
-        from ifsq_train.study.expand import restricted
-
-        expansion = restricted(expansion, only)
-    summary = run_study(expansion, RunOptions(store, results, launcher, address, launch))
+    expansion = _expansion(study, overrides, only)
+    options = RunOptions(store, results, launcher, address, launch, overwrite=overwrite)
+    summary = run_study(expansion, options)
     _show_summary(expansion.config.name, summary)
+
+
+def _refuse_with_to(**given: bool) -> None:
+    """Options that a job on a cluster would not see."""
+    if named := [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]:
+        raise UserError(
+            f"{', '.join(named)}: has no effect with --to; the job has a store of its own and takes"
+            " --nodes and --gpus-per-node"
+        )
 
 
 def _show_summary(name: str, summary: Summary) -> None:
@@ -178,11 +184,14 @@ def report(
 ) -> None:
     """Tables, plots and verdicts from the records alone: Markdown, HTML, CSV and LaTeX."""
     from data_pipelines.storage.local import write_atomically
+    from ifsq_train.study.outputs import claim_pages
     from ifsq_train.study.report import index, make_report, write_report
 
     if not results.is_dir():
         raise UserError(f"--results: no folder '{results}'; run the study first")
-    reports = [make_report(name, _expansion(name, None), results) for name in _names(studies)]
+    names = _names(studies)
+    claim_pages(output, [name.rpartition("/")[2] for name in names])
+    reports = [make_report(name, _expansion(name, None), results) for name in names]
     for one in reports:
         write_report(one, output)
         for verdict in one.verdicts:
@@ -203,14 +212,14 @@ def _names(studies: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _expansion(study: str, overrides: list[str] | None) -> Expansion:
+def _expansion(study: str, overrides: list[str] | None, only: list[str] | None = None) -> Expansion:
     from ifsq_train.config import StudyConfig
     from ifsq_train.config.load import load_recipe
-    from ifsq_train.study.expand import expand
+    from ifsq_train.study.expand import expand, restricted
 
     config = load_recipe(study, overrides or [])
     if not isinstance(config, StudyConfig):
         raise UserError(
             f"{study}: kind '{config.kind}', `ifsq study` needs 'study'; use `ifsq {config.kind}`"
         )
-    return expand(config)
+    return restricted(expand(config), only) if only else expand(config)

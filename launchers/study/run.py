@@ -20,6 +20,7 @@ from ifsq_train.config import (
 )
 from ifsq_train.distributed.interruption import Interrupted
 from ifsq_train.study.expand import Expansion
+from ifsq_train.study.outputs import claim_results, claim_store, remove_stages
 from ifsq_train.study.stage import Stage
 from ifsq_train.study.status import RUNNING, running_note
 from ifsq_train.study.store import Store, read_record, record_bytes
@@ -38,6 +39,7 @@ class RunOptions:
         address: Ray cluster to join.
         launch: workers of each training.
         cpus: CPU slots of every other stage.
+        overwrite: remove what the study's stages left before, and run them anew.
         base: folder that relative paths of recipes are below; this process's if not given.
     """
 
@@ -47,6 +49,7 @@ class RunOptions:
     address: str | None = None
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     cpus: float = 1
+    overwrite: bool = False
     base: Path | None = None
 
 
@@ -73,12 +76,19 @@ def run_study(expansion: Expansion, options: RunOptions) -> Summary:
     """Do everything that is not done yet; failures do not stop what does not depend on them.
 
     Raises:
-        UserError: another driver works in the store, or no cluster answers.
+        UserError: store or results are somebody else's folder, another driver works in the store,
+            or no cluster answers.
         Interrupted: SIGTERM.
     """
     store = Store(options.store.absolute(), options.base or Path.cwd(), expansion.config.name)
     began = time.monotonic()
+    claim_store(store.root)
+    if options.results is not None:
+        claim_results(options.results)
     with store.locked():
+        if options.overwrite:
+            removed = remove_stages(expansion, store, options.results)
+            _say(f"--overwrite: removed {removed} stages of {expansion.config.name}")
         left = stages_left(expansion, store, options.results)
         summary = Summary(reused=len(expansion.stages) - len(left))
         outcomes = _outcomes(expansion, left, store, options)

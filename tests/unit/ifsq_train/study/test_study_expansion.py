@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -103,7 +104,71 @@ def changed(**changes: Any) -> StudyConfig:
 )
 def test_faults_are_named_with_variant_and_stage(axes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        expand(changed(axes=axes))
+        expand(changed(axes=axes, claims=(), plots=()))
+
+
+def better(**change: Any) -> list[dict[str, Any]]:
+    claim = {
+        "id": "A", "kind": "better", "statement": "s", "measure": "psnr",
+        "first": {"bound": "ifsq"}, "second": {"bound": "fsq"},
+    }  # fmt: skip
+    return [{**claim, **change}]
+
+
+def trend(x: str) -> list[dict[str, Any]]:
+    return [{"id": "T", "kind": "trend", "statement": "s", "measure": "psnr", "x": x}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"claims": better(first={"bound": "vq"})}, "no 'bound: vq' in the study; there are ifsq"),
+        ({"claims": better(first={"bond": "ifsq"})}, "no axis 'bond'; there are bound, depth"),
+        ({"claims": better(first={"bound": "fsq"})}, "first and second are the same"),
+        ({"claims": better() * 2}, "the id 'A' is there twice"),
+        ({"claims": trend("size")}, "no fact 'size'; there are"),
+        ({"claims": better(kind="crossing")}, "the study has none; add curve"),
+        ({"plots": [{"title": "P", "measure": "psnr", "x": "dept"}]}, "x: found 'dept'"),
+        ({"plots": [{"title": t, "measure": "psnr", "x": "depth"} for t in ("P a", "P-a")]},
+         "two titles give the file name 'p-a'.svg"),
+        ({"histograms": [{"title": "H", "stage": "none", "axis": "bound", "labels": ["ifsq"]}]},
+         "no stage 'none'"),
+        ({"seeds": (0, 0)}, "seeds: 0 is there twice"),
+        ({"seeds": (2**70,)}, "allowed are 0 to"),
+        ({"seeded": ()}, "no stage gets the 2 seeds"),
+        ({"axes": {"tokenizer.steps": []}, "claims": ()}, "has no values"),
+        ({"axes": {"q": {"a": {"facts.x": "much"}}}, "claims": ()}, "a finite number"),
+        ({"variants": {"v": {"generator.steps": 3}}, "axes": {"generator.steps": [4]}},
+         "is changed by 'variant' and by 'generator.steps'"),
+        ({"budget": {"equal": "time", "stage": "images", "amount": 9}}, "'images' is no training"),
+        ({"budget": {"equal": "flops", "stage": "generator", "amount": 1}}, "less than one step"),
+        ({"curve": {"stage": "generator", "steps": [7]}}, "step 7 is not kept"),
+        ({"curve": {"stage": "generator", "steps": [700]}}, "the training has 60 steps"),
+        ({"axes": {"samples.generator": ["stage:images"]}, "claims": ()},
+         "'stage:images' is of kind images, needed is train"),
+        ({"axes": {"samples.generator": ["stage:generator@last"]}, "claims": ()},
+         "after @ stands a step of a training"),
+    ],
+)  # fmt: skip
+def test_what_cannot_mean_anything_is_refused_before_it_runs(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        expand(changed(**changes))
+
+
+def test_a_budget_s_end_is_a_point_of_the_curve_and_steps_beyond_it_are_none() -> None:
+    stages = copy.deepcopy(changed().stages)
+    stages["generator"]["checkpoint"] = {"every_steps": 10, "keep_every_steps": 10}
+    plain = expand(changed(stages=stages)).variants[0]
+    each = plan_study(expand(changed(stages=stages)))
+    flops = next(p.flops for p in each if p.stage.digest == plain.stages["generator"])
+    assert flops is not None
+    budget = {"equal": "flops", "stage": "generator", "amount": flops * 35.5 / 60}
+    curve = {"stage": "generator", "steps": [10, 20, 50]}
+    found = expand(changed(stages=stages, budget=budget, curve=curve)).variants[0]
+    assert list(found.points) == [10, 20, 35]
+    assert found.points[35]["samples"] == found.stages["samples"]
 
 
 def test_an_unknown_stage_of_a_measure_is_refused() -> None:
@@ -125,7 +190,10 @@ def test_equal_flops_give_the_larger_network_fewer_steps() -> None:
 
 
 def test_a_curve_repeats_what_reads_the_training_and_nothing_else() -> None:
-    plain, curved = expand(changed()), expand(changed(curve={"stage": "generator", "steps": [30]}))
+    stages = copy.deepcopy(changed().stages)
+    stages["generator"]["checkpoint"] = {"every_steps": 30, "keep_every_steps": 30}
+    curve = {"stage": "generator", "steps": [30]}
+    plain, curved = expand(changed(stages=stages)), expand(changed(stages=stages, curve=curve))
     new = [s for digest, s in curved.stages.items() if digest not in plain.stages]
     assert {s.name for s in new} == {"samples", "evaluation"}
     assert len(new) == 16

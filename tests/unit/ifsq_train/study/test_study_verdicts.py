@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipelines.errors import DataError, UserError
 from ifsq_train.config import StudyConfig
 from ifsq_train.study.claims import judge
 from ifsq_train.study.expand import Expansion, expand
@@ -168,9 +169,31 @@ def test_pages_are_the_same_bytes_from_the_same_records(tmp_path: Path) -> None:
     assert b"<svg" in written[0][Path("up/report.html")]
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    from data_pipelines.errors import DataError
+def test_a_stage_that_all_seeds_share_counts_once(tmp_path: Path) -> None:
+    """Else a difference without any deviation would be significant."""
+    plain = study([BETTER], seeds=(0, 1, 2)).config
+    found = expand(
+        plain.model_copy(
+            update={
+                "stages": {**plain.stages, "other": {"kind": "toy", "method": "ifsq"}},
+                "seeded": ("other",),
+            }
+        )
+    )
+    filled(found, tmp_path, lambda size, _: 1.0 / size)
+    (verdict,) = verdicts(found, tmp_path)
+    assert (verdict.verdict, verdict.n) == ("undecided", 1)
 
+
+def test_a_measure_that_no_record_has_is_named(tmp_path: Path) -> None:
+    found = study([])
+    for stage in found.stages.values():
+        Store(tmp_path).finish(stage, {"errors": 1.0}, 1.0, 1.0)
+    with pytest.raises(UserError, match=r"measures\.error: .* 'error'; there are errors"):
+        verdicts(found, tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     found = study([])
     stage = next(iter(found.stages.values()))
     path = Store(tmp_path).folder(stage) / "record.json"
