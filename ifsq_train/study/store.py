@@ -168,10 +168,9 @@ def read_record(path: Path, digest: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = read_object(path)
-    found, version = record.get("digest"), record.get("format_version")
-    checked(_RECORD, record, str(path))
-    if found != digest or version != FORMAT_VERSION:
+    if record.get("digest") != digest or record.get("format_version") != FORMAT_VERSION:
         raise DataError(f"{path}: the record of another stage; remove it")
+    checked(_RECORD, record, str(path))
     return record
 
 

@@ -199,7 +199,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = Store(tmp_path).folder(stage) / "record.json"
     path.parent.mkdir()
     path.write_text("{")
-    with pytest.raises(DataError, match=r"record\.json: damaged"):
+    with pytest.raises(DataError, match=r"record\.json is damaged"):
         read_records(found, tmp_path)
     path.write_text(json.dumps({"digest": "0", "format_version": 1, "numbers": {}}))
     with pytest.raises(DataError, match="another stage"):
