@@ -26,6 +26,7 @@ from ifsq_train.config import (
     to_dict,
 )
 from ifsq_train.config.data import MACHINE_KEYS
+from ifsq_train.config.interpolations import refuse_large
 from ifsq_train.config.secrets import guarded_environment, refuse_secrets
 from ifsq_train.plugins.files import load_packed, packed
 from ifsq_train.plugins.registry import load_installed, on_change
@@ -113,12 +114,17 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     try:
         merged = OmegaConf.merge(*_layers(path), OmegaConf.from_dotlist(_checked(overrides)))
+        refuse_large(OmegaConf.to_container(merged, resolve=False), str(path))
         with guarded_environment():
             resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
             raise UserError(f"{path}: {error.__cause__}") from None
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(
+            f"{path}: references lead in a circle, or too far; write them out"
+        ) from None
     if not isinstance(resolved, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, found {type(resolved).__name__}")
     values = {str(key): value for key, value in resolved.items()}

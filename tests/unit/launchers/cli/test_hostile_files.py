@@ -110,6 +110,12 @@ def test_yaml_that_is_none(refused: Ifsq, monkeypatch: pytest.MonkeyPatch, name:
     assert ".ifsq.yaml" in refused("jobs")
 
 
+def test_references_of_references_are_bounded(refused: Ifsq) -> None:
+    doubled = "".join(f"k{i}: ${{k{i + 1}}}${{k{i + 1}}}\n" for i in range(40))
+    write("recipe.yaml", f"kind: train\n{doubled}k40: x\n")
+    assert "write it out" in refused("config", "validate", "recipe.yaml")
+
+
 @pytest.mark.parametrize("name", KUBECONFIGS)
 def test_kubeconfigs_that_are_none(
     refused: Ifsq, monkeypatch: pytest.MonkeyPatch, name: str
