@@ -183,3 +183,33 @@ def test_a_transposed_weight_is_refused(tmp_path: Path) -> None:
     load_network(checkpoint, OnePiece((4, 6)), "net", 1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"net\.w has shape \(4, 6\).*\(6, 4\)"):
         load_network(checkpoint, OnePiece((6, 4)), "net", 1)  # type: ignore[arg-type]
+
+
+def test_what_is_not_kept_leaves_no_file(tmp_path: Path) -> None:
+    """Its bytes are why it is deleted; nor does an older save that was never finished stay."""
+    unfinished = step_folder(tmp_path, 1)
+    unfinished.mkdir(parents=True)
+    (unfinished / "rank-00000.safetensors").write_bytes(b"half")
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        step_folder(tmp_path, step).name for step in (3, 4)
+    ]
+
+
+def test_a_newer_save_that_is_not_finished_is_left_alone(tmp_path: Path) -> None:
+    """Somebody may be writing it."""
+    newer = step_folder(tmp_path, 9)
+    newer.mkdir(parents=True)
+    (newer / "rank-00000.safetensors").write_bytes(b"half")
+    save(tmp_path, 5)
+    assert (newer / "rank-00000.safetensors").exists()
+
+
+@pytest.mark.parametrize("change", [{"world_size": "many"}, {"step": -1}, {"files": []}])
+def test_a_marker_of_another_shape_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    save(tmp_path, 1)
+    marker = step_folder(tmp_path, 1) / MARKER
+    marker.write_bytes(seal({**Checkpoint(step_folder(tmp_path, 1)).header, **change}))
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        Checkpoint(step_folder(tmp_path, 1))
