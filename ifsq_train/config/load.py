@@ -113,7 +113,7 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(*_layers(path), OmegaConf.from_dotlist(_checked(overrides)))
+        merged = OmegaConf.merge(*_layers(path), _dotlist(overrides))
         refuse_large(OmegaConf.to_container(merged, resolve=False), str(path))
         with guarded_environment():
             resolved = OmegaConf.to_container(merged, resolve=True)
@@ -121,6 +121,11 @@ def resolve_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if isinstance(error.__cause__, UserError):
             raise UserError(f"{path}: {error.__cause__}") from None
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except TypeError as error:
+        raise UserError(
+            f"{path}: an override puts a list or a value where the recipe has a mapping, or the"
+            f" other way round ({error})"
+        ) from error
     except RecursionError:
         raise UserError(
             f"{path}: references lead in a circle, or too far; write them out"
@@ -179,6 +184,24 @@ def _load_yaml(path: Path) -> Any:
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: a recipe is a mapping of keys; found a list or a bare value")
     return loaded
+
+
+def _dotlist(overrides: Sequence[str]) -> Any:
+    """Overrides as nested keys."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    parts = []
+    for override in _checked(overrides):
+        try:
+            parts.append(OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, TypeError, *YAML_FAULTS) as error:
+            shown = override if len(override) <= 60 else f"{override[:60]}..."
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"override '{shown}' cannot be read ({reason}); write for example steps=100"
+            ) from error
+    return OmegaConf.merge(*parts) if parts else OmegaConf.create()
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipelines.array_files import open_npz
 from data_pipelines.errors import DataError
 from data_pipelines.regular_files import open_regular
 from data_pipelines.views import ViewSpec
@@ -103,7 +104,7 @@ def read_npz_images(path: Path) -> NDArray[np.uint8] | None:
         DataError: no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path, str(path)) as arrays:
             images = arrays["arr_0"] if "arr_0" in arrays.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz file ({error})") from error

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.array_files import open_npz
 from data_pipelines.errors import DataError
 from ifsq_train.evaluation.generation import (
     FeatureMoments,
@@ -140,7 +140,7 @@ def read_adm_statistics(path: Path) -> Mapping[str, GaussianStatistics]:
     """
     found: dict[str, GaussianStatistics] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path, str(path)) as arrays:
             names = set(arrays.files)
             for kind, mean, covariance in _ADM_NAMES:
                 if {mean, covariance} <= names:

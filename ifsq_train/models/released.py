@@ -129,10 +129,16 @@ def _load_strictly(network: nn.Module, weights: Mapping[str, Tensor], path: Path
         for name in both
         if weights[name].shape != known[name].shape
     ]
+    kinds = [
+        f"{name} {weights[name].dtype} for {known[name].dtype}"
+        for name in both
+        if weights[name].is_floating_point() != known[name].is_floating_point()
+    ]
     faults = {
         "missing": [name for name in known if name not in weights],
         "left over": [name for name in weights if name not in known],
         "size mismatch": others,
+        "another kind of number": kinds,
     }
     if found := [f"{what}: {_some(names)}" for what, names in faults.items() if names]:
         raise ValueError(f"{path}: weights of another architecture ({'; '.join(found)})")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipelines.array_files import open_npz
 from data_pipelines.errors import DataError
 from data_pipelines.storage.open import Storage, scratch_file
 
@@ -148,7 +149,7 @@ def _write_header(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) ->
 
 
 def _read_npz(storage: Storage) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    with np.load(io.BytesIO(storage.read(SAMPLES_NPZ)), allow_pickle=False) as stored:
+    with open_npz(storage.read(SAMPLES_NPZ), f"{storage.url}/{SAMPLES_NPZ}") as stored:
         return stored["arr_0"], stored["arr_1"]
 
 

@@ -59,8 +59,11 @@ def make_report(recipe: str, expansion: Expansion, results: Path) -> StudyReport
     rows = collect_rows(expansion, records)
     machines: dict[str, float] = {}
     for record in records.values():
-        name = f"{record['machine']['cpus']} cores of {record['machine']['processor']}"
-        machines[name] = machines.get(name, 0.0) + record["cpu_seconds"]
+        machine = record.get("machine") or {}
+        name = (
+            f"{machine.get('cpus', '?')} cores of {machine.get('processor', 'a machine not named')}"
+        )
+        machines[name] = machines.get(name, 0.0) + float(record.get("cpu_seconds") or 0.0)
     return StudyReport(
         recipe,
         config,

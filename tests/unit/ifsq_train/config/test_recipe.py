@@ -149,3 +149,13 @@ def test_loading_options_are_checked(given: list[str], said: str) -> None:
     assert loading_config(["decode_threads=3"]).decode_threads == 3
     with pytest.raises(UserError, match=re.escape(said)):
         loading_config(given)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["steps=&a [*a]", "steps=" + "9" * 5000, "data.url=[1,{", "output=a\0b", "data=[1,2]"],
+)
+def test_an_override_that_cannot_be_read_is_one_line(override: str) -> None:
+    with pytest.raises(UserError, match="override") as refused:
+        load_recipe("demo/tokenizer", [override])
+    assert len(str(refused.value)) < 600
