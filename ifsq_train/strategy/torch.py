@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.context import RunContext
@@ -45,7 +46,10 @@ class TorchStrategy(EngineShell):
         if self._context.world_size == 1:
             return module
         # Buffers are not broadcast: every engine leaves them to the rank that computed them.
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        wrapped = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        if self._config.communication == "bf16":
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def _for_update(self, name: str, *, last_micro_batch: bool) -> nn.Module:
         wrapped = self._wrapped[name]
