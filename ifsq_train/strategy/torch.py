@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ifsq_train.config import OptimConfig, StrategyConfig
 from ifsq_train.distributed.context import RunContext
@@ -48,7 +47,9 @@ class TorchStrategy(EngineShell):
         # Buffers are not broadcast: every engine leaves them to the rank that computed them.
         wrapped = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
         if self._config.communication == "bf16":
-            wrapped.register_comm_hook(None, bf16_compress_hook)
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
         return wrapped
 
     def _for_update(self, name: str, *, last_micro_batch: bool) -> nn.Module:
