@@ -6,6 +6,7 @@ eagerly; storages are counted while they live. Blocks that are compiled keep les
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -41,6 +42,8 @@ from ifsq_train.tasks.base import StepInfo, TrainTask
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
+
+logger = logging.getLogger(__name__)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,7 +84,8 @@ class LiveBytes(TorchDispatchMode):
 def activation_bytes(config: TrainConfig, spec: GeneratorSpec | None, samples: int) -> int | None:
     """Most memory of a micro-batch's passes beside trained weights and their gradients, in bytes.
 
-    Frozen networks are in it. None where the task is not one of this package's.
+    Frozen networks are in it. None where the task is not one of this package's, or does something
+    that depends on values.
 
     Args:
         config: the recipe; none of its files need exist.
@@ -99,14 +103,20 @@ def activation_bytes(config: TrainConfig, spec: GeneratorSpec | None, samples: i
             network.requires_grad_(False).eval()
         step = max(config.steps - 2, 0)
         due = {name: s for s in (step, step + 1) for name in task.updates(s)}
-        return max(_update(task, name, s, batch, config) for name, s in due.items())
+        try:
+            return max(_update(task, name, s, batch, config) for name, s in due.items())
+        except RuntimeError as error:
+            logger.warning("activations are not known: %s", error)
+            return None
 
 
 def _update(task: TrainTask, name: str, step: int, batch: Batch, config: TrainConfig) -> int:
     modules = task.modules()
     own = [p for p in modules[name].parameters() if p.requires_grad]
     trained = sum(p.untyped_storage().nbytes() for n in modules.values() for p in n.parameters())
-    info = StepInfo(step, BatchRandom(0, step, batch.positions), 1.0, 1, _Precision(config))
+    # Statistics of logged steps look at values, which fake tensors have not.
+    random = BatchRandom(0, step, batch.positions)
+    info = StepInfo(step, random, 1.0, 1, _Precision(config), False)
     others = [network for key, network in modules.items() if key != name]
     try:
         with LiveBytes() as live, frozen(others):
