@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from ifsq_train.models.plain import plain_paths
 
 _PRODUCTS = (
-    *("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"),
+    *("mm", "addmm", "bmm", "baddbmm"),
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 )
 
@@ -27,7 +27,7 @@ _PRODUCTS = (
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bf16 itself (AVX-512 at least, where torch's kernels start)."""
     supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return bool(supported())
+    return torch.backends.mkldnn.is_available() and bool(supported())
 
 
 def widen_bf16_products() -> None:
@@ -35,7 +35,8 @@ def widen_bf16_products() -> None:
 
     Other types go on to the kernels they had.
     """
-    if not (plain_paths() or has_bf16_instructions()):
+    able = hasattr(torch.library, "get_kernel")
+    if able and not (plain_paths() or has_bf16_instructions()):
         _install()
 
 
