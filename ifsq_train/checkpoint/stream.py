@@ -48,7 +48,8 @@ def file_parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     assert tensor.is_contiguous()
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    values: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)
 
 
 class Hashed:
@@ -92,7 +93,7 @@ def read_back(path: Path, parts: Sequence[memoryview]) -> None:
     Raises:
         OSError: the storage gives other bytes than were written.
     """
-    memory = np.empty(CHUNK_BYTES, np.uint8)
+    memory: Any = np.empty(CHUNK_BYTES, np.uint8)
     buffer = memoryview(memory)
     with path.open("rb", buffering=0) as file:
         with contextlib.suppress(OSError):

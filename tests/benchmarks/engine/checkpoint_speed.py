@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def best(
-    runs: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object]
+    runs: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], object]
 ) -> dict[str, float]:
     """Wall-clock seconds of each, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -85,9 +85,8 @@ def ours_save(root: Path, state: dict[str, Tensor]) -> Callable[[], None]:
     writer = CheckpointWriter(
         root / "ours", rank=0, world_size=1, attempt="a", retention=Retention(1)
     )
-    pieces = [
-        Piece("net", *key.rsplit(".", 1), (len(value),), 0, value) for key, value in state.items()
-    ]
+    named = [(*key.rsplit(".", 1), value) for key, value in state.items()]
+    pieces = [Piece("net", name, kind, (len(value),), 0, value) for name, kind, value in named]
 
     def save() -> None:
         shutil.rmtree(step_folder(root / "ours", 1), ignore_errors=True)
