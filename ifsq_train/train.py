@@ -153,7 +153,9 @@ def assemble(
     strategy = build_strategy(
         config.strategy, context, skip_nonfinite=config.on_nonfinite == "skip"
     )
-    strategy.prepare(task.modules(), config.optim, config.steps)
+    batch = config.data.global_batch_size
+    optim = {name: settings.for_batch(batch) for name, settings in config.optim.items()}
+    strategy.prepare(task.modules(), optim, config.steps)
     averages = _weight_averages(config, strategy, task)
     fence = Fence(folder / "checkpoints", attempt)
     writer = _open_writer(config, context, fence, attempt)

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -250,12 +250,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """A reader, or a kill at any moment, finds the old file or the new one."""
+def _start_writing(file: BinaryIO) -> None:
+    """Ask for what is in the file to be put on the disk, without waiting."""
+    with contextlib.suppress(OSError, AttributeError):
+        # Linux starts writing dirty pages when told that they are no longer needed.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_atomically(path: Path, data: bytes | Iterable[memoryview]) -> None:
+    """A reader, or a kill at any moment, finds the old file or the new one.
+
+    Chunks of a large file are on their way to the disk while the next ones are made.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            for chunk in [data] if isinstance(data, bytes) else data:
+                file.write(chunk)
+                if len(chunk) >= _COPY_CHUNK_BYTES:
+                    _start_writing(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ifsq_train.checkpoint.format import CheckpointError, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint
@@ -41,24 +37,6 @@ class IntactCheckpoints:
             return False
         self._found[target] = signature
         return True
-
-
-def read_back(path: Path, expected: Mapping[str, Any]) -> None:
-    """Read a file that was just written, past the page cache where the system lets us.
-
-    Args:
-        expected: its "bytes" and "sha256".
-
-    Raises:
-        OSError: the storage gives other bytes than were written.
-    """
-    with path.open("rb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-    if (size, found) != (expected["bytes"], expected["sha256"]):
-        raise OSError(f"{path}: read back after writing, it is not what was written")
 
 
 def _signature(target: Path) -> frozenset[tuple[str, int, int, int, int]]:

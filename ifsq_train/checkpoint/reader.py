@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from ifsq_train.checkpoint.format import (
 
 logger = logging.getLogger(__name__)
 
+_VERIFYING_THREADS = min(8, os.cpu_count() or 1)
+
 
 class Checkpoint:
     """A complete, verified checkpoint.
@@ -52,6 +56,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
         self.folder = folder
+        self._opened: dict[str, Any] = {}
         marker = folder / MARKER
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder")
@@ -110,33 +115,45 @@ class Checkpoint:
         """Elements [start, start + length) of a state, fp32 1-D, from whichever pieces hold them.
 
         Raises:
-            CheckpointError: the parameter, the state or some of the elements are not in it.
+            CheckpointError: as `read_into`.
         """
         result = torch.empty(length)
-        covered = 0
+        self.read_into(result, network, parameter, state, start)
+        return result
+
+    def read_into(
+        self, values: Tensor, network: str, parameter: str, state: str, start: int
+    ) -> None:
+        """Fill `values`, fp32 1-D on any device, with the elements of a state from `start` on.
+
+        Raises:
+            CheckpointError: the parameter, the state or some of the elements are not in it.
+        """
+        length, covered = values.numel(), 0
         for first, count, file in self._index.get((network, parameter, state), []):
             low, high = max(start, first), min(start + length, first + count)
             if low >= high:
                 continue
             part = self._part(file, f"{network}/{parameter}/{state}@{first}", count)
-            result[low - start : high - start] = part[low - first : high - first]
+            values[low - start : high - start] = part[low - first : high - first]
             covered += high - low
         if covered != length:
             raise CheckpointError(
                 f"{self.folder}: {network}.{parameter} ({state}) has {covered} of the {length}"
                 " elements asked for; the model differs from the one that was saved"
             )
-        return result
 
     def _part(self, file: str, key: str, count: int) -> Any:
         """A slice of a piece's tensor, fp32 [count], read when it is indexed."""
         path = self.folder / file
         try:
-            with safe_open(path, "pt") as handle:
-                found = handle.get_slice(key)
-                if list(found.get_shape()) != [count] or found.get_dtype() != "F32":
-                    raise CheckpointError(f"{path}: {key} is not {count} fp32 values")
-                return found
+            if file not in self._opened:
+                # Kept open: every opening reads the index of all pieces in the file.
+                self._opened[file] = safe_open(path, "pt")
+            found = self._opened[file].get_slice(key)
+            if list(found.get_shape()) != [count] or found.get_dtype() != "F32":
+                raise CheckpointError(f"{path}: {key} is not {count} fp32 values")
+            return found
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {key} cannot be read ({error})") from None
 
@@ -184,17 +201,20 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         CheckpointError: one is missing or is not what was written.
         OSError: one cannot be read.
     """
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the checkpoint")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
-            )
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                raise CheckpointError(f"{path}: contents do not match their checksum")
+    with ThreadPoolExecutor(_VERIFYING_THREADS, thread_name_prefix="verify") as threads:
+        checks = [threads.submit(_verify, folder / name, digest) for name, digest in files.items()]
+    for check in checks:
+        check.result()
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing from the checkpoint")
+    if path.stat().st_size != expected["bytes"]:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+            raise CheckpointError(f"{path}: contents do not match their checksum")
 
 
 def _check_files(folder: Path, header: Mapping[str, Any]) -> None:

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.fence import Fence
 from ifsq_train.checkpoint.format import FORMAT_VERSION, MARKER, Piece, seal, step_folder
-from ifsq_train.checkpoint.intact import IntactCheckpoints, read_back
+from ifsq_train.checkpoint.intact import IntactCheckpoints
 from ifsq_train.checkpoint.retention import Retention
+from ifsq_train.checkpoint.stream import Hashed, file_parts, read_back
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class CheckpointWriter:
         self._fence = fence
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Save | None = None
+        self._staging: dict[str, Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(
@@ -102,17 +103,27 @@ class CheckpointWriter:
             FencedOff: the folder belongs to another start of the run.
         """
         self.settle()
-        staged = {piece.key: _to_host(piece.values) for piece in pieces}
+        # The last save is over, and so its copies are free to be written to.
+        staged = {piece.key: self._to_host(piece.key, piece.values) for piece in pieces}
         records = [piece.record() for piece in pieces]
         abandoned = threading.Event()
         written = self._thread.submit(self._write, step, staged, records)
         published = None
         if self._rank == 0:
-            shared = {name: _to_host(value) for name, value in buffers.items()}
+            shared = {key: self._to_host(key, value) for key, value in buffers.items()}
             published = self._thread.submit(
                 self._publish, written, step, shared, dict(header), abandoned
             )
         self._pending = _Save(step, written, published, abandoned)
+
+    def _to_host(self, key: str, tensor: Tensor) -> Tensor:
+        """A copy, in the memory of the save before: fresh pages cost more than the copying."""
+        copy = self._staging.get(key)
+        if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
+            pinned = tensor.is_cuda
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._staging[key] = copy
+        return copy.copy_(tensor.detach())
 
     def settle(self) -> None:
         """Until the last save is on disk or known to have failed, on all ranks alike.
@@ -182,13 +193,11 @@ class CheckpointWriter:
             # A damaged checkpoint of this step may stand here: hide it before touching it.
             (target / MARKER).unlink(missing_ok=True)
         name = f"rank-{self._rank:05d}"
-        data = to_safetensors(staged)
-        write_atomically(target / f"{name}.safetensors", data)
-        digest = _digest(data)
-        del data
-        read_back(target / f"{name}.safetensors", digest)
+        digest = _write_tensors(target / f"{name}.safetensors", staged)
         sidecar = {"attempt": self._attempt, "pieces": records, **digest}
-        write_atomically(target / f"{name}.json", json.dumps(sidecar).encode())
+        text = json.dumps(sidecar).encode()
+        write_atomically(target / f"{name}.json", text)
+        read_back(target / f"{name}.json", [memoryview(text)])
 
     def _publish(
         self,
@@ -202,9 +211,7 @@ class CheckpointWriter:
         if written.exception() is not None:
             return
         target = step_folder(self._folder, step)
-        data = to_safetensors(shared)
-        write_atomically(target / "shared.safetensors", data)
-        files = {"shared.safetensors": _digest(data)}
+        files = {"shared.safetensors": _write_tensors(target / "shared.safetensors", shared)}
         for rank in range(self._world_size):
             name = f"rank-{rank:05d}"
             sidecar, text = self._await_sidecar(target / f"{name}.json", abandoned)
@@ -219,9 +226,6 @@ class CheckpointWriter:
         }
         if self._fence is not None:
             self._fence.check()
-        for name, digest in files.items():
-            if not name.startswith("rank-") or name.endswith(".json"):
-                read_back(target / name, digest)
         for path in target.iterdir():
             # What a killed save left here: temporary files, files of a larger group.
             if path.name not in files:
@@ -251,9 +255,13 @@ class CheckpointWriter:
             time.sleep(0.01)
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return copy.copy_(tensor.detach())
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write, hash and compare with what the storage gives back; gives the digest."""
+    parts = file_parts(tensors)
+    data = Hashed(parts)
+    write_atomically(path, data)
+    read_back(path, parts)
+    return data.digest
 
 
 def _digest(data: bytes) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from ifsq_train.config.paths import RunPath
 from ifsq_train.config.tasks import TaskConfig
 from ifsq_train.config.trackers import TrackerConfig, TrackImagesConfig
 
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients that DeepSpeed sends at once on GPUs."""
+
 
 class OptimConfig(Config):
     """Optimizer and learning-rate schedule of one network."""
@@ -19,6 +22,14 @@ class OptimConfig(Config):
     kind: Literal["adamw", "muon"] = "adamw"
     """muon: matrices by Muon, everything else by AdamW with `betas` (released: 0.95, 0.95)."""
     lr: float = Field(gt=0)
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        default="none", exclude_if=lambda value: value == "none"
+    )
+    """How the learning rate follows the batch, from `lr` at `lr_batch_size` samples. linear: in
+    proportion (Goyal et al. 2017, arXiv:1706.02677, for SGD); sqrt: with the root (Malladi et al.
+    2022, arXiv:2205.10287, for Adam); none: `lr` whatever the batch."""
+    lr_batch_size: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
+    """Global batch that `lr` is meant for; needed by `lr_scaling`."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
@@ -36,6 +47,23 @@ class OptimConfig(Config):
     decay_ratio: float = Field(default=0.2, gt=0, le=1)
     """wsd: part of the run in which the learning rate falls."""
 
+    @model_validator(mode="after")
+    def _scaling_has_its_batch(self) -> OptimConfig:
+        if (self.lr_scaling != "none") != (self.lr_batch_size is not None):
+            raise ValueError(
+                "lr_scaling and lr_batch_size belong together: give the batch that lr is meant"
+                " for and linear or sqrt, or neither"
+            )
+        return self
+
+    def for_batch(self, global_batch_size: int) -> OptimConfig:
+        """The same with the learning rate of a global batch of this size, and no rule left."""
+        if self.lr_batch_size is None:
+            return self
+        ratio = global_batch_size / self.lr_batch_size
+        lr = self.lr * (ratio if self.lr_scaling == "linear" else ratio**0.5)
+        return self.model_copy(update={"lr": lr, "lr_scaling": "none", "lr_batch_size": None})
+
 
 class StrategyConfig(Config):
     """How the networks are spread over the workers."""
@@ -45,6 +73,10 @@ class StrategyConfig(Config):
     """Which of optimizer state, gradients and parameters ZeRO partitions (deepspeed only)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: activations under autocast; parameters, gradients and optimizer stay fp32."""
+    communication: Literal["fp32", "bf16"] = Field(
+        default="fp32", exclude_if=lambda value: value == "fp32"
+    )
+    """What gradients are rounded to for being added over workers; bf16 sends half as much."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Largest batch one worker takes at once; gradients of several are accumulated."""
     offload_optimizer: bool = False

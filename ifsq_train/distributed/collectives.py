@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+COLLECTIVE_SECONDS = 1800
+"""A collective that takes longer ends its process. Longer than the watchdog's default: it speaks
+first and names the rank that hangs, where NCCL would only say that somebody did."""
+
 
 def several_ranks() -> bool:
     """Whether there is anybody to talk to."""

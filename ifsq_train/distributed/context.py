@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from ifsq_train.config.launch import GpuCount
-from ifsq_train.distributed.collectives import backend_of
+from ifsq_train.distributed.collectives import COLLECTIVE_SECONDS, backend_of
 from ifsq_train.distributed.interruption import Interruption, terminated
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class TorchrunContext:
     def __post_init__(self) -> None:
         self.device = default_device(self.local_rank)
         if not dist.is_initialized():
-            dist.init_process_group(backend_of(self.device))
+            patience = timedelta(seconds=COLLECTIVE_SECONDS)
+            dist.init_process_group(backend_of(self.device), timeout=patience)
 
     def interruption(self) -> Interruption:
         """SIGTERM, which torchrun passes on."""

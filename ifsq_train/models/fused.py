@@ -1,4 +1,5 @@
-"""Steps between the matrix products of DiT, each as one autograd node with its derivative by hand.
+"""Steps between the matrix products of the transformers, each as one autograd node with its
+derivative by hand.
 
 For CPUs. Written plainly they are most of the memory traffic of a step: autograd keeps every
 product in between and visits all of them again. Here the input and one number per row are kept,
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifsq_train.models.plain import plain_paths
+from ifsq_train.models.plain import cpu_formulas
 
 
 def fused_paths(x: Tensor) -> bool:
     """Whether x goes through these functions; a compiler fuses the plain formulas itself."""
-    return x.device.type == "cpu" and not (plain_paths() or torch.compiler.is_compiling())
+    return cpu_formulas(x.device) and not torch.compiler.is_compiling()
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -79,6 +80,61 @@ class _NormModulate(torch.autograd.Function):
         by_x = _norm_backward(gradient * factor.mul_(weight), normed, inverse)
         by_scale = by_factor.mul_(weight).to(scale.dtype)
         return by_x.to(x.dtype), by_weight, None, by_scale, by_shift.to(ctx.shift_dtype), None
+
+
+def fused_in_bf16(x: Tensor) -> bool:
+    """Whether LlamaGen's steps go through `norm_scale` and `silu_times`: training in bf16 on a CPU.
+
+    In fp32 the plain formulas stay, whose bits recorded runs have.
+    """
+    bf16 = matmul_dtype(x) == torch.bfloat16
+    return bf16 and torch.is_grad_enabled() and fused_paths(x)
+
+
+def norm_scale(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm(x) * weight`` of float [..., D] in the precision of the next product."""
+    out = _NormScale.apply(x, weight, eps, matmul_dtype(x))
+    assert isinstance(out, Tensor)
+    return out
+
+
+class _NormScale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = x.float()
+        inverse = _inverse_rms(wide, eps)
+        ctx.save_for_backward(x, inverse, weight)
+        return (wide * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse, weight = ctx.saved_tensors
+        gradient = grad_outputs[0].float()
+        normed = x.float() * inverse
+        by_weight = (gradient * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        by_x = _norm_backward(gradient * weight, normed, inverse)
+        return by_x.to(x.dtype), by_weight, None, None
+
+
+def silu_times(gate: Tensor, value: Tensor) -> Tensor:
+    """``silu(gate) * value`` of two float tensors of one shape."""
+    out = _SiluTimes.apply(gate, value)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class _SiluTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, value)
+        return torch.nn.functional.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = grad_outputs
+        gate, value = ctx.saved_tensors
+        by_value = torch.nn.functional.silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(gradient * value, gate), by_value
 
 
 def gated_add(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq_train.models.plain import plain_paths
+from ifsq_train.models.plain import cpu_formulas, plain_paths
 
 MAX_LOGIT_BYTES = 2**28
 """Held at once on a CPU."""
@@ -128,7 +128,7 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, count: int) -> tuple[Ten
     The softmax is fp32 whatever the logits are, on a CPU a few rows at a time, which stay in its
     cache meanwhile.
     """
-    step = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    step = _CACHED_ROWS if cpu_formulas(logits.device) else len(logits)
     losses = []
     for rows, chosen in zip(logits.split(step), targets.split(step), strict=True):
         wide = rows.float()  # the rows themselves where they are fp32

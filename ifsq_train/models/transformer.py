@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.cpu_bf16 import has_bf16_instructions
+from ifsq_train.models.fused import fused_in_bf16, norm_scale, silu_times
 from ifsq_train.models.key_value_cache import KeyValueCache
-from ifsq_train.models.plain import plain_paths
+from ifsq_train.models.plain import cpu_formulas
 
 _MOST_SCORES = 512
 """Positions up to which all scores of a layer are held at once, on a CPU."""
@@ -74,8 +76,7 @@ def apply_rope(x_BSHK: Tensor, table: Tensor) -> Tensor:
     fuses the plain formula instead, and cannot generate code for complex numbers on a GPU.
     """
     pairs = at_least_fp32(x_BSHK).unflatten(-1, (-1, 2))
-    on_cpu = x_BSHK.device.type == "cpu"
-    if not on_cpu or plain_paths() or torch.compiler.is_compiling():
+    if not cpu_formulas(x_BSHK.device) or torch.compiler.is_compiling():
         cos, sin = table[None, :, None, :, 0], table[None, :, None, :, 1]
         first, second = pairs[..., 0], pairs[..., 1]
         turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
@@ -91,11 +92,29 @@ def attend_all(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     On a CPU in bf16 by plain products, three times as fast as the fused kernel. Scores are then
     rounded to bf16, as its probabilities are.
     """
-    plain = query.device.type != "cpu" or plain_paths() or torch.compiler.is_compiling()
-    if plain or query.dtype != torch.bfloat16 or query.shape[2] > _MOST_SCORES:
+    fused = not cpu_formulas(query.device) or torch.compiler.is_compiling()
+    if fused or query.dtype != torch.bfloat16 or query.shape[2] > _MOST_SCORES:
         return F.scaled_dot_product_attention(query, keys, values)
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     return scores.softmax(-1) @ values
+
+
+def attend_before(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention; [B, H, S, K] each.
+
+    By plain products, the later half of the queries by itself, where a CPU trains in bf16 and has
+    instructions for it: the fused kernel's derivative is slow there.
+    """
+    length = query.shape[2]
+    plain = query.dtype == torch.bfloat16 and fused_in_bf16(query) and has_bf16_instructions()
+    if not plain or not 2 <= length <= _MOST_SCORES:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    hidden = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
+    query, middle, mixed = query * query.shape[-1] ** -0.5, length // 2, []
+    for first, end in ((0, middle), (middle, length)):
+        scores = query[:, :, first:end] @ keys[:, :, :end].transpose(-1, -2)
+        mixed.append((scores + hidden[first:end, :end]).softmax(-1) @ values[:, :, :end])
+    return torch.cat(mixed, 2)
 
 
 class Attention(nn.Module):
@@ -123,7 +142,7 @@ class Attention(nn.Module):
         q, k = apply_rope(q, table), apply_rope(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if cache is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = attend_before(q, k, v)
         else:
             assert q.shape[2] == 1, "decoding feeds one position at a time"
             mixed = cache.attend(q, k, v, start)
@@ -144,7 +163,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, S, D] -> the same."""
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        gate, value = self.w1(x), self.w3(x)
+        fused = gate.dtype == torch.bfloat16 and fused_in_bf16(gate)
+        mixed = silu_times(gate, value) if fused else F.silu(gate) * value
+        return self.ffn_dropout(self.w2(mixed))
 
 
 class Block(nn.Module):
@@ -167,8 +189,9 @@ class Block(nn.Module):
         start: int | Tensor = 0,
     ) -> Tensor:
         """Float [B, S, D] -> the same; cache and start as for Attention."""
-        x = x + self.attention(self.attention_norm(x), table, cache, start)
-        return x + self.feed_forward(self.ffn_norm(x))
+        fused = norm_scale if fused_in_bf16(x) else None
+        x = x + self.attention(self.attention_norm(x, fused), table, cache, start)
+        return x + self.feed_forward(self.ffn_norm(x, fused))
 
 
 class LabelEmbedder(nn.Module):

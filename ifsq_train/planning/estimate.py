@@ -20,6 +20,7 @@ from ifsq_train.artifacts.networks import build_generator, build_tokenizer
 from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.config.tasks import AUTOENCODER, DISCRIMINATOR, GENERATOR
+from ifsq_train.config.train import BUCKET_ELEMENTS
 from ifsq_train.metrics.flops import FlopCounter
 from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.generator_spec import GeneratorSpec
@@ -43,6 +44,7 @@ class Estimate:
         flops_per_sample: forward and backward, all updates of an average step together.
         flops_per_step: of the global batch.
         state_bytes: per worker by ZeRO stage: parameters, gradients, moments and averages.
+        bucket_bytes: per worker by ZeRO stage: gradients that are being sent, on GPUs.
         communication_bytes: sent by one worker per step, by ZeRO stage.
         workers: nodes times GPUs per node.
         micro_batch_size: samples one worker takes at once.
@@ -54,6 +56,7 @@ class Estimate:
     flops_per_sample: float
     flops_per_step: float
     state_bytes: dict[int, float]
+    bucket_bytes: dict[int, float]
     communication_bytes: dict[int, float]
     workers: int
     micro_batch_size: int
@@ -96,6 +99,7 @@ def estimate(
     count = -(-share // micro)
     total = sum(parameters.values())
     kept = parameters[next(iter(parameters))] if config.ema_decay is not None else 0
+    sent = FP32_BYTES if config.strategy.communication == "fp32" else 2
     days = None
     if peak_flops is not None:
         seconds = config.steps * batch * per_sample / (workers * peak_flops * efficiency)
@@ -105,7 +109,8 @@ def estimate(
         per_sample,
         per_sample * batch,
         {stage: state_bytes(total, kept, stage, workers) for stage in range(4)},
-        {stage: communication_bytes(total, stage, workers, count) for stage in range(4)},
+        {stage: bucket_bytes(total, stage, workers) for stage in range(4)},
+        {stage: communication_bytes(total, stage, workers, count, sent) for stage in range(4)},
         workers,
         micro,
         count,
@@ -181,24 +186,35 @@ def state_bytes(parameters: int, averaged: int, stage: int, workers: int) -> flo
     return FP32_BYTES * (weights + masters + gradients + moments + averaged / workers)
 
 
-def communication_bytes(parameters: int, stage: int, workers: int, micro_batches: int) -> float:
-    """Bytes one worker sends per step, with ring algorithms.
-
-    A ring all-reduce of P values sends 2 P (W - 1) / W per worker, a reduce-scatter or an
-    all-gather half of it. As DeepSpeed does it: stages 1 and 2 all-reduce gradients in buckets
-    that hold pieces of many workers, stage 1 once per step and stage 2 after each micro-batch, and
-    gather the updated weights; stage 3 reduce-scatters after each micro-batch and gathers the
-    weights for it, twice where they are more than it keeps between forward and backward.
-    """
-    one = FP32_BYTES * parameters * (workers - 1) / workers
+def bucket_bytes(parameters: int, stage: int, workers: int) -> float:
+    """Bytes of the buffers gradients are sent from: two buckets of DeepSpeed at stages 1 to 3,
+    DDP's copy of all gradients at stage 0 (plain torch), nothing for one worker there."""
     if stage == 0:
-        return 2 * one
+        return FP32_BYTES * parameters if workers > 1 else 0.0
+    return 2.0 * FP32_BYTES * BUCKET_ELEMENTS
+
+
+def communication_bytes(
+    parameters: int, stage: int, workers: int, micro_batches: int, gradient_bytes: int = FP32_BYTES
+) -> float:
+    """Bytes one worker of a run on GPUs sends per step, with ring algorithms.
+
+    A ring all-reduce of P values sends 2 P (W - 1) / W per worker, a reduce to its owner, a
+    reduce-scatter or an all-gather half of it. Stages 1 and 2 send gradients to their owners,
+    stage 1 once per step and stage 2 after each micro-batch, and gather the updated weights in
+    fp32; stage 3 reduce-scatters after each micro-batch and gathers the weights for it, twice
+    where they are more than it keeps between forward and backward.
+    """
+    one = parameters * (workers - 1) / workers
+    gradients, weights = gradient_bytes * one, FP32_BYTES * one
+    if stage == 0:
+        return 2 * gradients
     if stage == 1:
-        return 3 * one
+        return gradients + weights
     if stage == 2:
-        return (2 * micro_batches + 1) * one
+        return micro_batches * gradients + weights
     gathers = 1 if parameters <= _STAGE3_LIVE_PARAMETERS else 2
-    return (gathers + 1) * micro_batches * one
+    return micro_batches * (gathers * weights + gradients)
 
 
 def forward_flops(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ifsq_train.checkpoint.format import MASTER
 from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.config.train import BUCKET_ELEMENTS
 from ifsq_train.distributed.collectives import backend_of
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.strategy.base import StepStats
@@ -44,6 +45,21 @@ def _import_deepspeed(device: str) -> Any:
     operators: Any = deepspeed.ops
     operators.__compatible_ops__ = collections.defaultdict(bool)
     return deepspeed
+
+
+def zero_options(stage: int, device: str) -> dict[str, Any]:
+    """DeepSpeed's `zero_optimization` for a stage on a kind of device.
+
+    On GPUs stages 1 and 2 send each gradient only to the worker that owns it, while the backward
+    pass goes on, in buckets small enough for that. On CPUs DeepSpeed's defaults stay: gloo adds in
+    another order for another kind of collective, and recorded runs have those bits.
+    """
+    options: dict[str, Any] = {"stage": stage}
+    if device == "cuda":
+        options |= {"overlap_comm": True, "reduce_bucket_size": BUCKET_ELEMENTS}
+        if stage in (1, 2):
+            options |= {"reduce_scatter": True, "use_multi_rank_bucket_allreduce": False}
+    return options
 
 
 class DeepSpeedStrategy(EngineShell):
@@ -82,7 +98,7 @@ class DeepSpeedStrategy(EngineShell):
             self._create_state(name)
 
     def _engine_config(self, optim: OptimConfig) -> dict[str, Any]:
-        zero: dict[str, Any] = {"stage": self._config.zero_stage}
+        zero = zero_options(self._config.zero_stage, self._context.device.type)
         if self._config.offload_optimizer:
             pinned = self._context.device.type == "cuda"
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
@@ -96,6 +112,8 @@ class DeepSpeedStrategy(EngineShell):
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**12,
         }
+        if self._config.communication == "bf16":
+            config["communication_data_type"] = "bf16"
         if self._config.precision == "bf16":
             config["torch_autocast"] = {
                 "enabled": True,

@@ -45,7 +45,12 @@ class TorchStrategy(EngineShell):
         if self._context.world_size == 1:
             return module
         # Buffers are not broadcast: every engine leaves them to the rank that computed them.
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        wrapped = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        if self._config.communication == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            wrapped.register_comm_hook(None, default_hooks.bf16_compress_hook)
+        return wrapped
 
     def _for_update(self, name: str, *, last_micro_batch: bool) -> nn.Module:
         wrapped = self._wrapped[name]

@@ -60,10 +60,7 @@ class WeightAverage:
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over the saved averages."""
         for piece, average in zip(self._fragments, self._averages, strict=True):
-            saved = checkpoint.read(
-                self._network, piece.name, AVERAGE, piece.start, average.numel()
-            )
-            average.copy_(saved)
+            checkpoint.read_into(average, self._network, piece.name, AVERAGE, piece.start)
         saved_buffers = checkpoint.buffers(f"ema/{self._network}")
         for name, average in self.buffers().items():
             average.copy_(saved_buffers[name])

@@ -198,8 +198,7 @@ def load_network(checkpoint: Checkpoint, strategy: Strategy, name: str, steps: i
                     f"{checkpoint.folder}: {name}.{piece.name} has shape {shape}, the recipe's"
                     f" model has {piece.shape}; use the recipe it was made with or another output"
                 )
-            saved = checkpoint.read(name, piece.name, state, piece.start, piece.length)
-            values.copy_(saved)
+            checkpoint.read_into(values, name, piece.name, state, piece.start)
     buffers = dict(strategy.module(name).named_buffers())
     for key, saved in checkpoint.buffers(f"live/{name}").items():
         buffers[key].copy_(saved)

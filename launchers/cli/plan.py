@@ -64,16 +64,52 @@ def plan(
         spec=spec,
     )
     lines = describe(found, config, efficiency)
+    lines += memory_lines(found, config, spec)
     computing = found.flops_per_step / found.workers / (peak_tflops * 1e12 * efficiency)
     lines.append(step_line(found, config, computing, link_gb_per_s * 1e9))
+    lines += world_lines(found, config, computing, link_gb_per_s * 1e9)
     for line in lines:
         sys.stdout.write(f"{line}\n")
 
 
+def memory_lines(found: Estimate, config: TrainConfig, spec: GeneratorSpec | None) -> list[str]:
+    """The most a worker holds: state, gradients in transit, and what one micro-batch makes."""
+    from ifsq_train.training.fake_step import activation_bytes
+
+    passing = activation_bytes(config, spec, found.micro_batch_size)
+    if passing is None:
+        return ["activations come on top; the dry run of a start measures them"]
+    stage = _stage(config)
+    total = found.state_bytes[stage] + found.bucket_bytes[stage] + passing
+    return [
+        f"activations        {passing / GIB:.2f} GiB for {found.micro_batch_size} samples at once,"
+        " frozen networks included, by eager kernels; compiled blocks keep less",
+        f"peak memory        {total / GIB:.2f} GiB with the state above and"
+        f" {found.bucket_bytes[stage] / GIB:.2f} GiB of gradients being sent",
+    ]
+
+
+def world_lines(found: Estimate, config: TrainConfig, computing: float, link: float) -> list[str]:
+    """A warning where there are too many workers for the batch; none otherwise."""
+    sending = found.communication_bytes[_stage(config)] / link
+    if sending <= computing or found.workers == 1:
+        return []
+    # Computing shrinks with the workers while sending stays about the same.
+    enough = max(1, int(found.workers * computing / sending))
+    return [
+        f"warning            {found.workers} workers are too many for a batch of"
+        f" {config.data.global_batch_size:,}: sending takes longer than computing; use about"
+        f" {enough}, or a larger batch (optim.NAME.lr_scaling has rules for its learning rate)"
+    ]
+
+
+def _stage(config: TrainConfig) -> int:
+    return config.strategy.zero_stage if config.strategy.kind == "deepspeed" else 0
+
+
 def step_line(found: Estimate, config: TrainConfig, computing: float, link: float) -> str:
     """Seconds of a step by what takes them, and which is the bottleneck; `link` in bytes/s."""
-    stage = config.strategy.zero_stage if config.strategy.kind == "deepspeed" else 0
-    sending = found.communication_bytes[stage] / link
+    sending = found.communication_bytes[_stage(config)] / link
     name = "the network" if sending > computing else "computing"
     return (
         f"step               {1e3 * computing:.3g} ms computing, {1e3 * sending:.3g} ms sending"
@@ -123,7 +159,4 @@ def describe(found: Estimate, config: TrainConfig, efficiency: float) -> list[st
             f"time               {duration(found.days)} for {config.steps:,} steps at"
             f" {efficiency:.0%} of the peak"
         )
-    lines.append(
-        "activations and frozen networks come on top; the dry run of a start measures them"
-    )
     return lines

@@ -31,7 +31,10 @@ world = 8
 dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
 os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE=str(world))
 from ifsq_train.config import OptimConfig, StrategyConfig
+from ifsq_train.strategy import deepspeed as engine
 from ifsq_train.strategy.deepspeed import DeepSpeedStrategy
+settings = engine.zero_options
+engine.zero_options = lambda stage, device: settings(stage, "cuda")  # what a GPU would be given
 class Context:
     rank, world_size, local_rank, device = 0, world, 0, torch.device("cpu")
 moved = collections.Counter()

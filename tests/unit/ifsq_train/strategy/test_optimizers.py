@@ -65,3 +65,17 @@ def test_schedules(optim: dict, expected: dict[int, float]) -> None:
     config = OptimConfig(lr=1.0, **optim)
     for update, factor in expected.items():
         assert lr_factor(config, update, 100) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("rule", "ratio"), [("linear", 4.0), ("sqrt", 2.0)])
+def test_learning_rates_follow_the_batch(rule: str, ratio: float) -> None:
+    optim = OptimConfig.model_validate({"lr": 1e-4, "lr_scaling": rule, "lr_batch_size": 256})
+    assert optim.for_batch(1024).lr == pytest.approx(ratio * 1e-4)
+    assert optim.for_batch(256).lr == pytest.approx(1e-4)
+    assert OptimConfig(lr=1e-4).for_batch(1024).lr == 1e-4
+
+
+@pytest.mark.parametrize("half", [{"lr_scaling": "sqrt"}, {"lr_batch_size": 256}])
+def test_a_scaling_rule_needs_its_batch(half: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        OptimConfig.model_validate({"lr": 1e-4, **half})
