@@ -109,8 +109,8 @@ def _axes(config: StudyConfig) -> Iterator[str]:
 def _fact(key: str, value: Any) -> Iterator[str]:
     values = value if isinstance(value, list) and key in value else [value]
     for one in values:
-        number = isinstance(one, int | float) and not isinstance(one, bool)
-        if key == FACT_PREFIX or not number or not math.isfinite(one):
+        number = isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one)
+        if key == FACT_PREFIX or not number:
             yield f"'{key}': found {one!r}; a fact is a name and a finite number"
 
 

@@ -54,8 +54,8 @@ def started(nodes: list[Node], ray: PlayedRay) -> tuple[list[Outcome], PlayedRay
     return list(run.outcomes(None)), ray
 
 
-def chain(count: int, **needs: float) -> list[Node]:
-    return [Node(f"{i}", **needs) for i in range(count)]
+def chain(count: int) -> list[Node]:
+    return [Node(f"{i}") for i in range(count)]
 
 
 def test_inputs_come_first_and_every_node_ends_once() -> None:
