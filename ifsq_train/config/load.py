@@ -150,7 +150,7 @@ def _stage(path: Path, name: str, own: Any) -> Any:
     beside = path.parent / parent
     found = beside if beside.is_file() else find_recipe(parent)
     # Looked at before it is resolved: a study may lead back to this one.
-    if OmegaConf.merge(*_layers(found)).get("kind") == "study":
+    if OmegaConf.select(OmegaConf.merge(*_layers(found)), "kind") == "study":
         raise UserError(f"{path}: stages.{name} extends '{parent}', a study; extend a recipe")
     merged = OmegaConf.to_container(OmegaConf.merge(resolve_recipe(found), own))
     assert isinstance(merged, dict)
