@@ -27,7 +27,16 @@ class PathField:
         return {**handler(schema), "format": "path-or-url"}
 
 
-RunPath = Annotated[str, PathField(), AfterValidator(refuse_credentials)]
+def _without_nul(path: str) -> str:
+    """The path; ValueError where it has a NUL, which no file system takes."""
+    if "\0" in path:
+        raise ValueError("no path can hold the character NUL; write it without")
+    return path
+
+
+RunPath = Annotated[
+    str, PathField(), AfterValidator(_without_nul), AfterValidator(refuse_credentials)
+]
 
 M = TypeVar("M", bound=BaseModel)
 

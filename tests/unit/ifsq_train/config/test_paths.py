@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_pipelines.errors import UserError
 from ifsq_train.config import to_dict
 from ifsq_train.config.load import list_recipes, load_recipe, recipe_schema, validate_recipe
 from ifsq_train.config.paths import path_keys, with_absolute_paths
@@ -17,6 +18,12 @@ MIX = ["data.url=null", "data.mix=[{url: a, weight: 1}, {url: s3://bucket/b, wei
 def test_lists_of_datasets_are_made_absolute_and_urls_stay(tmp_path: Path) -> None:
     config: Any = with_absolute_paths(load_recipe("demo/tokenizer", MIX), tmp_path)
     assert [part.url for part in config.data.mix] == [str(tmp_path / "a"), "s3://bucket/b"]
+
+
+def test_a_nul_in_a_path_is_refused() -> None:
+    values = to_dict(load_recipe("demo/tokenizer")) | {"output": "a\0b"}
+    with pytest.raises(UserError, match="output: no path can hold the character NUL"):
+        validate_recipe(values, "test")
 
 
 def test_optional_and_nested_paths(tmp_path: Path) -> None:
