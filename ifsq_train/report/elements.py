@@ -137,6 +137,10 @@ def wide_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+REPORT_TITLE = "<title>ifsq-train report</title>"
+"""Near the beginning of every page, by which one is known."""
+
+
 def page(
     body: str, subtitle: str = "From images to a tokenizer, token shards, a generator and samples."
 ) -> str:
@@ -146,7 +150,7 @@ def page(
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         '<meta http-equiv=Content-Security-Policy content="default-src &#39;none&#39;;'
         ' img-src data:; style-src &#39;unsafe-inline&#39;">'
-        f"<title>ifsq-train report</title><style>{STYLE}</style></head><body><main>"
+        f"{REPORT_TITLE}<style>{STYLE}</style></head><body><main>"
         f"<header><h1>ifsq-train report</h1><p class=note>{escape(subtitle)}</p></header>"
         f"{body}</main></body></html>\n"
     )

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.errors import UserError
+from data_pipelines.regular_files import open_regular
 from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.outputs import claim_file
 from ifsq_train.report.charts import (
     charts,
     explanation,
@@ -21,6 +23,7 @@ from ifsq_train.report.charts import (
     padded_histograms,
 )
 from ifsq_train.report.elements import (
+    REPORT_TITLE,
     page,
     pairs_table,
     reconstruction_pairs,
@@ -31,6 +34,7 @@ from ifsq_train.report.elements import (
 from launchers.reports.compare import Table, tables
 from launchers.reports.runs import StoredRun
 
+COMMAND = "ifsq report"
 SAMPLES_PER_CLASS, MAX_CLASSES, PAIRS = 10, 12, 24
 MAX_CURVES = 12
 _SKIPPED = ("lr/", "seconds", "samples_seen", "epoch", "memory", "throughput", "data_wait")
@@ -46,10 +50,15 @@ def write_page(runs: Sequence[StoredRun], output: Path, command: str) -> list[Pa
 
     Returns:
         All files written, the page first.
+
+    Raises:
+        UserError: a name that does not end in .html, or a file there that `ifsq report` did not
+            write.
     """
     if output.suffix not in (".html", ".htm"):
         raise UserError(f"--output {output} must end in .html")
     found = tables(runs)
+    _refuse_foreign(output, [_csv_beside(output, table.title) for table in found])
     body = [
         section("Runs", _overview(runs)),
         *(section(table.title, wide_table(table.columns, table.rows)) for table in found),
@@ -62,11 +71,33 @@ def write_page(runs: Sequence[StoredRun], output: Path, command: str) -> list[Pa
     names = ", ".join(run.name for run in runs)
     write_atomically(output, page("".join(body), f"Runs: {names}").encode())
     for table in found:
-        name = table.title.lower().replace(": ", "-").replace(" ", "-")
-        path = output.with_name(f"{output.stem}-{name}.csv")
+        path = _csv_beside(output, table.title)
         write_atomically(path, table.csv().encode())
         written.append(path)
     return written
+
+
+def _csv_beside(output: Path, title: str) -> Path:
+    name = title.lower().replace(": ", "-").replace(" ", "-")
+    return output.with_name(f"{output.stem}-{name}.csv")
+
+
+def _refuse_foreign(output: Path, csv_files: Sequence[Path]) -> None:
+    """Raise UserError where a file is there that `ifsq report` did not write.
+
+    CSV files are this command's own where the page beside them is.
+    """
+    own = _is_report(output)
+    for path in (output, *csv_files):
+        claim_file(path, COMMAND, {} if own else None, {}, overwrite=False)
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            return REPORT_TITLE.encode() in file.read(2_000)
+    except OSError:
+        return False
 
 
 def _overview(runs: Sequence[StoredRun]) -> str:

@@ -105,3 +105,22 @@ def test_measures_say_their_unit_network_and_maximum(tmp_path: Path) -> None:
     assert "of at most 12.68" in shown["code_entropy_bits"]
     assert "no FID" in shown["frechet_distance"]
     assert "digit_histograms" not in shown
+
+
+def test_a_page_replaces_pages_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_training(tmp_path / "a", [3.0, 2.0, 1.5])
+    assert invoke("report", "a", "--output", "page.html").exit_code == 0
+    tables = sorted(path.name for path in tmp_path.glob("page-*.csv"))
+    assert tables
+    assert invoke("report", "a", "--output", "page.html").exit_code == 0
+    (tmp_path / "other.html").write_text("<title>mine</title>")
+    refused = invoke("report", "a", "--output", "other.html")
+    assert "other.html was not made by `ifsq report`" in str(refused.exception)
+    assert (tmp_path / "other.html").read_text() == "<title>mine</title>"
+    (tmp_path / tables[0].replace("page", "new")).write_text("mine")
+    refused = invoke("report", "a", "--output", "new.html")
+    assert "was not made by `ifsq report`" in str(refused.exception)
+    assert not (tmp_path / "new.html").exists()
