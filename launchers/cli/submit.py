@@ -217,12 +217,13 @@ def _request(
 
 
 def _load(recipe: str, overrides: list[str]) -> Any:
+    from ifsq_train.artifacts.recipe_faults import recipe_faults
     from ifsq_train.config.load import load_recipe
     from launchers.jobs.demo import demo_from_overrides
 
     if recipe == "demo" and not Path(recipe).is_file():
         return demo_from_overrides(overrides)
-    return load_recipe(recipe, overrides)
+    return load_recipe(recipe, overrides, recipe_faults)
 
 
 def _submit_to_kubernetes(

@@ -25,3 +25,9 @@ def test_a_shell_can_ask_for_completions() -> None:
     asked = {"_IFSQ_COMPLETE": "complete_bash", "COMP_WORDS": "ifsq pre", "COMP_CWORD": "1"}
     done = CliRunner().invoke(app, [], prog_name="ifsq", env=asked)
     assert done.output.split() == ["precompute"]
+
+
+def test_what_cannot_train_is_not_submitted() -> None:
+    job = ["demo/tokenizer", "task.model.quantizer.alpha=1e9", "data.url=d", "output=o"]
+    refused = CliRunner().invoke(app, ["submit", *job, "--to", "k8s", "--dry-run", "--name", "a"])
+    assert "alpha: found 1000000000.0, so large that" in str(refused.exception)
