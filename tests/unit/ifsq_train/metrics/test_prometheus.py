@@ -102,6 +102,7 @@ def test_no_sample_names_a_process(metrics: Metrics, tmp_path: Path) -> None:
     labels = {label for _, pairs in scrape(tmp_path / "demo-run") for label, _ in pairs}
     of_runs = {"term", "network", "channel", "phase", "stage", "task", "strategy", "precision"}
     of_runs |= {"key", "text"}  # tags
+    of_runs.add("direction")  # forward or backward pass
     assert labels == of_runs | {"rank", "le"}
 
 
@@ -123,6 +124,8 @@ def test_a_run_of_1024_ranks_has_few_series(tmp_path: Path) -> None:
             record_something(node, spec)
     for rank in range(8, 16):
         node.inc(names.DATA_WAIT_SECONDS, 1.0, rank=str(rank))
+        for direction in ("forward", "backward"):
+            node.inc(names.PASS_SECONDS, 1.0, rank=str(rank), direction=direction)
     assert node.server is not None
     with urllib.request.urlopen(f"http://127.0.0.1:{node.server.port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
