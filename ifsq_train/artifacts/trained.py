@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.tokens.latents import LatentStatistics
 from ifsq_train.artifacts.networks import build_generator, build_tokenizer
 from ifsq_train.artifacts.pretrained import Pretrained, open_pretrained
@@ -160,7 +161,7 @@ def load_generator(path: str | Path, weights: Weights = "averaged") -> TrainedGe
             f"{checkpoint.folder}: a checkpoint of a '{task.kind}' run; a generator's is needed"
         )
     stored = checkpoint.header["task"]
-    spec = GeneratorSpec.from_dict(stored)
+    spec = _spec_in(stored, checkpoint.folder)
     network = build_generator(task, spec)
     used = load_weights(checkpoint, GENERATOR, network, weights)
     fingerprint = _generator_fingerprint(network, stored)
@@ -169,10 +170,19 @@ def load_generator(path: str | Path, weights: Weights = "averaged") -> TrainedGe
     return TrainedGenerator(network, task, spec, checkpoint.step, fingerprint, used, known)
 
 
+def _spec_in(stored: Mapping[str, Any], folder: Path) -> GeneratorSpec:
+    try:
+        return GeneratorSpec.from_dict(stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder} does not say what the generator speaks ({error!r}); export or train it again"
+        ) from error
+
+
 def _pretrained_generator(found: Pretrained, weights: Weights) -> TrainedGenerator:
     found.refuse_other_weights(weights)
     task, stored = found.generator()
-    spec = GeneratorSpec.from_dict(stored)
+    spec = _spec_in(stored, found.folder)
     network = build_generator(task, spec)
     found.fill(network)
     found.check(fingerprint := _generator_fingerprint(network, stored))

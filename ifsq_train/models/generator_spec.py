@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+MAX_GRID = 65_536
+"""Most tokens or latent cells on a side."""
+
 
 @dataclass(frozen=True)
 class GeneratorSpec:
@@ -59,9 +62,11 @@ class GeneratorSpec:
         """The spec in a checkpoint's header.
 
         Raises:
-            KeyError: no generator's header.
+            KeyError, TypeError, ValueError: no generator's header, or no grid that a network has.
         """
         height, width = stored["grid"]
+        if not all(isinstance(side, int) and 1 <= side <= MAX_GRID for side in (height, width)):
+            raise ValueError(f"a grid of {height} x {width}; sides are 1 to {MAX_GRID}")
         mean, std = stored.get("latent_mean"), stored.get("latent_std")
         return GeneratorSpec(
             (int(height), int(width)),
