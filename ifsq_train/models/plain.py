@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
@@ -22,19 +21,24 @@ def plain_paths() -> bool:
     return os.environ.get(VARIABLE, "0") not in ("", "0")
 
 
-_AS_ON_A_GPU: ContextVar[bool] = ContextVar("as_on_a_gpu", default=False)
+_as_on_a_gpu = False
+"""A plain global, since torch.compile cannot trace context variables."""
 
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Inside, tensors of the CPU take the formulas a GPU would: to see what it would hold."""
-    token = _AS_ON_A_GPU.set(True)
+    """Inside, tensors of the CPU take the formulas a GPU would: to see what it would hold.
+
+    For a process that does nothing else meanwhile, as `ifsq plan` does.
+    """
+    global _as_on_a_gpu
+    before, _as_on_a_gpu = _as_on_a_gpu, True
     try:
         yield
     finally:
-        _AS_ON_A_GPU.reset(token)
+        _as_on_a_gpu = before
 
 
 def cpu_formulas(device: torch.device) -> bool:
     """Whether what was written for CPUs is to be used on a device."""
-    return device.type == "cpu" and not (plain_paths() or _AS_ON_A_GPU.get())
+    return device.type == "cpu" and not (plain_paths() or _as_on_a_gpu)
