@@ -30,8 +30,8 @@ install: $(INSTALLED) ## Create .venv with the pinned dependencies
 demo: $(INSTALLED) ## Run the whole pipeline on small real images; writes runs/demo/report.html
 	$(BIN)/ifsq demo $(DEMO_ARGS)
 
-test: $(INSTALLED) ## Run all tests, in two processes side by side
-	$(BIN)/python -m tests.halves $(PYTEST_ARGS)
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Changed since the last commit, or in it where nothing is.
 CHANGED = $(shell git diff --name-only --diff-filter=d HEAD -- '*.py' | grep . || \
