@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -68,15 +68,17 @@ class Line:
             threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
-        other = {client: server, server: client}
-        with client, server:
+        # Not select: it knows no descriptors beyond 1,023, which a long suite may reach.
+        with client, server, selectors.DefaultSelector() as ends:
+            ends.register(client, selectors.EVENT_READ, server)
+            ends.register(server, selectors.EVENT_READ, client)
             while not self._cut:
                 try:
-                    for ready in select.select([client, server], [], [], 0.05)[0]:
-                        data = ready.recv(65536)
+                    for ready, _ in ends.select(0.05):
+                        data = ready.fileobj.recv(65536)  # type: ignore[union-attr]
                         if not data:
                             return
-                        other[ready].sendall(data)
+                        ready.data.sendall(data)
                 except OSError:
                     return  # one of the two has gone away
 
