@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 _FILE_BYTES = 512 << 10
 """Of each kind of metric; some 2,000 series."""
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_storage_lock = threading.RLock()
 _FOLDER_PREFIX = "ifsq-metrics"
 _ABANDONED_SECONDS = 600.0
 _BIND_ATTEMPTS, _BIND_PAUSE_SECONDS = 20, 0.25
@@ -212,27 +213,39 @@ class Metrics:
         if self._directory is None or (spec.scope == "run" and self._rank != 0):
             return None
         try:
-            self._use_own_storage()
-            if spec not in self._metrics:
-                self._metrics[spec] = _create_metric(spec, self._registry)
-            metric = self._metrics[spec]
-            return metric.labels(**labels) if spec.labels else metric
+            with self._own_storage():
+                if spec not in self._metrics:
+                    self._metrics[spec] = _create_metric(spec, self._registry)
+                metric = self._metrics[spec]
+                return metric.labels(**labels) if spec.labels else metric
         except OSError as error:
             logger.warning("metrics of this process end here, the run goes on: %s", error)
             self._directory = None
             return None
 
-    def _use_own_storage(self) -> None:
-        """Files of metrics made from here on go to our directory.
+    @contextlib.contextmanager
+    def _own_storage(self) -> Iterator[None]:
+        """Files of metrics made inside go to our directory.
 
         The library picks its storage when it is imported, and the folder when a file is first
         needed. Another package may have imported it before us, or an earlier run of this process
-        may have used another folder.
+        may have used another folder. Both are given back: processes started later, such as Ray's
+        own, would keep their numbers in a folder that is removed with the run.
         """
         from prometheus_client import values
 
-        os.environ[_DIRECTORY_VARIABLE] = str(self._directory)
-        values.ValueClass = self._storage  # type: ignore[misc,assignment]
+        with _storage_lock:
+            before, storage = os.environ.get(_DIRECTORY_VARIABLE), values.ValueClass
+            os.environ[_DIRECTORY_VARIABLE] = str(self._directory)
+            values.ValueClass = self._storage  # type: ignore[misc,assignment]
+            try:
+                yield
+            finally:
+                values.ValueClass = storage
+                if before is None:
+                    os.environ.pop(_DIRECTORY_VARIABLE, None)
+                else:
+                    os.environ[_DIRECTORY_VARIABLE] = before
 
     def close(self) -> None:
         """Take this process's live gauges back; local rank 0 also stops the endpoint."""

@@ -267,3 +267,12 @@ def test_a_taken_port_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         metrics.inc(names.STEPS)
         metrics.close()
     assert f"metrics port {port} on 127.0.0.1" in caplog.text
+
+
+def test_processes_started_later_know_nothing_of_our_folder(tmp_path: Path) -> None:
+    """Ray's own processes died of a folder that had gone with the run."""
+    opened = open_metrics(tmp_path / "demo-run", rank=0, local_rank=0)
+    for spec in METRICS:
+        record_something(opened, spec)
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    opened.close()
