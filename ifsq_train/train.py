@@ -20,7 +20,7 @@ from ifsq_train.checkpoint.fence import Fence
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.checkpoint.writer import CheckpointWriter
-from ifsq_train.config import LoadingConfig, TrainConfig, to_dict
+from ifsq_train.config import LoadingConfig, OptimConfig, TrainConfig, to_dict
 from ifsq_train.config.shares import check_shares, num_micro_batches
 from ifsq_train.data.base import TrainData
 from ifsq_train.data.batch import Batch
@@ -153,9 +153,7 @@ def assemble(
     strategy = build_strategy(
         config.strategy, context, skip_nonfinite=config.on_nonfinite == "skip"
     )
-    batch = config.data.global_batch_size
-    optim = {name: settings.for_batch(batch) for name, settings in config.optim.items()}
-    strategy.prepare(task.modules(), optim, config.steps)
+    strategy.prepare(task.modules(), _scaled_optim(config), config.steps)
     averages = _weight_averages(config, strategy, task)
     fence = Fence(folder / "checkpoints", attempt)
     writer = _open_writer(config, context, fence, attempt)
@@ -185,6 +183,12 @@ def assemble(
         pictures=TrackedImages(config, context, opened, task),
         classes=classes,
     )
+
+
+def _scaled_optim(config: TrainConfig) -> dict[str, OptimConfig]:
+    """Settings of the optimizers, learning rates as the global batch asks for."""
+    batch = config.data.global_batch_size
+    return {name: settings.for_batch(batch) for name, settings in config.optim.items()}
 
 
 def _trained_classes(

@@ -78,7 +78,7 @@ def example(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
 
 def peer_step(args: argparse.Namespace) -> Callable[[], object]:
     """The loop's body of its train_c2i.py."""
-    sys.path.insert(0, str(args.peer))
+    sys.path.append(str(args.peer))
     code: Any = importlib.import_module("autoregressive.models.gpt")
     shape = code.ModelArgs(dim=DIM, n_layer=args.layers, n_head=HEADS, vocab_size=args.codes)
     model = code.Transformer(shape).train()
