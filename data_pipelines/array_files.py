@@ -2,9 +2,10 @@
 
 import math
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,6 +17,9 @@ MAX_RATIO = 200
 """Times that an array may be larger than its compressed bytes; photographs stay below 2."""
 SMALL_BYTES = 64_000_000
 """Arrays up to this size may compress as well as they like."""
+_FAULTS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+"""RuntimeError is zipfile's word for encryption, its NotImplementedError that for a compression or
+a version of the format that it does not know."""
 
 
 def open_npz(source: Path | bytes, name: str) -> Any:
@@ -33,15 +37,17 @@ def open_npz(source: Path | bytes, name: str) -> Any:
             or much larger than its compressed bytes.
         OSError: the file cannot be read.
     """
-    file: IO[bytes] = BytesIO(source) if isinstance(source, bytes) else open_regular(source)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                _check(archive, member, name)
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{name}: not an .npz file ({error})") from error
+    with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    _check(archive, member, name)
+        except DataError:
+            raise
+        except _FAULTS as error:
+            raise DataError(f"{name}: not an .npz file ({error})") from error
+    # A path is given, not the file: numpy closes only what it opened itself.
+    return np.load(BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False)
 
 
 def _check(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.array_files import open_npz
 from data_pipelines.documents import parse_json
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.storage.open import Storage
@@ -176,7 +177,7 @@ class SampleJob:
         for item in self.items:
             name = part_name(item.index)
             try:
-                with np.load(io.BytesIO(self.storage.read(name)), allow_pickle=False) as stored:
+                with open_npz(self.storage.read(name), name) as stored:
                     images, labels = stored["images"], stored["labels"]
             except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
                 self.storage.delete(name)

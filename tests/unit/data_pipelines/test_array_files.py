@@ -59,3 +59,24 @@ def test_a_bomb_is_refused_before_it_grows() -> None:
     assert len(bomb) < 200_000
     with pytest.raises(DataError, match="more than 200-fold is refused"):
         open_npz(bomb, "x.npz")
+
+
+def test_an_encrypted_or_broken_member_is_one_line() -> None:
+    whole = stored("a", header((3,)) + b"123", zipfile.ZIP_DEFLATED)
+    entry = whole.index(b"PK\1\2")
+    for offset in (6, entry + 8):  # the flag for encryption, beside the data and in the directory
+        whole = whole[:offset] + bytes([whole[offset] | 1]) + whole[offset + 1 :]
+    with pytest.raises(DataError, match=r"x\.npz: not an \.npz file"):
+        open_npz(whole, "x.npz")
+    good = bytearray(stored("a", header((3,)) + b"123", zipfile.ZIP_DEFLATED))
+    good[35:60] = bytes(25)
+    with pytest.raises(DataError, match=r"x\.npz: not an \.npz file"):
+        open_npz(bytes(good), "x.npz")
+
+
+def test_files_are_closed_with_their_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros(3))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with open_npz(tmp_path / "a.npz", "a.npz") as arrays:
+        assert arrays["arr_0"].shape == (3,)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
