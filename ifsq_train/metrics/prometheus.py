@@ -158,7 +158,7 @@ class Metrics:
         clean: bool,
         begin: tuple[str, ...] = ("",),
     ) -> None:
-        from prometheus_client import CollectorRegistry
+        from prometheus_client import CollectorRegistry, values
         from prometheus_client.values import MultiProcessValue
 
         self.server = server
@@ -168,6 +168,7 @@ class Metrics:
         self._process = psutil.Process()
         self._registry = CollectorRegistry()
         self._storage = MultiProcessValue()
+        self._close_files = values._multi_process_cleanups.pop()
         self._metrics: dict[MetricSpec, Any] = {}
         for spec in METRICS:
             if spec.kind != "gauge" and not spec.labels and spec.name.startswith(begin):
@@ -253,13 +254,16 @@ class Metrics:
 
         if self.server is not None:
             self.server.close()
-        if self._directory is None:
+        directory, self._directory = self._directory, None
+        self._metrics.clear()
+        self._close_files()
+        if directory is None:
             return
-        multiprocess.mark_process_dead(os.getpid(), str(self._directory))  # pyright: ignore
+        multiprocess.mark_process_dead(os.getpid(), str(directory))  # pyright: ignore
         if self._clean:
-            _remove_files_of_dead_processes(self._directory, and_own=True)
+            _remove_files_of_dead_processes(directory, and_own=True)
             with contextlib.suppress(OSError):
-                self._directory.rmdir()  # other processes of the run may still have files there
+                directory.rmdir()  # other processes of the run may still have files there
 
 
 def _create_metric(spec: MetricSpec, registry: Any) -> Any:

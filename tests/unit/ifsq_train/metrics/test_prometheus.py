@@ -276,3 +276,15 @@ def test_processes_started_later_know_nothing_of_our_folder(tmp_path: Path) -> N
         record_something(opened, spec)
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
     opened.close()
+
+
+def test_many_runs_in_one_process_leave_no_file_open(tmp_path: Path) -> None:
+    """A study trains hundreds of networks in one process."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(3):
+        opened = open_metrics(tmp_path / f"run-{number}", rank=0, local_rank=0)
+        for spec in METRICS:
+            record_something(opened, spec)
+        opened.close()
+        record_something(opened, names.STEP)  # comes too late, and is no error
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
