@@ -59,6 +59,16 @@ def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     return data
 
 
+def text_of(data: bytes) -> str:
+    """The text of a file that people wrote: UTF-8, with a byte order mark or not, or UTF-16.
+
+    Raises:
+        UnicodeDecodeError: neither.
+    """
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
 def read_json(
     path: Path,
     *,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data_pipelines.documents import MAX_DEPTH, read_file
+from data_pipelines.documents import MAX_DEPTH, read_file, text_of
 from data_pipelines.errors import DataError
 
 MAX_YAML_BYTES = 1 << 20
@@ -61,9 +61,8 @@ def checked_yaml(data: bytes | str, where: str) -> str:
         DataError: see `parse_yaml`.
     """
     if isinstance(data, bytes):
-        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         try:
-            data = data.decode("utf-16" if wide else "utf-8-sig")
+            data = text_of(data)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{where}: not a text file ({error.reason}); it has to be YAML"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import parse_json, read_file
+from data_pipelines.documents import parse_json, read_file, text_of
 from data_pipelines.errors import UserError
 
 MAX_CLASSES = 1_000_000
@@ -97,9 +97,8 @@ def read_class_map(path: Path) -> ClassMap:
 
 
 def _text(path: Path, data: bytes) -> str:
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = text_of(data)
     except UnicodeDecodeError as error:
         raise UserError(
             f"class map {path} is not text ({error.reason} at byte {error.start}); save it as UTF-8"
