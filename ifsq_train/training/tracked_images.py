@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 class TrackedImages:
     """Makes the pictures of a run's trackers; does nothing where none are asked for.
 
+    Whatever goes wrong while they are made is logged with its traceback and ends the pictures, not
+    the training: observing never stops a run.
+
     Args:
         config: the recipe.
         context: only rank 0 makes any.

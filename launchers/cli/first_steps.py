@@ -19,11 +19,8 @@ def doctor(
     checks = examine(output)
     width = max(len(check.name) for check in checks)
     for check in checks:
-        typer.echo(f"{check.status:8} {check.name:{width}}  {check.found}")
-        if check.remedy:
-            typer.echo(f"{'':8} {'':{width}}  -> {check.remedy}")
-    if any(check.status == "problem" for check in checks):
-        raise typer.Exit(1)
+        _say(check.status, f"{check.name:{width}}  {check.found}", f"{'':{width}}  ", check.remedy)
+    _leave_at_problems([check.status for check in checks])
 
 
 def check_weights(
@@ -35,10 +32,18 @@ def check_weights(
 
     found = examine_weights(folder)
     for one in found:
-        typer.echo(f"{one.status:8} {one.name}: {one.found}")
-        if one.use:
-            typer.echo(f"{'':8} -> {one.use}")
-    if any(one.status == "problem" for one in found):
+        _say(one.status, f"{one.name}: {one.found}", "", one.use)
+    _leave_at_problems([one.status for one in found])
+
+
+def _say(status: str, found: str, indent: str, advice: str | None) -> None:
+    typer.echo(f"{status:8} {found}")
+    if advice:
+        typer.echo(f"{'':8} {indent}-> {advice}")
+
+
+def _leave_at_problems(statuses: list[str]) -> None:
+    if "problem" in statuses:
         raise typer.Exit(1)
 
 
