@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.support.repository import REPOSITORY
+from tests.support.repository import REPOSITORY, tracked_files
 
 PACKAGES = ("data_pipelines", "ifsq_train", "launchers")
 
 
 def tracked(package: str) -> list[Path]:
     """Files below a package that are in the repository, relative to it."""
-    listed = ["git", "-C", str(REPOSITORY), "ls-files", "--", package]
-    try:
-        found = subprocess.run(listed, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a checkout")
-    return [Path(line).relative_to(package) for line in found.stdout.splitlines()]
+    return [path.relative_to(package) for path in tracked_files(package)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.repository import REPOSITORY
+from tests.support.repository import REPOSITORY, tracked_files
 
 FOLDERS = {"ifsq_train", "launchers", "data_pipelines", "k8s", "tests", "docs"}
 # In two parts, so that this file does not contain them itself.
@@ -20,13 +19,7 @@ MAX_BYTES = 512 * 1024
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
     """Files git tracks, relative to the repository."""
-    if not (REPOSITORY / ".git").exists():
-        pytest.skip("not a git checkout")
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    names = [Path(name) for name in done.stdout.split("\0") if name]
-    return [name for name in names if (REPOSITORY / name).is_file()]
+    return tracked_files()
 
 
 def test_top_level_folders(tracked: list[Path]) -> None:

@@ -1,5 +1,7 @@
-"""Shipped trackers with their real libraries, on this machine only; each skips where its library
-is missing."""
+"""Shipped trackers with their real libraries, on this machine only.
+
+TensorBoard comes with `make install`; the others skip where their library is missing.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,6 @@ def run_twice(folder: Path, config: Any) -> None:
         tracker.close()
 
 
-@needs("tensorboard")
 def test_tensorboard(tmp_path: Path) -> None:
     reading = "tensorboard.backend.event_processing.event_accumulator"
     accumulator: Any = importlib.import_module(reading)
