@@ -76,8 +76,9 @@ class JobObjects:
             for group in groups
         ]
         for prefix, kind, about in prefixes:
-            pattern = re.compile(f"{prefix}-{kind}-{_SUFFIX}")
-            self._kinds["Pod"].append((pattern, about))
+            # By an operator's option (ENABLE_DETERMINISTIC_HEAD_POD_NAME) heads have no suffix.
+            suffix = f"(-{_SUFFIX})?" if kind == "head" else f"-{_SUFFIX}"
+            self._kinds["Pod"].append((re.compile(f"{prefix}-{kind}{suffix}"), about))
 
     def _prefix(self, cluster: str, rest: str) -> str:
         if cluster:

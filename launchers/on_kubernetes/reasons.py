@@ -67,8 +67,16 @@ def _queue_reasons(
     cluster: KubernetesCluster, job: dict[str, Any], mine: JobObjects
 ) -> Iterator[Reason]:
     """Conditions of the job's Workload, and its place in the queue."""
+    if not job["spec"].get("suspend"):
+        return
     queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
-    if not queue or not job["spec"].get("suspend"):
+    if not queue:
+        # Kueue's webhook suspends it where jobs without a queue are managed, or a person has.
+        text = (
+            "the job is suspended and names no queue, so nothing will start it: give --queue,"
+            f" or `kubectl patch rayjob {mine.name}` with spec.suspend false"
+        )
+        yield Reason("queue", "NoQueue", text, datetime.now(UTC))
         return
     for version in ("v1beta2", "v1beta1"):
         place = f"/apis/kueue.x-k8s.io/{version}/namespaces/{cluster.namespace}/workloads"
@@ -101,6 +109,8 @@ def workload_reasons(workload: dict[str, Any]) -> Iterator[Reason]:
     for condition in status.get("conditions") or []:
         kind, is_true = condition.get("type"), condition.get("status") == "True"
         waits = kind in ("QuotaReserved", "Admitted") and not is_true
+        if kind == "Admitted" and (condition.get("reason") or "").startswith("NoReservation"):
+            continue  # the condition QuotaReserved says why there is none
         if not (waits or (kind in ("Evicted", "Preempted") and is_true)):
             continue
         when = parse_time(condition.get("lastTransitionTime"))

@@ -48,7 +48,7 @@ def rayjob_state(job: dict[str, Any]) -> JobState:
     if phase == SUCCEEDED and status.get("jobStatus") == STOPPED:
         # KubeRay calls a stopped Ray job Complete and does not retry it: see `on_ray.refusal`.
         phase, detail = FAILED, NOT_RETRIED
-    if meta.get("deletionTimestamp"):
+    if meta.get("deletionTimestamp") and phase not in FINISHED:
         phase, detail = GONE, ""
     return JobState(
         name=meta["name"],

@@ -70,6 +70,6 @@ def _watch_once(cluster: KubernetesCluster, name: str) -> Iterator[JobState]:
         if event is None:
             return
         state = rayjob_state(event["object"])
-        if event["type"] == "DELETED":
+        if event["type"] == "DELETED" and not state.finished:
             state = JobState(name, GONE)
         yield state

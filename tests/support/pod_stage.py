@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ TOOLS = SHARED / "tools"
 PORT = free_port()
 CLAIM = "data"
 NAMESPACE = "default"
+PATIENCE = 1800.0
+"""Seconds a step of a scenario may take on a busy machine."""
 
 
 class Stage:
@@ -156,6 +159,13 @@ class Stage:
         )
         submit_job(cluster, request, profile)
 
+    def restart_api_server(self, down: float, unready: float) -> None:
+        """Nobody answers for a while, then nobody has any rights; returns when all is well."""
+        url = f"http://127.0.0.1:{PORT}/__restart?down={down}&unready={unready}&code=403"
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as answer:
+            answer.read()
+        time.sleep(down + unready)
+
     def run_folder(self, name: str) -> Path:
         return self.storage / "runs" / name
 
@@ -233,12 +243,12 @@ def delete_a_pod(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
     facts: dict[str, Any] = {}
 
     def disturb() -> None:
-        wait_until(lambda: stage.step("deleted") >= stage.steps // 2, 300, "half way")
+        wait_until(lambda: stage.step("deleted") >= stage.steps // 2, PATIENCE, "half way")
         facts["deleted_at_step"] = stage.step("deleted")
         pod = worker_pods(cluster)[-1]
         cluster.core.delete_namespaced_pod(pod, NAMESPACE)
         facts["seconds_to_resume"] = wait_until(
-            lambda: len(stage.starts("deleted")) > 1, 300, "resuming"
+            lambda: len(stage.starts("deleted")) > 1, PATIENCE, "resuming"
         )
         facts["resumed_from_step"] = stage.starts("deleted")[-1]["first_step"]
 

@@ -14,15 +14,19 @@ and prints what it measured as one line of JSON:
 - pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
 - demo: the whole demo, pack to report, as one job on an empty claim, with local code (`--code`).
 - mistake: a recipe whose dataset is not there; it must end with its message after one attempt.
-- outage: the API server is stopped for 30 s half way; the job runs on, the watcher returns.
+- outage: nobody answers for 25 s and then, for 5 s, nobody has any rights; the job runs on and the
+  watcher returns.
 
-Run `complete` first: the losses of the others are compared with its, step by step.
+Run `complete` first: the losses of the others are compared with its, step by step. How each has to
+end, and what the user must have been told, is in `EXPECTED`; the exit code is 1 if one does not.
+Reasons that need no running job (quota, images, topology) are in the unit tests.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 import time
@@ -37,6 +41,7 @@ from launchers.jobs.demo import DemoConfig
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from tests.support.pod_stage import (
     NAMESPACE,
+    PATIENCE,
     Stage,
     delete_a_pod,
     in_parallel,
@@ -46,7 +51,7 @@ from tests.support.pod_stage import (
 )
 from tests.support.repository import REPOSITORY
 
-OUTAGE_SECONDS = 30
+OUTAGE_SECONDS, UNREADY_SECONDS = 25, 5
 
 
 def scenario_complete(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
@@ -92,14 +97,14 @@ def scenario_suspend(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]
         time.sleep(3)
         facts["pods_while_queued"] = len(worker_pods(cluster))
         set_suspended(False)
-        wait_until(lambda: stage.step("queued") >= stage.steps // 2, 300, "half way")
+        wait_until(lambda: stage.step("queued") >= stage.steps // 2, PATIENCE, "half way")
         facts["suspended_at_step"] = stage.step("queued")
         set_suspended(True)
-        wait_until(lambda: not worker_pods(cluster), 120, "workers leaving")
+        wait_until(lambda: not worker_pods(cluster), PATIENCE, "workers leaving")
         time.sleep(5)
         set_suspended(False)
         facts["seconds_to_resume"] = wait_until(
-            lambda: len(stage.starts("queued")) > 1, 300, "resuming"
+            lambda: len(stage.starts("queued")) > 1, PATIENCE, "resuming"
         )
         facts["resumed_from_step"] = stage.starts("queued")[-1]["first_step"]
 
@@ -112,11 +117,12 @@ def scenario_preempt(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]
 
     def disturb() -> None:
         # Not at a multiple of the checkpoint interval, so that a checkpoint there has one cause.
-        wait_until(lambda: stage.step("preempted") >= 130, 300, "step 130")
+        due = stage.steps * 13 // 20
+        wait_until(lambda: stage.step("preempted") >= due, PATIENCE, f"step {due}")
         facts["evicted_at_step"] = stage.step("preempted")
         evict(worker_pods(cluster)[-1])
         facts["seconds_to_resume"] = wait_until(
-            lambda: len(stage.starts("preempted")) > 1, 300, "resuming"
+            lambda: len(stage.starts("preempted")) > 1, PATIENCE, "resuming"
         )
         facts["resumed_from_step"] = stage.starts("preempted")[-1]["first_step"]
         facts["steps_lost"] = facts["evicted_at_step"] - facts["resumed_from_step"]
@@ -142,11 +148,9 @@ def scenario_outage(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
     facts: dict[str, Any] = {}
 
     def disturb() -> None:
-        wait_until(lambda: stage.step("outage") >= stage.steps // 4, 300, "a quarter")
+        wait_until(lambda: stage.step("outage") >= stage.steps // 4, PATIENCE, "a quarter")
         facts["outage_from_step"] = stage.step("outage")
-        stage.operator.send_signal(signal.SIGSTOP)
-        time.sleep(OUTAGE_SECONDS)
-        stage.operator.send_signal(signal.SIGCONT)
+        stage.restart_api_server(OUTAGE_SECONDS, UNREADY_SECONDS)
         facts["outage_to_step"] = stage.step("outage")
 
     return in_parallel(stage, cluster, "outage", disturb, facts)
@@ -180,6 +184,65 @@ SCENARIOS = {
 }
 
 
+EXPECTED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "complete": ({"outcome": "complete"}, [r"\[plain\] starting", r"\[plain\] succeeded"]),
+    "delete": (
+        {"outcome": "complete", "steps_missing": 0, "worst_loss_difference": 0.0},
+        [r"\[deleted\] succeeded"],
+    ),
+    "suspend": (
+        {
+            "outcome": "complete",
+            "pods_while_queued": 0,
+            "steps_missing": 0,
+            "worst_loss_difference": 0.0,
+        },
+        [r"\[queued\] queued in lab", r"\[queued\] running", r"\[queued\] succeeded"],
+    ),
+    "preempt": (
+        {"outcome": "complete", "steps_missing": 0, "worst_loss_difference": 0.0},
+        [r"\[preempted\] succeeded"],
+    ),
+    "outage": (
+        {"outcome": "complete", "starts": 1, "steps_missing": 0, "worst_loss_difference": 0.0},
+        [
+            r"\[outage\] the API server cannot be reached .*; the job goes on",
+            r"\[outage\] the API server answers again",
+            r"\[outage\] succeeded",
+        ],
+    ),
+    "pipeline": (
+        {"tokens": "complete", "generator": "complete", "samples": "complete"},
+        [r"\[tokens\] succeeded", r"\[generator\] succeeded", r"\[samples\] succeeded"],
+    ),
+    "demo": ({"outcome": "complete", "report": True}, [r"\[whole\] succeeded"]),
+    "mistake": (
+        {"outcome": "failed", "failed_attempts": 0, "job_status": "STOPPED"},
+        [r"error: .*runs/nothing", r"job 'mistake' failed: stopped without a retry"],
+    ),
+}
+"""By scenario: facts that must be so, and lines a user must have seen."""
+
+
+def faults(name: str, facts: dict[str, Any], shown: list[str]) -> list[str]:
+    """What a scenario should have done and has not; losses are compared where both are known."""
+    wanted, lines = EXPECTED[name]
+    wrong = [
+        f"{key} is {facts[key]!r}, not {value!r}"
+        for key, value in wanted.items()
+        if key in facts and facts[key] != value
+    ]
+    wrong += [f"{key} is not known" for key in ("outcome",) if key in wanted and key not in facts]
+    wrong += [
+        f"no line /{pattern}/ was shown"
+        for pattern in lines
+        if not any(re.search(pattern, line) for line in shown)
+    ]
+    if facts.get("resumed_from_step", 0) < facts.get("evicted_at_step", 0):
+        wrong.append("steps were lost although the pod was told to leave")
+    return wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("scenarios", nargs="+", choices=sorted(SCENARIOS))
@@ -189,11 +252,16 @@ def main() -> None:
     options.base.mkdir(parents=True, exist_ok=True)
     stage = Stage(options.base, options.steps)
     stage.prepare()
+    failed = False
     for name in options.scenarios:
+        stage.shown.clear()
         with stage.running() as cluster:
             facts = {"scenario": name, **SCENARIOS[name](stage, cluster)}
+        facts["faults"] = faults(name, facts, stage.shown)
+        failed = failed or bool(facts["faults"])
         sys.stdout.write(json.dumps(facts) + "\n")
         sys.stdout.flush()
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

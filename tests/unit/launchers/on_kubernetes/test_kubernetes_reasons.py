@@ -152,3 +152,12 @@ def test_what_kueue_says_of_a_workload_that_waits() -> None:
         "queue: Preempted: higher",
         "queue: Pending: admission check prov: no machines",
     ]
+
+
+def test_a_head_pod_may_have_no_suffix() -> None:
+    """ray-operator/controllers/ray/utils/util.go, IsDeterministicHeadPodNameEnabled: an option of
+    the operator."""
+    mine = JobObjects(rayjob("tok", "tok-ab1de"))
+    assert mine.about("Pod", "tok-ab1de-head") == "head pod"
+    assert mine.about("Pod", "tok-ab1de-workers-worker") is None
+    assert mine.about("Pod", "tok-ab1de-head-svc") is None
