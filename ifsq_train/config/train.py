@@ -73,6 +73,12 @@ class StrategyConfig(Config):
     """Which of optimizer state, gradients and parameters ZeRO partitions (deepspeed only)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: activations under autocast; parameters, gradients and optimizer stay fp32."""
+    cpu_kernels: Literal["exact", "fast"] = Field(
+        default="exact", exclude_if=lambda value: value == "exact"
+    )
+    """bf16 on a CPU. exact: torch's own kernels; fast: norms and gates of LlamaGen as one step
+    each, its attention by plain products, and where the CPU has no bf16 instructions, products
+    through fp32 kernels. Losses then agree up to rounding."""
     communication: Literal["fp32", "bf16"] = Field(
         default="fp32", exclude_if=lambda value: value == "fp32"
     )
@@ -81,8 +87,16 @@ class StrategyConfig(Config):
     """Largest batch one worker takes at once; gradients of several are accumulated."""
     offload_optimizer: bool = False
     """Keep master weights and moments in host memory (deepspeed, stages 1 to 3)."""
-    activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    residual: Literal["fp32", "bf16"] = Field(
+        default="fp32", exclude_if=lambda value: value == "fp32"
+    )
+    """What the stream between the blocks of a generator is kept in (bf16 needs precision bf16)."""
+    float8: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Linear layers of blocks multiply in float8, each factor scaled by its largest value; needs
+    precision bf16 and GPUs from Ada or Hopper on. On a CPU it is slow and only for trying."""
+    activation_checkpointing: bool | Literal["selective"] = False
+    """Recompute each block's activations in the backward pass instead of keeping them. selective:
+    results of matrix products, convolutions and attention are kept, the rest is recomputed."""
     synced_batch_norm: bool = False
     """Batch norms see the whole global batch's share of all workers, not each its own."""
     compile: bool | Literal["auto"] = "auto"
@@ -96,6 +110,9 @@ class StrategyConfig(Config):
     def _engine_can(self) -> StrategyConfig:
         if self.offload_optimizer and (self.kind != "deepspeed" or self.zero_stage == 0):
             raise ValueError("offload_optimizer needs kind deepspeed and zero_stage 1, 2 or 3")
+        if self.precision != "bf16" and (self.residual == "bf16" or self.float8):
+            option = "float8" if self.float8 else "residual: bf16"
+            raise ValueError(f"{option} needs precision bf16, this has {self.precision}")
         if self.compile is True and self.kind == "deepspeed" and self.zero_stage == 3:
             raise ValueError("compile does not work with zero_stage 3; use 0, 1 or 2")
         return self

@@ -1,8 +1,9 @@
-"""Matrix products of bf16 on CPUs that have no instructions for them.
+"""Quicker bf16 on CPUs, for runs that ask for it: results agree with torch's up to rounding.
 
-torch has loops for such CPUs that take seven times as long as the same product in fp32. Here the
-factors, which are bf16 already, are widened, multiplied by the fp32 kernel, and the result is
-rounded to bf16: the same values up to the order of sums.
+One part is in `fused` and `transformer`, which ask `fast_bf16`. The other, here, is for CPUs that
+have no instructions for bf16. torch has loops for those that take seven times as long as the same
+product in fp32. The factors, which are bf16 already, are widened, multiplied by the fp32 kernel,
+and the result is rounded to bf16: the same values up to the order of sums.
 """
 
 from __future__ import annotations
@@ -30,14 +31,24 @@ def has_bf16_instructions() -> bool:
     return torch.backends.mkldnn.is_available() and bool(supported())
 
 
-def widen_bf16_products() -> None:
-    """For the rest of the process, where the CPU has no bf16 of its own; `IFSQ_PLAIN=1`: never.
+_fast = False
+"""A plain global, since torch.compile cannot trace context variables."""
 
-    Other types go on to the kernels they had.
+
+def choose_fast_bf16(fast: bool) -> None:
+    """Whether this process computes bf16 by the quicker ways from now on; at first it does not.
+
+    Other types keep the kernels they had.
     """
-    able = hasattr(torch.library, "get_kernel")
-    if able and not (plain_paths() or has_bf16_instructions()):
+    global _fast
+    _fast = fast
+    if fast and hasattr(torch.library, "get_kernel") and not has_bf16_instructions():
         _install()
+
+
+def fast_bf16() -> bool:
+    """Whether the quicker ways are chosen; `IFSQ_PLAIN=1`: never."""
+    return _fast and not plain_paths()
 
 
 @cache
@@ -54,7 +65,7 @@ def _widened(name: str) -> Callable[..., Any]:
     kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
 
     def product(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        if not any(_is_bf16(part) for part in args):
+        if not fast_bf16() or not any(_is_bf16(part) for part in args):
             return kernel.call_boxed(keys, *args, **kwargs)
         wide = [part.float() if _is_bf16(part) else part for part in args]
         return tree_map(_narrow, kernel.call_boxed(keys, *wide, **kwargs))

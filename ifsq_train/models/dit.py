@@ -246,11 +246,15 @@ class DiT(nn.Module):
         projection_depth: block (1-based) after which the projectors read.
         projector_width: hidden width of a projector.
 
+    Attributes:
+        residual_dtype: of the stream between blocks; None: that of the weights.
+
     Raises:
         ValueError: a grid that does not divide into patches.
     """
 
     pos_embed: Tensor
+    residual_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -330,6 +334,7 @@ class DiT(nn.Module):
             drop_labels: bool [B], labels to replace by the null class.
         """
         tokens = self.x_embedder(x) + self.pos_embed
+        tokens = tokens if self.residual_dtype is None else tokens.to(self.residual_dtype)
         condition = self.t_embedder(t) + self.y_embedder(labels, drop_labels)
         projections: tuple[Tensor, ...] = ()
         for depth, block in enumerate(self.blocks, start=1):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifsq_train.models.cpu_bf16 import fast_bf16
 from ifsq_train.models.plain import cpu_formulas
 
 
@@ -83,11 +84,10 @@ class _NormModulate(torch.autograd.Function):
 
 
 def fused_in_bf16(x: Tensor) -> bool:
-    """Whether LlamaGen's steps go through `norm_scale` and `silu_times`: training in bf16 on a CPU.
-
-    In fp32 the plain formulas stay, whose bits recorded runs have.
+    """Whether LlamaGen's steps go through `norm_scale` and `silu_times`: training in bf16 on a CPU,
+    where that is asked for. Otherwise the plain formulas stay, whose bits recorded runs have.
     """
-    bf16 = matmul_dtype(x) == torch.bfloat16
+    bf16 = fast_bf16() and matmul_dtype(x) == torch.bfloat16
     return bf16 and torch.is_grad_enabled() and fused_paths(x)
 
 

@@ -69,9 +69,13 @@ class LlamaGen(nn.Module):
         projection_dims: teacher widths of REPA projectors; none by default.
         projection_depth: block (1-based) after which the projectors read; 0 is the embedding.
         projector_width: hidden width of a projector.
+
+    Attributes:
+        residual_dtype: of the stream between blocks while training; None: that of the weights.
     """
 
     rope: Tensor
+    residual_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -175,6 +179,7 @@ class LlamaGen(nn.Module):
         """
         first = self.cls_embedding(labels, drop_labels).unsqueeze(1)
         x = self.tok_dropout(torch.cat([first, self.embed_tokens(tokens[:, :-1])], 1))
+        x = x if self.residual_dtype is None else x.to(self.residual_dtype)
         table = self.rope[: x.shape[1]]
         hidden, projections = [x], self._project(x, 0)
         for depth, layer in enumerate(self.layers, start=1):
@@ -210,7 +215,7 @@ class LlamaGen(nn.Module):
         groups = len(self.codebook_sizes)
         parts = [x_BTD]
         parts += [self.group_embedding(g)(tokens[..., g]) for g in range(groups - 1)]
-        mini = torch.stack(parts, 2).flatten(0, 1)
+        mini = torch.stack([part.to(x_BTD.dtype) for part in parts], 2).flatten(0, 1)
         for block in self.factorized_blocks:
             mini = block(mini, self.rope[:groups])
         return self.norm(mini).unflatten(0, x_BTD.shape[:2]).unbind(2)

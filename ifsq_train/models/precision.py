@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ifsq_train.models.cpu_bf16 import widen_bf16_products
-
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     """bf16 autocast on a kind of device if `precision` is "bf16"; with any other, none.
@@ -15,6 +13,4 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
         precision: as recipes name it.
     """
     kind = device.type if isinstance(device, torch.device) else device
-    if kind == "cpu" and precision == "bf16":
-        widen_bf16_products()
     return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

@@ -102,8 +102,8 @@ def attend_all(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def attend_before(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention; [B, H, S, K] each.
 
-    By plain products, the later half of the queries by itself, where a CPU trains in bf16 and has
-    instructions for it: the fused kernel's derivative is slow there.
+    By plain products, the later half of the queries by itself, where a CPU trains in bf16 by the
+    quicker ways and has instructions for it: the fused kernel's derivative is slow there.
     """
     length = query.shape[2]
     plain = query.dtype == torch.bfloat16 and fused_in_bf16(query) and has_bf16_instructions()

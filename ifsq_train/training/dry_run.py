@@ -22,8 +22,8 @@ from ifsq_train.distributed.context import RunContext
 from ifsq_train.metrics.flops import FlopCounter
 from ifsq_train.models.precision import autocast
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.strategy.activation_checkpointing import recompute_activations
 from ifsq_train.strategy.base import frozen
+from ifsq_train.strategy.network_options import change_networks
 from ifsq_train.strategy.synced_batch_norm import sync_batch_norms
 from ifsq_train.tasks.base import Autocast, StepInfo, TrainTask
 from ifsq_train.training.kernels import choose_kernels, compile_networks
@@ -50,14 +50,13 @@ def prepare_networks(
     Returns:
         FLOPs of forward and backward for one sample by network; empty without a dry run.
     """
-    choose_kernels(context.device, deterministic=config.strategy.deterministic)
+    choose_kernels(context.device, config.strategy)
     for module in task.auxiliary().values():
         module.to(context.device).requires_grad_(False).eval()
     if config.strategy.synced_batch_norm:
         for module in task.modules().values():
             sync_batch_norms(module)
-    if config.strategy.activation_checkpointing:
-        recompute_activations(task.modules())
+    change_networks(config.strategy, task.modules(), context.device)
     flops: dict[str, float] = {}
     if config.dry_run:
         count = num_micro_batches(config, context.world_size)

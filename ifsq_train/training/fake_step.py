@@ -35,8 +35,8 @@ from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.plain import as_on_a_gpu
 from ifsq_train.models.repa import SIZES as TEACHERS
 from ifsq_train.randomness import BatchRandom
-from ifsq_train.strategy.activation_checkpointing import recompute_activations
 from ifsq_train.strategy.base import frozen
+from ifsq_train.strategy.network_options import change_networks
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.base import StepInfo, TrainTask
 from ifsq_train.tasks.diffusion import DiffusionTask
@@ -97,8 +97,7 @@ def activation_bytes(config: TrainConfig, spec: GeneratorSpec | None, samples: i
         if made is None:
             return None
         task, batch = made
-        if config.strategy.activation_checkpointing:
-            recompute_activations(task.modules())
+        change_networks(config.strategy, task.modules(), torch.device("cpu"))
         for network in task.auxiliary().values():
             network.requires_grad_(False).eval()
         step = max(config.steps - 2, 0)

@@ -9,6 +9,7 @@ import torch._dynamo
 from torch import nn
 
 from ifsq_train.config import StrategyConfig
+from ifsq_train.models.cpu_bf16 import choose_fast_bf16
 from ifsq_train.models.token_head import TokenHead
 from ifsq_train.tasks.base import TrainTask
 
@@ -17,14 +18,17 @@ _VERSIONS = 64
 goes on without compiling, which nobody notices."""
 
 
-def choose_kernels(device: torch.device, *, deterministic: bool) -> None:
+def choose_kernels(device: torch.device, config: StrategyConfig) -> None:
     """Settings of the whole process, before the first kernel of a network.
 
     Args:
         device: of this worker.
-        deterministic: the same bits in every run of as many workers; else cuDNN may try its
-            convolutions and take the quickest, which can be another one next time.
+        config: deterministic: the same bits in every run of as many workers; else cuDNN may try
+            its convolutions and take the quickest, which can be another one next time.
+            cpu_kernels: which bf16 a CPU has.
     """
+    choose_fast_bf16(device.type == "cpu" and config.cpu_kernels == "fast")
+    deterministic = config.deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -27,7 +27,7 @@ def engine_step(
 ) -> Callable[[], float]:
     """One update of the generator and its average; gives the loss."""
     strategy = build_strategy(settings, InProcessContext(device=device))
-    choose_kernels(device, deterministic=settings.deterministic)
+    choose_kernels(device, settings)
     compile_networks(settings, task, device.type)
     strategy.prepare(task.modules(), {GENERATOR: optim}, 1000)
     average = WeightAverage(strategy, GENERATOR, 0.9999)

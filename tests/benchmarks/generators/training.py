@@ -1,12 +1,13 @@
 """Training steps of LlamaGen and DiT against the released algorithm written plainly.
 
     python -m tests.benchmarks.generators.training [--only llamagen|dit] [--precision bf16|fp32]
-        [--layers 4] [--batch 4] [--rounds 3]
+        [--kernels exact|fast] [--layers 4] [--batch 4] [--rounds 3]
 
 Both sides start from the same weights and see the same inputs. The released step holds whole fp32
 logits, aligns sample by sample, reads the gradient norm parameter by parameter, lets AdamW and the
 average loop over tensors, and in DiT differentiates through the teacher. Ours is the task under the
-torch engine, as `ifsq train` runs it. bf16 is autocast, as released.
+torch engine, as `ifsq train` runs it, by default or with `cpu_kernels: fast`. bf16 is autocast, as
+released.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ DIT = OptimConfig(lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0, max_grad_norm=No
 Losses = Callable[[], Tensor]
 
 
-def our_step(task: Any, batch: Batch, precision: Any, optim: OptimConfig) -> Callable[[], float]:
-    """The loop's step under the torch engine."""
-    settings = StrategyConfig(kind="torch", precision=precision)
+def our_step(
+    task: Any, batch: Batch, args: argparse.Namespace, optim: OptimConfig
+) -> Callable[[], float]:
+    """The loop's step under the torch engine, with `args`' precision and kernels."""
+    settings = StrategyConfig(kind="torch", precision=args.precision, cpu_kernels=args.kernels)
     return engine_step(task, batch, optim, settings, torch.device("cpu"))
 
 
@@ -116,7 +119,7 @@ def llamagen(args: argparse.Namespace, *, repa: bool) -> None:
     batch = Batch(tokens, labels, np.arange(args.batch), features)
     steps: dict[str, Callable[[], object]] = {
         "released": released_step(other, loss_of, LLAMAGEN),
-        "ours": our_step(task, batch, args.precision, LLAMAGEN),
+        "ours": our_step(task, batch, args, LLAMAGEN),
     }
     name = f"LlamaGen{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
     show(name, measure(steps, args.rounds))
@@ -162,7 +165,7 @@ def dit(args: argparse.Namespace, *, repa: bool) -> None:
     batch = Batch(latents, labels, np.arange(args.batch), images=images)
     steps: dict[str, Callable[[], object]] = {
         "released": released_step(other, loss_of, DIT),
-        "ours": our_step(task, batch, args.precision, DIT),
+        "ours": our_step(task, batch, args, DIT),
     }
     name = f"DiT{'-REPA' if repa else ''}, {args.layers} layers, {args.precision}"
     show(name, measure(steps, args.rounds))
@@ -173,6 +176,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", choices=["llamagen", "dit"])
     options.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    options.add_argument("--kernels", choices=["exact", "fast"], default="exact")
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--rounds", type=int, default=3)

@@ -1,7 +1,7 @@
 """A training step of LlamaGen's own code, where it is at hand, against ours.
 
     python -m tests.benchmarks.peers.llamagen_step --peer FOLDER [--precision bf16|fp32]
-        [--layers 4] [--batch 4] [--codes 16384] [--rounds 3]
+        [--kernels exact|fast] [--layers 4] [--batch 4] [--codes 16384] [--rounds 3]
 
 FOLDER is a checkout of github.com/FoundationVision/LlamaGen, which is not part of this repository.
 Its model, fused AdamW, clipping and average run as its training script has them, on the CPU and
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--kernels", choices=["exact", "fast"], default="fast")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--codes", type=int, default=16384)
@@ -112,7 +113,7 @@ def our_own_step(args: argparse.Namespace) -> Callable[[], object]:
     tokens, labels = example(args)
     batch = Batch(tokens, labels, np.arange(args.batch))
     task = AutoregressiveTask(config, model, None, None)
-    return our_step(task, batch, args.precision, LLAMAGEN)
+    return our_step(task, batch, args, LLAMAGEN)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import sys
 import pytest
 import torch
 
+from ifsq_train.config import StrategyConfig
 from ifsq_train.models.fused import norm_scale, silu_times
-from ifsq_train.models.transformer import FeedForward, RMSNorm, attend_before
+from ifsq_train.models.plain import VARIABLE
+from ifsq_train.models.transformer import Block, FeedForward, RMSNorm, attend_before, rope_table
+from ifsq_train.training.kernels import choose_kernels
 
 WIDENED = """
 import torch, torch.nn.functional as F
@@ -25,6 +28,9 @@ def products():
 wide = torch.randn(8, 8)
 before, exact = products(), wide @ wide
 cpu_bf16._install()
+for a_, b_ in zip(products(), before):
+    assert torch.equal(a_, b_), "nobody has asked for other kernels"
+cpu_bf16.choose_fast_bf16(True)
 after = products()
 assert torch.equal(wide @ wide, exact)
 for x, y in zip(before, after):
@@ -57,6 +63,41 @@ def test_norm_and_gate_by_hand_are_the_plain_ones() -> None:
         assert (found - exact).abs().max() / exact.abs().max() < 1e-5
 
 
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quicker ways are chosen, as `strategy.cpu_kernels: fast` does."""
+    monkeypatch.setattr("ifsq_train.models.cpu_bf16._fast", True)
+
+
+def bf16_pass() -> tuple[torch.Tensor, torch.Tensor]:
+    """A block's output and gradient under autocast."""
+    torch.manual_seed(0)
+    block, x = Block(64, 2, 8, 0.0, 0.0), torch.randn(2, 17, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x, rope_table(4, 4, 32))
+    return out.detach(), torch.autograd.grad(out.float().square().sum(), x)[0]
+
+
+def test_bf16_keeps_torch_s_bits_unless_fast_kernels_are_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = bf16_pass()
+    choose_kernels(torch.device("cpu"), StrategyConfig(precision="bf16", cpu_kernels="fast"))
+    try:
+        quick = bf16_pass()
+    finally:
+        choose_kernels(torch.device("cpu"), StrategyConfig())
+    after = bf16_pass()
+    monkeypatch.setenv(VARIABLE, "1")
+    expected = bf16_pass()
+    for one, two, fast, plain in zip(before, after, quick, expected, strict=True):
+        assert torch.equal(one, plain)
+        assert torch.equal(two, plain)
+        assert (fast - plain).abs().max() < 0.02 * plain.abs().max()
+    assert not torch.equal(quick[1], expected[1])
+
+
+@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_causal_products_are_causal_attention(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     monkeypatch.setattr("ifsq_train.models.transformer.has_bf16_instructions", lambda: True)

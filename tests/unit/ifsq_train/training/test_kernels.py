@@ -136,12 +136,12 @@ def test_deterministic_kernels_are_a_switch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()
     try:
-        choose_kernels(torch.device("cpu"), deterministic=True)
+        choose_kernels(torch.device("cpu"), StrategyConfig(deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()
-        choose_kernels(torch.device("cuda"), deterministic=True)
+        choose_kernels(torch.device("cuda"), StrategyConfig(deterministic=True))
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.benchmark
-        choose_kernels(torch.device("cuda"), deterministic=False)
+        choose_kernels(torch.device("cuda"), StrategyConfig())
         assert torch.backends.cudnn.benchmark
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
