@@ -22,6 +22,7 @@ _KEPT = {
     "pack": f"finished shards are kept{_AGAIN}",
     "index": f"finished shards are kept{_AGAIN}",
     "copy": f"files that arrived are kept{_AGAIN}",
+    "run-job": "what the job has finished is kept; it goes on when it is started again",
     "evaluate": "nothing was written; run the same command again, it begins anew",
 }
 _OTHERS = "nothing that was there has changed; run the command again"

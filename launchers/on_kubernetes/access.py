@@ -165,7 +165,7 @@ def rank_pod(cluster: KubernetesCluster, name: str, rank: int) -> str:
     run's folder; the ranks after it, up to the next such file, are on the same node.
 
     Raises:
-        UserError: no such job or rank.
+        UserError: no such job or rank, or kubectl may not look.
     """
     head = head_pod(cluster, name)
     job = cluster.get(name)
@@ -175,6 +175,12 @@ def rank_pod(cluster: KubernetesCluster, name: str, rank: int) -> str:
     words = [*kubectl(cluster), "exec", head, "-c", _CONTAINERS[_HEAD], "--"]
     words += ["sh", "-c", f"grep -H . {pattern}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode and "command terminated with exit code" not in done.stderr:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"kubectl cannot look into pod {head} for rank {rank}: {said}; the chart's right"
+            " `shell` is needed"
+        )
     places = node_of_ranks(done.stdout)
     first = max((known for known in places if known <= rank), default=None)
     if first is None or rank >= shape.num_workers:

@@ -19,7 +19,8 @@ _QUIET_SECONDS = 60
 _RETRY_SECONDS = 1.0
 _LOG = "pods/log"
 _NOISE = re.compile(
-    r"(INFO|SUCC|WARNING) .*(cli|job_manager|sdk|worker)\.py:\d+ -- |^Running entrypoint for job "
+    r"(INFO|SUCC|WARN|WARNING) .*(cli|job_manager|sdk|worker)\.py:\d+ -- "
+    r"|^Running entrypoint for job "
 )
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.?\d*(?:Z|[+-]\d\d:\d\d)) ?")
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from launchers.jobs.request import STOP_ON_REFUSAL_VARIABLE
 
@@ -38,13 +41,27 @@ def stop_own_job(wait_seconds: float = _WAIT_SECONDS, say: Callable[[str], None]
         return False
     from ray.job_submission import JobSubmissionClient
 
-    try:
-        JobSubmissionClient(DASHBOARD).stop_job(job_id)
-    except Exception as error:
-        say(f"the job cannot be stopped and may be retried: {type(error).__name__}: {error}")
-        return False
-    time.sleep(wait_seconds)
+    with _ended_without_a_word():
+        try:
+            JobSubmissionClient(DASHBOARD).stop_job(job_id)
+        except Exception as error:
+            say(f"the job cannot be stopped and may be retried: {type(error).__name__}: {error}")
+            return False
+        time.sleep(wait_seconds)
     return True
+
+
+@contextmanager
+def _ended_without_a_word() -> Iterator[None]:
+    """Inside, SIGTERM ends the process at once: the mistake is its last word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def submission_id() -> str | None:

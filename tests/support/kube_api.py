@@ -64,8 +64,11 @@ class Line:
             if self._cut:
                 client.close()
                 continue
-            server = socket.create_connection(("127.0.0.1", self._target_port))
-            threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+            threading.Thread(target=self.begin, args=(client,), daemon=True).start()
+
+    def begin(self, client: socket.socket) -> None:
+        """Serve one connection to its end."""
+        self._pump(client, socket.create_connection(("127.0.0.1", self._target_port)))
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
         # Not select: it knows no descriptors beyond 1,023, which a long suite may reach.
@@ -148,8 +151,9 @@ class Api:
         self.kube.create(("", "v1", "events"), self.namespace, event, {})
 
     def add_pod(self, pod: str, labels: dict[str, str], **status: Any) -> None:
-        body = {"metadata": {"name": pod, "labels": labels}, "status": status}
-        body["spec"] = {"containers": [{"name": "c", "image": "x"}]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "labels": labels}}
+        name = f"ray-{labels.get('ifsq.dev/role', 'node')}"
+        body |= {"spec": {"containers": [{"name": name, "image": "x"}]}, "status": status}
         self.kube.create(POD, self.namespace, body, {})
         self._change((*POD, self.namespace, pod), status)
 

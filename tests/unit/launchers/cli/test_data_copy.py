@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.storage.open import open_storage
 from launchers.cli.program import app
 from tests.support.kube_api import POD, Api, in_background
+from tests.support.pod_exec import ExecLine
 
 
 def dataset(folder: Path) -> Path:
@@ -79,15 +81,14 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def claim(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A claim whose helper pods run at once; kubectl runs their commands on this machine."""
+    """A claim whose helper pods run at once; kubectl's commands in them run on this machine."""
     folder = tmp_path / "claim"
     folder.mkdir()
     monkeypatch.setattr("launchers.on_kubernetes.claim_place.MOUNT", str(folder))
-    kubectl = tmp_path / "bin" / "kubectl"
-    kubectl.parent.mkdir()
-    kubectl.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
-    kubectl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
+    api.line = ExecLine(api.port)
+    monkeypatch.setattr(api.kube, "token", None)  # kubectl sends none without TLS
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig()))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
     def run_pods() -> None:
         for _ in range(2000):

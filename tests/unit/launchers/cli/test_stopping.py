@@ -20,6 +20,7 @@ SAID = {
     ("sample", "x"): "finished parts are kept",
     ("train", "x"): "the run's last checkpoint is kept",
     ("study", "run", "x"): "finished stages are kept",
+    ("run-job",): "what the job has finished is kept",
 }
 
 

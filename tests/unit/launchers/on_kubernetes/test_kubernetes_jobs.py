@@ -287,6 +287,7 @@ def test_what_ray_says_about_itself_is_left_out() -> None:
     ray = [
         "2026-11-25 15:22:37,869\tSUCC cli.py:68 -- \x1b[32mJob 'x' submitted successfully\x1b[39m",
         "2026-11-25 15:22:37,622\tINFO job_manager.py:581 -- Runtime env is setting up.",
+        "2026-12-01 13:00:39,226\tWARN cli.py:85 -- \x1b[33mJob 'tok-khm8k' was stopped\x1b[39m",
         "Running entrypoint for job plain-508ff: ifsq run-job",
     ]
     own = ["demo  120/600 steps", "error: rank 1 failed first: ...", "INFO: resumed from step 100"]

@@ -191,6 +191,8 @@ def test_a_job_stops_itself_at_a_users_mistake(monkeypatch: pytest.MonkeyPatch) 
     from launchers.on_ray import refusal
 
     stopped: list[Any] = []
+    handlers: list[Any] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
 
     class Client:
         def __init__(self, address: str) -> None:
@@ -198,6 +200,7 @@ def test_a_job_stops_itself_at_a_users_mistake(monkeypatch: pytest.MonkeyPatch) 
 
         def stop_job(self, job_id: str) -> None:
             stopped.append(job_id)
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
     settings = json.dumps({"metadata": {"job_submission_id": "tok-abcde"}})
@@ -205,5 +208,10 @@ def test_a_job_stops_itself_at_a_users_mistake(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("IFSQ_STOP_ON_REFUSAL", raising=False)
     assert refusal.stop_own_job(0) is False
     monkeypatch.setenv("IFSQ_STOP_ON_REFUSAL", "1")
-    assert refusal.stop_own_job(0) is True
+    try:
+        assert refusal.stop_own_job(0) is True
+    finally:
+        after = signal.signal(signal.SIGTERM, before)
     assert stopped == [refusal.DASHBOARD, "tok-abcde"]
+    assert handlers == [signal.SIG_DFL], "the mistake is the job's last word"
+    assert after is not signal.SIG_DFL

@@ -1,0 +1,129 @@
+"""Into the pods of a job with a real kubectl: commands, exit codes, ranks, logs, the dashboard.
+
+The pods' commands run on this machine, in `tests.support.pod_exec`. A port cannot be forwarded
+there, so of `ifsq dashboard` what it says and asks for is tested.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from data_pipelines.errors import UserError
+from launchers.cli.program import app
+from tests.support.kube_api import Api
+from tests.support.pod_exec import ExecLine
+
+pytestmark = pytest.mark.heavy
+
+JOB = "demo-tokenizer"
+
+
+@pytest.fixture
+def line(api: Api, monkeypatch: pytest.MonkeyPatch) -> ExecLine:
+    """The line to an API server that knows exec; kubectl of the environment comes first."""
+    line = ExecLine(api.port)
+    api.line = line
+    monkeypatch.setattr(api.kube, "token", None)  # kubectl sends none without TLS
+    monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig()))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return line
+
+
+@pytest.fixture
+def claim(api: Api, line: ExecLine, tmp_path: Path) -> Path:
+    """The claim of a running job with a head and two workers of one rank each."""
+    mount = tmp_path / "mnt"
+    words = ["submit", "demo/tokenizer", "--image", "i", "--nodes", "2", "--no-wait"]
+    done = CliRunner().invoke(app, [*words, "--storage", f"data:{mount}"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    api.set_status(JOB, jobDeploymentStatus="Running", rayClusterName=f"{JOB}-ab1de")
+    for role, pod in (("head", "h-1"), ("worker", "w-1"), ("worker", "w-2")):
+        labels = {"ifsq.dev/job": JOB, "ifsq.dev/role": role}
+        api.add_pod(pod, labels, phase="Running")
+    run = mount / "runs" / "demo" / "tokenizer"
+    (run / "logs").mkdir(parents=True)
+    for rank, pod in ((0, "w-2"), (1, "w-1")):  # Ray gives ranks in an order of its own
+        suffix = f"-{rank:05d}" if rank else ""
+        target = [{"targets": [f"{pod}:9464"], "labels": {}}]
+        (run / f"metrics_endpoint{suffix}.json").write_text(json.dumps(target))
+        (run / "logs" / f"rank-{rank:05d}.log").write_text(f"first\nof rank {rank}\n")
+    return mount
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, [*words])
+
+
+def test_a_command_runs_in_the_head_pod_and_its_exit_code_is_the_programs(
+    claim: Path, line: ExecLine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = run("shell", JOB, "--", "sh", "-c", "echo said; echo wrong >&2; exit 3")
+    shown = capfd.readouterr()
+    assert done.exit_code == 3
+    assert shown.out == "said\n"
+    assert "wrong\n" in shown.err
+    pod, container, _ = line.asked[0]
+    assert (pod, container) == ("h-1", "ray-head")
+
+
+def test_a_rank_is_found_in_the_pod_it_runs_in(
+    claim: Path, line: ExecLine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("shell", JOB, "--rank", "0", "--", "echo", "here").exit_code == 0
+    assert capfd.readouterr().out == "here\n"
+    assert line.asked[-1] == ("w-2", "ray-worker", ["echo", "here"])
+    wrong = run("shell", JOB, "--rank", "2", "--", "true")
+    assert isinstance(wrong.exception, UserError)
+    assert "has no running rank 2 (it asked for 2 workers)" in str(wrong.exception)
+
+
+def test_a_missing_right_is_not_called_a_missing_rank(claim: Path, line: ExecLine) -> None:
+    line.refused = "pods 'h-1' is forbidden: cannot create resource 'pods/exec'"
+    done = run("shell", JOB, "--rank", "0", "--", "true")
+    assert isinstance(done.exception, UserError)
+    assert "kubectl cannot look into pod h-1 for rank 0" in str(done.exception)
+    assert "cannot create resource 'pods/exec'" in str(done.exception)
+    assert "right `shell` is needed" in str(done.exception)
+
+
+def test_the_log_of_a_rank(claim: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("logs", JOB, "--rank", "1", "--tail", "1").exit_code == 0
+    assert capfd.readouterr().out == "of rank 1\n"
+    assert run("logs", JOB, "--rank", "0").exit_code == 0
+    assert capfd.readouterr().out == "first\nof rank 0\n"
+    wrong = run("logs", JOB, "--rank", "2")
+    assert "has the ranks 0 to 1, found --rank 2" in str(wrong.exception)
+
+
+def test_a_job_without_running_pods_says_where_the_log_lies(claim: Path, api: Api) -> None:
+    api.end_pod("h-1", "Succeeded")
+    done = run("logs", JOB, "--rank", "1")
+    assert isinstance(done.exception, UserError)
+    assert "has no running pods" in str(done.exception)
+    assert "rank-00001.log of claim data" in str(done.exception)
+
+
+def test_the_dashboard_says_its_addresses_and_token_and_ends_as_kubectl_does(
+    claim: Path, api: Api, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """KubeRay, raycluster_controller.go, createAuthSecret: the Secret is named as the cluster."""
+    data = {"auth_token": base64.b64encode(b"the-token").decode()}
+    secret = {"metadata": {"name": f"{JOB}-ab1de"}, "data": data}
+    api.kube.create(("", "v1", "secrets"), api.namespace, secret, {})
+    done = run("dashboard", JOB, "--port", "18265")
+    assert done.output.splitlines() == [
+        "Ray's dashboard: http://127.0.0.1:18265  (Ctrl-C ends)",
+        "metrics of Ray on the head: http://127.0.0.1:18266/metrics",
+        "token: the-token",
+        "metrics of worker w-1: http://127.0.0.1:18267/metrics",
+    ]
+    assert done.exit_code == 1, "this server forwards no ports"
+    assert "rror" in capfd.readouterr().err
