@@ -49,11 +49,11 @@ def run(command: list[str], checkout: Path) -> None:
     subprocess.run(command, cwd=checkout, env=environment, check=False)
 
 
-def measure_reach(checkout: Path, tests: list[str], output: Path) -> None:
+def measure_reach(checkout: Path, tests: list[str], marks: str, output: Path) -> None:
     """Run the tests without a fault; those that fail are asked about no mutant."""
     ignored = [f"--ignore={path}" for path in NOT_ASKED]
     reach = ["-p", "tests.mutation.reach", "--reach", str(output)]
-    run([*PYTEST, "-m", QUICK, "--tb=line", *reach, *ignored, *tests], checkout)
+    run([*PYTEST, "-m", marks, "--tb=line", *reach, *ignored, *tests], checkout)
 
 
 class Planner:
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", default=SUITE, help="tests to choose from")
+    parser.add_argument("--marks", default=QUICK, help="which of them, as for pytest -m")
     parser.add_argument("--reach", type=Path, help="kept between runs: which test calls what")
     parser.add_argument("--outcomes", type=Path, help="kept between runs: what is known already")
     parser.add_argument("--budget", type=float, default=40.0, help="seconds of tests for a mutant")
@@ -194,7 +195,7 @@ def main() -> None:
         checkout = copy_checkout(folder)
         reach = options.reach or folder / "reach.json"
         if not reach.exists():
-            measure_reach(checkout, options.tests, reach)
+            measure_reach(checkout, options.tests, options.marks, reach)
         if options.only_reach:
             return
         outcomes = options.outcomes or folder / "outcomes.jsonl"

@@ -7,76 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.exchange import export_weights, import_exported
-from ifsq_train.artifacts.networks import build_generator, build_tokenizer
 from ifsq_train.artifacts.trained import load_generator, load_tokenizer
-from ifsq_train.checkpoint.format import AVERAGE, MASTER, Piece
-from ifsq_train.checkpoint.retention import Retention
-from ifsq_train.checkpoint.writer import CheckpointWriter
-from ifsq_train.config import TrainConfig, to_dict
-from ifsq_train.models.generator_spec import GeneratorSpec
-
-MODEL = {
-    "channel_multipliers": [1, 2],
-    "base_channels": 8,
-    "norm_groups": 4,
-    "quantizer": {"kind": "ifsq", "levels": [5, 5, 5]},
-}
-GENERATOR = {"size": "custom", "num_layers": 1, "num_heads": 2, "dim": 16, "num_classes": 3}
-
-
-def recipe(task: dict[str, Any], data: dict[str, Any], network: str) -> Any:
-    return TrainConfig.model_validate(
-        {
-            "kind": "train",
-            "name": "x",
-            "output": "unused",
-            "steps": 100,
-            "data": {"url": "unused", "global_batch_size": 64, **data},
-            "task": task,
-            "optim": {network: {"lr": 1e-3}},
-        }
-    )
-
-
-def write_run(folder: Path, config: Any, name: str, network: Any, task: dict[str, Any]) -> Path:
-    """A checkpoint of step 7 with averages that differ from the live weights."""
-    pieces = [
-        Piece(name, key, state, tuple(value.shape), 0, value.detach().reshape(-1) + offset)
-        for key, value in network.named_parameters()
-        for state, offset in ((MASTER, 0.0), (AVERAGE, 0.25))
-    ]
-    known = {key for key, _ in network.named_parameters()}
-    buffers = {f"live/{name}/{k}": v for k, v in network.state_dict().items() if k not in known}
-    writer = CheckpointWriter(
-        folder / "checkpoints", rank=0, world_size=1, attempt="x", retention=Retention(1)
-    )
-    writer.save(7, pieces, buffers, {"recipe": to_dict(config), "task": task})
-    writer.close()
-    return folder
-
-
-def tokenizer_run(folder: Path, seed: int, **model: Any) -> Path:
-    torch.manual_seed(seed)
-    task = {"kind": "tokenizer", "model": MODEL | model, "adversarial": None}
-    view = {"kind": "raw", "image_size": 16}
-    config = recipe(task, {"kind": "images", "view": view}, "autoencoder")
-    return write_run(folder, config, "autoencoder", build_tokenizer(config.task.model), {})
+from tests.support.written_runs import generator_run, tokenizer_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     """A tokenizer's run and that of a generator of its tokens."""
     tokenizer = tokenizer_run(tmp_path / "tokenizer", 0)
-    fingerprint = load_tokenizer(tokenizer).fingerprint
-    spec = GeneratorSpec((4, 4), (125,), tokenizer_fingerprint=fingerprint)
-    config = recipe({"kind": "autoregressive", "model": GENERATOR}, {"kind": "tokens"}, "generator")
-    network = build_generator(config.task, spec)
-    generator = write_run(tmp_path / "generator", config, "generator", network, spec.to_dict())
+    generator = generator_run(tmp_path / "generator", tokenizer, "autoregressive")
     return tokenizer, generator
 
 
