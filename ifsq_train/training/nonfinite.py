@@ -50,7 +50,8 @@ class NonFiniteGuard:
                 bad = name
         if bad is not None:
             return self._act(step, bad)
-        self._in_a_row = 0
+        if not self._kept:  # of kept norms nothing is known yet
+            self._in_a_row = 0
         return False
 
     def check(self) -> bool:
@@ -66,6 +67,7 @@ class NonFiniteGuard:
         for (step, name, _), good in zip(kept, finite, strict=True):
             if not good:
                 return self._act(step, name)
+        self._in_a_row = 0
         return False
 
     def _act(self, step: int, name: str) -> bool:

@@ -95,8 +95,30 @@ FAULTS = [
         "tokens[..., 0]",
     ),
     Fault("NaN of one of two networks", GUARD, "bad = name", "bad = None"),
+    Fault("counter never reset", GUARD, "            self._in_a_row = 0", "            pass"),
     Fault(
-        "counter never reset", GUARD, "        self._in_a_row = 0\n        return", "        return"
+        "counter of norms on the device never reset",
+        GUARD,
+        "        self._in_a_row = 0\n        return False\n\n    def _act",
+        "        return False\n\n    def _act",
+    ),
+    Fault(
+        "norms on the device are never in a row",
+        GUARD,
+        "        if not self._kept:",
+        "        if True:",
+    ),
+    Fault(
+        "failed saves never forgotten",
+        "ifsq_train/checkpoint/writer.py",
+        "            self._failed_saves = 0\n            return",
+        "            return",
+    ),
+    Fault(
+        "fence unchecked before the marker",
+        "ifsq_train/checkpoint/writer.py",
+        "            self._fence.check()\n        for path",
+        "            pass\n        for path",
     ),
     Fault(
         "unlabelled trained as class 0",

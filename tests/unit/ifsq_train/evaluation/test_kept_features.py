@@ -48,9 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(5)
     for name, count in (("samples", 20), ("reference", 14)):
         pictures = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-        moments = {f"mu{s}": np.zeros(n) for s, n in (("", NUM_FEATURES), ("_s", NUM_SPATIAL))}
-        sigmas = {f"sigma{s}": np.eye(n) for s, n in (("", NUM_FEATURES), ("_s", NUM_SPATIAL))}
-        np.savez(folder / f"{name}.npz", arr_0=pictures, **moments, **sigmas)
+        arrays: dict[str, Any] = {"arr_0": pictures}
+        for suffix, width in (("", NUM_FEATURES), ("_s", NUM_SPATIAL)):
+            arrays |= {f"mu{suffix}": np.zeros(width), f"sigma{suffix}": np.eye(width)}
+        np.savez(folder / f"{name}.npz", **arrays)
     return folder
 
 
