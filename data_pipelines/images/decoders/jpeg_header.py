@@ -24,12 +24,14 @@ class JpegHeader:
         height, width: in pixels, as stored.
         sampling: (horizontal, vertical) factor of each component.
         several_scans: progressive, or components one after the other.
+        bits: of a sample.
     """
 
     height: int
     width: int
     sampling: tuple[tuple[int, int], ...]
     several_scans: bool
+    bits: int = 8
 
     @property
     def is_common(self) -> bool:
@@ -97,4 +99,4 @@ def _header(
     if not all(1 <= h <= 4 and 1 <= v <= 4 for h, v in sampling):
         return None
     several = data[frame + 1] in _PROGRESSIVE or first_scan_components < count
-    return JpegHeader(height, width, sampling, several)
+    return JpegHeader(height, width, sampling, several, data[frame + 4])

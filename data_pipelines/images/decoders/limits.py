@@ -41,7 +41,10 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
 
 
 def check_jpeg(header: JpegHeader) -> None:
-    """Raises BadImage where a file of several scans, or one Pillow decodes, needs too much."""
+    """Raises BadImage where a file of several scans, or one Pillow decodes, needs too much, and
+    for samples of more than 8 bits, which no decoder here takes."""
+    if header.bits != 8:
+        raise BadImage(f"a JPEG of {header.bits} bits; store it with 8, or as PNG")
     num_bytes = header.coefficient_bytes
     if not header.is_common:
         num_bytes += 4 * header.height * header.width

@@ -11,6 +11,8 @@ CMYK, YCCK JPEG        through Pillow, naive conversion to RGB, as the released 
 PNG, WebP              through Pillow, `convert("RGB")`: alpha is dropped, palettes are applied,
                        grey and 1-bit are repeated over the channels
 16-bit grey PNG        scaled to 8 bits (Pillow's own conversion would clip nearly all to white)
+12-bit JPEG            refused by this name; so are floating-point and 32-bit TIFFs when packing
+arithmetic coding      decoded where the libraries can; lossless JPEG as well
 EXIF orientation       ignored, as the released code does: boxes are in stored pixels
 animated WebP          first frame
 format                 by content, never by name (ImageNet has PNGs named .JPEG)

@@ -12,6 +12,8 @@ Window: TypeAlias = tuple[int, int, int, int]
 
 _STRIP_PIXELS = 1 << 20
 _LARGEST_GREY = 65535
+_SIXTEEN_BITS_IN_32 = frozenset(("PNG", "PPM", "JPEG2000"))
+"""Formats of at most 16 bits that Pillow gives in 32."""
 
 
 def rgb_of_window(image: Image.Image, window: Window, factor: int) -> NDArray[np.uint8]:
@@ -21,6 +23,9 @@ def rgb_of_window(image: Image.Image, window: Window, factor: int) -> NDArray[np
         ValueError, OSError and others of Pillow's: the image is damaged.
     """
     image.load()
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS_IN_32):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"pixels are {kind} numbers, whose range is unknown")
     x0, y0, x1, y1 = window
     size = (-(-(y1 - y0) // factor), -(-(x1 - x0) // factor))
     whole = (x1 - x0) * (y1 - y0) <= _STRIP_PIXELS and factor == 1
@@ -48,6 +53,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         wide = np.clip(np.asarray(image).astype(np.int64), 0, _LARGEST_GREY)
         grey = ((wide * 255 + _LARGEST_GREY // 2) // _LARGEST_GREY).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, whose range is unknown")
     return image.convert("RGB")

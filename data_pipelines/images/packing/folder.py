@@ -245,4 +245,8 @@ def _text(path: Path) -> str:
     try:
         return os.fsencode(path.as_posix()).decode()
     except UnicodeDecodeError:
-        raise UserError(f"the file name {path.as_posix()!r} is not UTF-8; rename it") from None
+        raise UserError(
+            f"the file name {os.fsencode(path.as_posix())!r} is not UTF-8, as names in a dataset"
+            " are; convert the names of the whole folder, such as with `convmv -f latin1 -t utf8 -r"
+            " --notest FOLDER`"
+        ) from None

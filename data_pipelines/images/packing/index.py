@@ -8,6 +8,7 @@ An interrupted run continues: what was found in a tar that still has the recorde
 """
 
 import functools
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.bad_samples import BadSample, ErrorBudget
+from data_pipelines.differences import as_text, changed_keys
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.limits import MAX_PIXELS
 from data_pipelines.images.packing.account import Account, kind_of_file, pass_over
@@ -42,7 +45,6 @@ from data_pipelines.manifest import (
     MANIFEST_JSON,
     ShardManifest,
     publish_manifest,
-    read_manifest_json,
 )
 from data_pipelines.storage.open import Storage, as_local_file, open_storage
 from data_pipelines.storage.outputs import Writer, claim
@@ -103,8 +105,10 @@ def index_tars(
     names, account = _tar_names(source)
     if target.url != source.url:
         claim(target, INDEXER, {"tars": source.url, "validate": validate}, overwrite=overwrite)
+    class_map = class_map_of(classes) if class_map is None and classes else class_map
+    settings = _settings(class_map, num_classes, image_key, label_key)
     if target.exists(MANIFEST_JSON):
-        return _existing(source, target, names)
+        return _existing(source, target, names, settings)
     threads = threads or (1 if map_shards else default_threads())
     options = IndexOptions(validate, max_pixels, threads, image_key, label_key)
     apply: MapShards = map_shards or _one_by_one
@@ -112,13 +116,13 @@ def index_tars(
     tars = apply(functools.partial(read, options=options), names)
     contents = _read_all(tars, target, ErrorBudget(max_bad_samples))
     _refuse_nothing(source, contents)
-    class_map = class_map_of(classes) if class_map is None and classes else class_map
     numbering, use_texts = _numbering(source, contents, class_map, num_classes, account)
     indexed = _label_all(target, contents, numbering, use_texts, apply)
     _write_quarantine(target, [bad for result in indexed for bad in result.bad])
     _finish_account(account, contents, indexed, numbering)
     account.check(max_bad_samples, source.url)
     extra = {"num_bad_samples": account.num_lost, "fingerprint": None, "account": account.to_dict()}
+    extra["settings"] = settings
     publish_manifest(
         target, [result.entry for result in indexed], classes=numbering.names,
         shards_url=None if source.url == target.url else source.url, extra=extra,
@@ -287,20 +291,53 @@ def _write_quarantine(target: Storage, bad: Sequence[BadSample]) -> None:
         target.write("quarantine.jsonl", "".join(lines).encode())
 
 
-def _existing(source: Storage, target: Storage, names: Sequence[str]) -> ShardManifest:
+def _settings(
+    class_map: ClassMap | None,
+    num_classes: int | None,
+    image_key: str | None,
+    label_key: str | None,
+) -> dict[str, Any]:
+    """What decides images and labels besides the tars, as the manifest keeps it."""
+    stored = None if class_map is None else json.dumps(class_map.to_dict(), sort_keys=True)
+    return {
+        "class_map": None if stored is None else hashlib.sha256(stored.encode()).hexdigest(),
+        "num_classes": num_classes,
+        "image_key": image_key,
+        "label_key": label_key,
+    }
+
+
+def _existing(
+    source: Storage, target: Storage, names: Sequence[str], settings: Mapping[str, Any]
+) -> ShardManifest:
+    """The index that is there, if it is of these tars and settings."""
     manifest = ShardManifest.open(target)
-    shards = manifest.shards()
-    same_place = manifest.shards_storage.url == source.url
-    if same_place and [shard.name for shard in shards] == list(names):
-        for shard in shards:
-            with as_local_file(source, shard.name) as path:
-                if file_sha256(path) != shard.sha256:
-                    break
-        else:
-            logger.info("%s already indexes these tars; nothing to do", target.url)
-            return manifest
-    found = read_manifest_json(target)
+    differs = _other_tars(source, manifest, names)
+    was = manifest.facts.get("settings", settings)
+    if not differs and (changed := changed_keys(was, settings)):
+        differs = "; ".join(as_text(changed))
+    if not differs:
+        logger.info("%s already indexes these tars; nothing to do", target.url)
+        return manifest
     raise UserError(
-        f"{target.url} already holds another dataset ({found['num_samples']} samples, digest "
-        f"{found['digest'][:12]}); choose another target, or delete its {MANIFEST_JSON} and index/"
+        f"{target.url} already holds another dataset ({manifest.num_samples} samples, digest"
+        f" {manifest.digest[:12]}): {differs}; choose another target, or delete its"
+        f" {MANIFEST_JSON} and index/"
     )
+
+
+def _other_tars(source: Storage, manifest: ShardManifest, names: Sequence[str]) -> str:
+    """How the tars differ from those of an index; empty if they are the same."""
+    if manifest.shards_storage.url != source.url:
+        return f"its tars lie in {manifest.shards_storage.url}, not in {source.url}"
+    shards = {shard.name: shard for shard in manifest.shards()}
+    for name in [*names, *shards]:
+        if name not in shards:
+            return f"{name} is new ({len(shards)} tars then, {len(names)} now)"
+        if name not in names:
+            return f"{name} is gone ({len(shards)} tars then, {len(names)} now)"
+    for name, shard in shards.items():
+        with as_local_file(source, name) as path:
+            if file_sha256(path) != shard.sha256:
+                return f"{name} has other bytes than then"
+    return ""

@@ -89,8 +89,9 @@ def pack_folder(
     spans = cut_shards(sizes, chosen.shard_bytes)
     works = _numbered(FolderItems(files[span.start : span.stop]) for span in spans)
     packing = Packing(
-        open_storage(target_url), listing.classes, chosen, fingerprint, len(files), account
-    )
+        open_storage(target_url), listing.classes, chosen, fingerprint, len(files), account,
+        {"bytes": sum(file.num_bytes for file in files)},
+    )  # fmt: skip
     return packing.run(works)
 
 
@@ -151,8 +152,9 @@ def pack_parquet(
     num_rows = sum(part.num_rows for part in ranges)
     account = Account("rows", num_rows, numbering=numbering.how)
     packing = Packing(
-        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account
-    )
+        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account,
+        {"columns": asdict(columns), "files": len(file_sizes), "bytes": sum(file_sizes.values())},
+    )  # fmt: skip
     return packing.run(works)
 
 

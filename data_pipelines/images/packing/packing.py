@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -33,6 +33,7 @@ from data_pipelines.threads import default_threads
 logger = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.jsonl"
+_NAMED_CLASSES = 3
 
 
 def _packed_before(storage: Storage) -> bool:
@@ -63,9 +64,11 @@ class Packing:
         fingerprint: str | None,
         num_items: int | None,
         account: Account,
+        source: Mapping[str, Any] | None = None,
     ) -> None:
         self.storage, self.classes, self.options = storage, classes, options
         self.fingerprint, self.num_items = fingerprint, num_items
+        self.source = source or {}
         self.account = account
         self._budget = ErrorBudget(options.max_bad_samples)
         self._results: list[ShardResult] = []
@@ -78,7 +81,7 @@ class Packing:
             self.storage,
             PACKER,
             self._job(),
-            finished=finished,
+            finished=finished and not self._is_ours(),
             overwrite=self.options.overwrite,
         )
         if finished and not self.options.overwrite:
@@ -97,8 +100,19 @@ class Packing:
     def _job(self) -> dict[str, Any]:
         """What decides the dataset, for the folder's marker."""
         options = {**self.options.identity(), "seed": self.options.seed}
-        source = {"fingerprint": self.fingerprint, "images": self.num_items}
+        names = ", ".join(self.classes[:_NAMED_CLASSES])
+        source = {
+            **self.source,
+            "images": self.num_items,
+            "classes": f"{len(self.classes)} ({names})" if names else "none",
+            "fingerprint": self.fingerprint,
+        }
         return {"source": source, **options}
+
+    def _is_ours(self) -> bool:
+        """Whether the finished dataset was packed from the same source with the same options."""
+        found = read_manifest_json(self.storage).get("fingerprint")
+        return self.fingerprint is not None and found == self.fingerprint
 
     def _make(self, works: Iterable[ShardWork]) -> Iterator[ShardResult]:
         options = self.options
@@ -158,8 +172,8 @@ class Packing:
         account.seen = max(account.seen, account.taken + account.num_lost)
 
     def _existing(self) -> ShardManifest:
-        found = read_manifest_json(self.storage)
-        if self.fingerprint is None or found.get("fingerprint") != self.fingerprint:
+        if not self._is_ours():
+            found = read_manifest_json(self.storage)
             raise UserError(
                 f"{self.storage.url} already holds another dataset ({found.get('num_samples')}"
                 f" samples, digest {str(found.get('digest'))[:12]}); choose another target or"

@@ -6,6 +6,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.images.impostors import name_impostor
 from data_pipelines.images.packing.formats import IMAGE_EXTENSIONS
+from data_pipelines.images.packing.other_formats import name_other_format
 from data_pipelines.images.packing.samples import is_hidden
 from data_pipelines.regular_files import open_regular
 
@@ -17,41 +18,18 @@ _COMPRESSED = _PACKED_TARS | _COMPRESSIONS | {"zip", "rar", "7z"}
 
 def name_format(paths: Iterable[str]) -> str:
     """What other kind of dataset these files are, with the way to convert it; empty if unknown."""
-    names = [path for path in paths if not is_hidden(path)]
-    bases = {path.rpartition("/")[2] for path in names}
-    ends = {base.rpartition(".")[2].lower() for base in bases}
-    if ends & {"mds"} or any(".mds." in base for base in bases):
-        return (
-            "these are shards of MosaicML Streaming (.mds), which are not read: write their"
-            " samples as tars (streaming.StreamingDataset to webdataset.ShardWriter), then"
-            " `ifsq data index`"
-        )
-    if any(base.startswith("chunk-") and base.endswith(".bin") for base in bases):
-        return (
-            "these are chunks of litdata (.bin), which are not read: write their samples as tars"
-            " (litdata.StreamingDataset to webdataset.ShardWriter), then `ifsq data index`"
-        )
-    if any(base.endswith((".tfrecord", ".tfrecords")) or ".tfrecord-" in base for base in bases):
-        return "these are TFRecord files, which are not read: write their images as files or tars"
-    if ends & {"lmdb", "mdb"}:
-        return "this is an LMDB database, which is not read: write its images as files or tars"
-    if ends & {"beton"}:
-        return "this is an FFCV file, which is not read: write its images as files or tars"
-    if ends & {"h5", "hdf5", "npz", "npy"}:
-        return "arrays (.h5, .npy, .npz) are not read: write their images as files or tars"
-    if ends & {"arrow"}:
-        return (
-            "Arrow files of the datasets library are not read: save them with"
-            " Dataset.to_parquet, then `ifsq data pack`"
-        )
-    if ends & _COMPRESSED:
-        return "it holds compressed archives: unpack them first"
-    if ends & {"parquet"}:
-        return "it holds Parquet files: use `ifsq data pack`"
+    bases = {path.rpartition("/")[2].lower() for path in paths if not is_hidden(path)}
+    ends = {base.rpartition(".")[2] for base in bases}
     if ends & {"tar"}:
         return "it holds .tar files: use `ifsq data index`"
+    if ends & {"parquet"}:
+        return "it holds Parquet files: use `ifsq data pack`"
     if ends & IMAGE_EXTENSIONS:
         return "it holds image files: use `ifsq data pack`"
+    if other := name_other_format(bases):
+        return other
+    if ends & _COMPRESSED:
+        return "it holds compressed archives: unpack them first"
     return ""
 
 
@@ -69,6 +47,8 @@ def refuse_file(path: Path, wanted: str) -> None:
         raise UserError(f"{path} does not exist; give {wanted}")
     with open_regular(path) as file:
         found = name_impostor(file.read(_HEAD_BYTES))
+    if other := name_other_format({path.name.lower()}):
+        raise UserError(f"{path}: {other}")
     hint = f"give the folder it is in, {path.parent}, or" if not found else "give"
     if path.suffix == ".tar":
         hint = "use `ifsq data index` with its folder, or give"

@@ -136,7 +136,8 @@ def test_pipes_are_passed_over_and_names_that_are_no_text_are_refused(ifsq, tmp_
     assert (code, "samples              4" in said) == (0, True)
     first.rename(os.fsdecode(bytes(first.parent) + b"/\xff.jpg"))
     line = _refusal(ifsq("pack", photos, tmp_path / "again"))
-    assert line == "error: the file name 'class0/\\udcff.jpg' is not UTF-8; rename it"
+    assert line.startswith("error: the file name b'class0/\\xff.jpg' is not UTF-8, as names")
+    assert "convmv" in line
 
 
 def test_object_storage_without_credentials_asks_nobody_for_them(ifsq, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from data_pipelines.images.decoders.pixels import (
     sniff_format,
     validate_image,
 )
+from data_pipelines.images.packing.formats import storable
 from tests.support.image_samples import encode, smooth_pixels
 
 PIXELS = smooth_pixels(48, 64)
@@ -95,6 +96,20 @@ def test_exif_orientation_is_ignored():
     exif[0x0112] = 6
     data = encode(PIXELS, exif=exif.tobytes())
     assert decode_rgb(data).shape == (48, 64, 3)
+
+
+def test_more_than_eight_bits_of_a_jpeg_are_named():
+    data = bytearray(encode(PIXELS))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(BadImage, match="a JPEG of 12 bits; store it with 8"):
+        validate_image(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_of_unknown_range_are_named_when_packing(kind):
+    data = encode(Image.fromarray(np.arange(48 * 64, dtype=kind).reshape(48, 64)), "TIFF")
+    with pytest.raises(BadImage, match="numbers, whose range is unknown"):
+        storable(data, 1 << 20)
 
 
 def test_content_decides_not_the_name():

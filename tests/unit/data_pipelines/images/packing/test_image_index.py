@@ -129,7 +129,10 @@ def test_interrupted_indexing_continues(tmp_path, tree_bytes):
 def test_changed_tars_are_refused(tmp_path):
     index_tars(_tars(tmp_path))
     _write_tar(tmp_path / "part-0.tar", [("z.jpg", _image(5))])
-    with pytest.raises(UserError, match=r"already holds another dataset.*index/"):
+    with pytest.raises(UserError, match=r"another dataset .*: part-0.tar has other bytes.*index/"):
+        index_tars(tmp_path)
+    _write_tar(tmp_path / "a.tar", [("y.jpg", _image(5))])
+    with pytest.raises(UserError, match=r"a\.tar is new \(2 tars then, 3 now\)"):
         index_tars(tmp_path)
 
 

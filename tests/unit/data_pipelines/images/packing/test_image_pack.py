@@ -88,7 +88,8 @@ def test_packing_something_else_over_a_dataset_is_refused(class_folder, tmp_path
         options = {"seed": 5}
     else:
         (class_folder / "class0" / "new.jpg").write_bytes(encode(smooth_pixels(30, 30)))
-    with pytest.raises(UserError, match="already holds another dataset"):
+    said = "seed: 0 -> 5" if change == "options" else "source.images: 15 -> 16; .*fingerprint"
+    with pytest.raises(UserError, match=f"already holds another dataset.*{said}"):
         _pack(class_folder, tmp_path / "packed", **options)
 
 

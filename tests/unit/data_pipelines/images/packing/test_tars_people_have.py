@@ -154,6 +154,13 @@ def test_flavours_of_tar_and_files_of_the_system(tmp_path, tar_format):
         ("shard.00000.mds", b"", "MosaicML Streaming"),
         ("chunk-0-0.bin", b"", "litdata"),
         ("a.parquet", b"", "ifsq data pack"),
+        ("a.h5", b"", r"an HDF5 file cannot be read: write its arrays \(h5py"),
+        ("train-00000-of-00008", b"", "TFRecord.*tf.data"),
+        ("data.mdb", b"", "LMDB database.*ShardWriter"),
+        ("a.beton", b"", "FFCV"),
+        ("data_batch_1", b"", "CIFAR.*torchvision"),
+        ("a.zip", b"", "compressed archives: unpack"),
+        ("index.csv", b"", "tables cannot be read"),
     ],
 )
 def test_other_files_are_called_by_their_name(tmp_path, name, data, message):
@@ -161,6 +168,21 @@ def test_other_files_are_called_by_their_name(tmp_path, name, data, message):
     (folder / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         index_tars(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_classes": 9}, "num_classes: None -> 9"),
+        ({"label_key": "txt"}, "label_key: None -> txt"),
+        ({"classes": ["a", "b", "c"]}, "class_map: None -> "),
+    ],
+)
+def test_an_index_with_other_settings_is_not_taken_for_this_one(tmp_path, changed, message):
+    folder = _folder(tmp_path, _tar(_pairs(4)))
+    assert index_tars(folder).digest == index_tars(folder).digest
+    with pytest.raises(UserError, match=f"already holds another dataset .*: {message}"):
+        index_tars(folder, **changed)
 
 
 def test_files_beside_the_tars_are_passed_over(tmp_path):
