@@ -79,6 +79,10 @@ class Account:
             " raise --max-bad-samples"
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
+        return {"num_bad_samples": self.num_lost, "account": self.to_dict()}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, as the manifest keeps it."""
         return asdict(self) | {"passed_over": dict(self.passed_over), "lost": dict(self.lost)}

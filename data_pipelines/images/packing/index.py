@@ -105,33 +105,32 @@ def index_tars(
     names, account = _tar_names(source)
     if target.url != source.url:
         claim(target, INDEXER, {"tars": source.url, "validate": validate}, overwrite=overwrite)
-    class_map = class_map_of(classes) if class_map is None and classes else class_map
+    class_map = class_map or (class_map_of(classes) if classes else None)
     settings = _settings(class_map, num_classes, image_key, label_key)
     if target.exists(MANIFEST_JSON):
         return _existing(source, target, names, settings)
     threads = threads or (1 if map_shards else default_threads())
     options = IndexOptions(validate, max_pixels, threads, image_key, label_key)
     apply: MapShards = map_shards or _one_by_one
-    read = functools.partial(read_tar, source_url=source.url, target_url=target.url)
-    tars = apply(functools.partial(read, options=options), names)
-    contents = _read_all(tars, target, ErrorBudget(max_bad_samples))
-    _refuse_nothing(source, contents)
+    read = functools.partial(
+        read_tar, source_url=source.url, target_url=target.url, options=options
+    )
+    contents = _read_all(apply(read, names), source, target, ErrorBudget(max_bad_samples))
     numbering, use_texts = _numbering(source, contents, class_map, num_classes, account)
     indexed = _label_all(target, contents, numbering, use_texts, apply)
     _write_quarantine(target, [bad for result in indexed for bad in result.bad])
     _finish_account(account, contents, indexed, numbering)
     account.check(max_bad_samples, source.url)
-    extra = {"num_bad_samples": account.num_lost, "fingerprint": None, "account": account.to_dict()}
-    extra["settings"] = settings
     publish_manifest(
         target, [result.entry for result in indexed], classes=numbering.names,
-        shards_url=None if source.url == target.url else source.url, extra=extra,
+        shards_url=None if source.url == target.url else source.url,
+        extra={"fingerprint": None, "settings": settings, **account.facts()},
     )  # fmt: skip
     return ShardManifest.open(target)
 
 
 def _read_all(
-    results: Iterable[TarContents], target: Storage, budget: ErrorBudget
+    results: Iterable[TarContents], source: Storage, target: Storage, budget: ErrorBudget
 ) -> list[TarContents]:
     """What the tars hold, by their names; lost images are written down whatever happens."""
     contents: list[TarContents] = []
@@ -142,6 +141,7 @@ def _read_all(
                 budget.record(bad)
     finally:
         _write_quarantine(target, [bad for found in contents for bad in found.bad])
+    _refuse_nothing(source, contents)
     return sorted(contents, key=lambda found: found.name)
 
 

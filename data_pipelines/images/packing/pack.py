@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -43,6 +43,8 @@ from data_pipelines.manifest import (
     ShardManifest,
 )
 from data_pipelines.storage.open import open_storage
+
+T = TypeVar("T")
 
 PACK_VERSION = 3
 _PROBED_IMAGES = 64
@@ -79,9 +81,7 @@ def pack_folder(
     if keep is not None:
         files = [file for file in files if keep(file.relative)]
         account.seen -= len(listing.files) - len(files)
-    if chosen.seed is not None:
-        order = np.argsort(hash_u64(chosen.seed, np.arange(len(files))), kind="stable")
-        files = [files[i] for i in order]
+    files = _shuffled(files, chosen.seed)
     facts = ((file.relative, file.label, file.num_bytes) for file in files)
     fingerprint = _digest([PACK_VERSION, chosen.identity(), *facts])
     scale = _shrinking(FolderItems(files[:_PROBED_IMAGES]), chosen)
@@ -127,10 +127,7 @@ def pack_parquet(
         class_map=class_map, num_classes=num_classes,
     )  # fmt: skip
     columns = source.columns
-    ranges = list(source.ranges)
-    if chosen.seed is not None:
-        order = np.argsort(hash_u64(chosen.seed, np.arange(len(ranges))), kind="stable")
-        ranges = [ranges[i] for i in order]
+    ranges = _shuffled(source.ranges, chosen.seed)
     numbering = source.classes.numbering
     facts = [
         asdict(columns), sorted(numbering.numbers.items()), list(numbering.names),
@@ -151,11 +148,14 @@ def pack_parquet(
     works = _numbered(items(ranges[span.start : span.stop]) for span in spans)
     num_rows = sum(part.num_rows for part in ranges)
     account = Account("rows", num_rows, numbering=numbering.how)
-    packing = Packing(
-        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account,
-        {"columns": asdict(columns), "files": len(file_sizes), "bytes": sum(file_sizes.values())},
-    )  # fmt: skip
-    return packing.run(works)
+    about = {
+        "columns": asdict(columns),
+        "files": len(file_sizes),
+        "bytes": sum(file_sizes.values()),
+    }
+    return Packing(
+        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account, about
+    ).run(works)
 
 
 def pack_samples(
@@ -186,6 +186,13 @@ def pack_samples(
     account = Account("samples", numbering="as given")
     packing = Packing(open_storage(target_url), classes, chosen, fingerprint, None, account)
     return packing.run(works)
+
+
+def _shuffled(items: Sequence[T], seed: int | None) -> list[T]:
+    """By hash of their places; as they are without a seed."""
+    if seed is None:
+        return list(items)
+    return [items[i] for i in np.argsort(hash_u64(seed, np.arange(len(items))), kind="stable")]
 
 
 def _numbered(groups: Iterable[PackItems]) -> Iterator[ShardWork]:
