@@ -118,7 +118,6 @@ def index_tars(
     contents = _read_all(apply(read, names), source, target, ErrorBudget(max_bad_samples))
     numbering, use_texts = _numbering(source, contents, class_map, num_classes, account)
     indexed = _label_all(target, contents, numbering, use_texts, apply)
-    _write_quarantine(target, [bad for result in indexed for bad in result.bad])
     _finish_account(account, contents, indexed, numbering)
     account.check(max_bad_samples, source.url)
     publish_manifest(
@@ -240,7 +239,9 @@ def _label_all(
         _label_one, target_url=target.url, numbering=numbering, use_texts=use_texts
     )
     works = [(found.name, neighbours[found.name]) for found in contents]
-    return sorted(apply(label, works), key=lambda result: result.entry.name)
+    indexed = sorted(apply(label, works), key=lambda result: result.entry.name)
+    _write_quarantine(target, [bad for result in indexed for bad in result.bad])
+    return indexed
 
 
 def _label_one(

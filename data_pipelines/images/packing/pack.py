@@ -146,15 +146,14 @@ def pack_parquet(
     scale = _shrinking(itertools.islice(items(ranges[:1]), _PROBED_IMAGES), chosen)
     spans = cut_shards((int(part.num_bytes * scale) for part in ranges), chosen.shard_bytes)
     works = _numbered(items(ranges[span.start : span.stop]) for span in spans)
-    num_rows = sum(part.num_rows for part in ranges)
-    account = Account("rows", num_rows, numbering=numbering.how)
+    account = Account("rows", sum(part.num_rows for part in ranges), numbering=numbering.how)
     about = {
         "columns": asdict(columns),
         "files": len(file_sizes),
         "bytes": sum(file_sizes.values()),
     }
     return Packing(
-        open_storage(target_url), numbering.names, chosen, fingerprint, num_rows, account, about
+        open_storage(target_url), numbering.names, chosen, fingerprint, account.seen, account, about
     ).run(works)
 
 
