@@ -19,17 +19,16 @@ def contact_sheet(
     """Images in rows of about the sheet's square root, captions of two lines below each.
 
     Args:
-        images: uint8 [B, 3, S, S]; small ones are enlarged by a whole factor, pixels kept square.
+        images: uint8 [B, 3, H, W]; small ones are enlarged by a whole factor, pixels kept square.
         captions: B pairs of lines; the first is cut at its front, the second at its end.
         title: a line above everything.
     """
     assert len(images) == len(captions)
-    size = images.shape[-1]
-    factor = max(1, -(-_SMALLEST_CELL // size))
-    cell = size * factor
+    factor = max(1, -(-_SMALLEST_CELL // min(images.shape[2:])))
+    tall, cell = (side * factor for side in images.shape[2:])
     columns = max(1, round(len(images) ** 0.5))
     rows = -(-len(images) // columns)
-    step_x, step_y = cell + _MARGIN, cell + 2 * _LINE + _MARGIN
+    step_x, step_y = cell + _MARGIN, tall + 2 * _LINE + _MARGIN
     top = _MARGIN + (_LINE + _MARGIN if title else 0)
     sheet = Image.new("RGB", (columns * step_x + _MARGIN, rows * step_y + top), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT_PIXELS)
@@ -37,9 +36,9 @@ def contact_sheet(
     for number, (pixels, (name, label)) in enumerate(zip(images, captions, strict=True)):
         x, y = _MARGIN + number % columns * step_x, top + number // columns * step_y
         picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        sheet.paste(picture.resize((cell, cell), Image.Resampling.NEAREST), (x, y))
-        draw.text((x, y + cell + 1), _fitting(name, cell, font, keep_end=True), _FAINT, font)
-        draw.text((x, y + cell + 1 + _LINE), _fitting(label, cell, font), _INK, font)
+        sheet.paste(picture.resize((cell, tall), Image.Resampling.NEAREST), (x, y))
+        draw.text((x, y + tall + 1), _fitting(name, cell, font, keep_end=True), _FAINT, font)
+        draw.text((x, y + tall + 1 + _LINE), _fitting(label, cell, font), _INK, font)
     return sheet
 
 

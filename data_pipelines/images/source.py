@@ -44,7 +44,7 @@ class Replacement:
 class PixelBatch:
     """B decoded views as the decoder made them, in the order of the request.
 
-    pixels: uint8 [B, 3, S, S], on the decoder's device.
+    pixels: uint8 [B, 3, h, w], on the decoder's device.
     labels: int64 [B] in host memory, -1 where there is none.
     sample_ids: int64 [B], as requested, also where a bad sample was replaced.
     keys: of the images shown; image, label and key always belong together.
@@ -73,7 +73,7 @@ class PixelBatch:
 class ImageBatch:
     """B decoded views, in the order of the request.
 
-    images: float32 [B, 3, S, S] in [-1, 1] on the decoder's device.
+    images: float32 [B, 3, h, w] in [-1, 1] on the decoder's device.
     labels: int64 [B] on the same device, -1 where there is none.
     sample_ids, keys, views, replacements: as in PixelBatch.
     """
@@ -262,8 +262,8 @@ class MixedSource(PixelSource):
         # Every dataset's part is decoded in one go.
         dataset = np.searchsorted(self._first_ids, ids, side="right") - 1
         whole = PixelBatch(
-            torch.empty(len(ids), 3, self.spec.image_size, self.spec.image_size,
-                        dtype=torch.uint8, device=self.decoder.device),
+            torch.empty((len(ids), 3, *self.spec.size), dtype=torch.uint8,
+                        device=self.decoder.device),
             torch.full((len(ids),), -1, dtype=torch.int64), ids, [""] * len(ids), views, [], [],
         )  # fmt: skip
         for number in np.unique(dataset).tolist():

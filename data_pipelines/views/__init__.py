@@ -1,12 +1,13 @@
 """Which part of an image a view shows: pure geometry, the same for every decoder.
 
 A view is a function of (seed, epoch, sample id, view number, height, width): the image is resized
-to `resized_heights x resized_widths` and a square of `image_size` is cut out at (top, left), then
-perhaps mirrored. Training, token extraction and teacher features ask this one function, so what
-they see of a view matches by construction. Random choices come from integer hashes only.
+to `resized_heights x resized_widths` and a part of height and width `size` is cut out at
+(top, left), then perhaps mirrored. Training, token extraction and teacher features ask this one
+function, so what they see of a view matches by construction. Random choices come from integer
+hashes only.
 
-The same square in source pixels is `ViewGeometry.boxes`; resizing that region to
-`image_size x image_size` samples exactly the grid of "resize everything, then crop", which is how
+The same part in source pixels is `ViewGeometry.boxes`; resizing that region to
+`size` samples exactly the grid of "resize everything, then crop", which is how
 the released code works. Its ADM crops halve images of at least twice the size with a box filter
 before the bicubic resize; one antialiased resize is sharper there, and darker by about half a grey
 level per halving, because that filter rounds ties up twice. `box_halving` asks for it.
@@ -17,6 +18,7 @@ from data_pipelines.views.geometry import (
     IntArray,
     Interpolation,
     Placement,
+    Size,
     ViewGeometry,
     ViewRequest,
 )
@@ -29,10 +31,13 @@ from data_pipelines.views.kinds import (
     CenterAndRandomView,
     CenterFlipView,
     FlipResizeRandomView,
+    ImageSize,
     RawView,
     ResizeCenterView,
     TenCropView,
     ViewSpec,
+    shown_size,
+    sides,
     view_geometry,
 )
 
@@ -45,15 +50,19 @@ __all__ = [
     "CenterAndRandomView",
     "CenterFlipView",
     "FlipResizeRandomView",
+    "ImageSize",
     "IntArray",
     "Interpolation",
     "Placement",
     "RawView",
     "ResizeCenterView",
+    "Size",
     "TenCropView",
     "ViewGeometry",
     "ViewRequest",
     "ViewSpec",
     "choose_views",
+    "shown_size",
+    "sides",
     "view_geometry",
 ]

@@ -10,15 +10,20 @@ from data_pipelines.hashing import U64Array, coin, hash_u64, uniform_int
 
 IntArray: TypeAlias = NDArray[np.int64]
 Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
+Size: TypeAlias = tuple[int, int]
+"""Height and width."""
 
 _DRAW_SHORT_SIDE, _DRAW_TOP, _DRAW_LEFT, _DRAW_FLIP = 11, 12, 13, 14
 
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """Geometry of B views. All arrays are [B] unless said otherwise; sizes in pixels."""
+    """Geometry of B views. All arrays are [B] unless said otherwise; sizes in pixels.
 
-    image_size: int
+    `size`: height and width of what comes out.
+    """
+
+    size: Size
     interpolation: Interpolation
     source_heights: IntArray
     source_widths: IntArray
@@ -38,7 +43,7 @@ class ViewGeometry:
         """Region of the source image, float64 [B, 4] = x0, y0, x1, y1 in source pixels."""
         scale_x = self.source_widths / self.resized_widths
         scale_y = self.source_heights / self.resized_heights
-        right, bottom = self.lefts + self.image_size, self.tops + self.image_size
+        right, bottom = self.lefts + self.size[1], self.tops + self.size[0]
         columns = (self.lefts * scale_x, self.tops * scale_y, right * scale_x, bottom * scale_y)
         return np.stack(columns, axis=1)
 
@@ -47,7 +52,7 @@ class ViewGeometry:
         arrays = {
             f.name: getattr(self, f.name)[positions]
             for f in fields(self)
-            if f.name not in ("image_size", "interpolation", "box_halving")
+            if f.name not in ("size", "interpolation", "box_halving")
         }
         return replace(self, **arrays)
 
@@ -79,42 +84,51 @@ class Placement:
     flips: NDArray[np.bool_]
 
 
-def _adm_size(request: ViewRequest, short_side: IntArray | int) -> tuple[IntArray, IntArray]:
-    """Size ADM resizes to: halve while the short side is at least twice the target, then scale."""
+def _adm_size(
+    request: ViewRequest, covered: tuple[NDArray[np.float64] | int, NDArray[np.float64] | int]
+) -> tuple[IntArray, IntArray]:
+    """Size ADM resizes to: halve while both sides are at least twice those to be covered, then
+    scale until both are reached and one of them exactly."""
     height, width = request.heights.copy(), request.widths.copy()
-    while (large := np.minimum(height, width) >= 2 * np.asarray(short_side)).any():
+    tall, wide = (np.asarray(side) for side in covered)
+    while (large := (height >= 2 * tall) & (width >= 2 * wide)).any():
         height, width = np.where(large, height // 2, height), np.where(large, width // 2, width)
-    scale = short_side / np.minimum(height, width)
+    scale = np.maximum(tall / height, wide / width)
     return np.rint(height * scale).astype(np.int64), np.rint(width * scale).astype(np.int64)
 
 
-def adm_center(request: ViewRequest, size: int) -> Placement:
-    """Resize as ADM does and take the central square of `size` pixels."""
+def adm_center(request: ViewRequest, size: Size) -> Placement:
+    """Resize as ADM does and take the central part of `size`."""
     height, width = _adm_size(request, size)
-    return Placement(height, width, (height - size) // 2, (width - size) // 2, no_flips(request))
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return Placement(height, width, top, left, no_flips(request))
 
 
-def adm_random(request: ViewRequest, size: int, flip: bool) -> Placement:
-    """Short side uniform in [size, 1.25 * size] pixels, position uniform."""
-    largest = -(-5 * size // 4)
-    short_side = size + uniform_int(request.draw(_DRAW_SHORT_SIDE), largest - size + 1)
-    height, width = _adm_size(request, short_side)
-    return random_square(request, height, width, size, flip)
+def adm_random(request: ViewRequest, size: Size, flip: bool) -> Placement:
+    """Enlarged by up to 1.25, in whole pixels of the shorter side; position uniform."""
+    short = min(size)
+    drawn = short + uniform_int(request.draw(_DRAW_SHORT_SIDE), -(-5 * short // 4) - short + 1)
+    height, width = _adm_size(request, (size[0] * drawn / short, size[1] * drawn / short))
+    return random_crop(request, height, width, size, flip)
 
 
-def random_square(
-    request: ViewRequest, height: IntArray, width: IntArray, size: int, flip: bool
+def random_crop(
+    request: ViewRequest, height: IntArray, width: IntArray, size: Size, flip: bool
 ) -> Placement:
-    """A square of `size` pixels at a uniform position in images resized to height x width, [B]."""
-    top = uniform_int(request.draw(_DRAW_TOP), height - size + 1)
-    left = uniform_int(request.draw(_DRAW_LEFT), width - size + 1)
+    """A part of `size` at a uniform position in images resized to height x width, [B]."""
+    top = uniform_int(request.draw(_DRAW_TOP), height - size[0] + 1)
+    left = uniform_int(request.draw(_DRAW_LEFT), width - size[1] + 1)
     return Placement(height, width, top, left, random_flips(request, flip))
 
 
-def short_side_truncated(request: ViewRequest, size: int) -> tuple[IntArray, IntArray]:
-    """Size with a short side of `size`, the long side truncated to whole pixels."""
-    short = np.minimum(request.heights, request.widths)
-    return size * request.heights // short, size * request.widths // short
+def covering_truncated(request: ViewRequest, size: Size) -> tuple[IntArray, IntArray]:
+    """The least size that covers `size`; the side that is longer truncated to whole pixels."""
+    height, width = request.heights, request.widths
+    by_height = size[0] * width >= size[1] * height
+    return (
+        np.where(by_height, size[0], size[1] * height // width),
+        np.where(by_height, size[0] * width // height, size[1]),
+    )
 
 
 def half_to_even(value: IntArray) -> IntArray:

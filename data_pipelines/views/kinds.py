@@ -4,7 +4,7 @@
 # pyright: reportIncompatibleVariableOverride=false
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -16,23 +16,55 @@ from data_pipelines.views.geometry import (
     IntArray,
     Interpolation,
     Placement,
+    Size,
     ViewGeometry,
     ViewRequest,
     adm_center,
     adm_random,
+    covering_truncated,
     half_to_even,
     no_flips,
+    random_crop,
     random_flips,
-    random_square,
-    short_side_truncated,
 )
+
+ImageSize: TypeAlias = int | tuple[int, int]
+"""Side of a square in pixels, or height and width."""
+
+
+def sides(image_size: ImageSize | Sequence[int]) -> Size:
+    """Height and width in pixels; of a list too, as JSON has it."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width
+
+
+def shown_size(image_size: ImageSize | Sequence[int]) -> str:
+    """`256`, or `256 x 384` (height x width), for people."""
+    height, width = sides(image_size)
+    return str(height) if height == width else f"{height} x {width}"
+
+
+def _image_size(found: Any) -> ImageSize:
+    """A size as every spec has it: one number where both sides are equal."""
+    both = tuple(found) if isinstance(found, list | tuple) else (found, found)
+    if len(both) != 2 or not all(type(side) is int and side >= 1 for side in both):
+        raise UserError(
+            f"image_size={found} is not allowed; use 1 or more pixels, or a list of height and"
+            " width such as [256, 384]"
+        )
+    return both[0] if both[0] == both[1] else both
 
 
 @dataclass(frozen=True)
 class ViewSpec(ABC):
-    """Base of all view kinds; see the subclasses. `image_size` is the side of the result."""
+    """Base of all view kinds; see the subclasses.
 
-    image_size: int
+    `image_size` is the side of the result in pixels, or its height and width.
+    """
+
+    image_size: ImageSize
     # Read by pydantic where a spec is a field of a recipe: an unknown key is an error there too.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     kind: ClassVar[str]
@@ -41,10 +73,15 @@ class ViewSpec(ABC):
     interpolation: ClassVar[Interpolation] = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise UserError(f"image_size={self.image_size} is not allowed; use 1 or more pixels")
+        # One spelling of one view, so that what is made of it is told apart by its size alone.
+        object.__setattr__(self, "image_size", _image_size(self.image_size))
         if self.num_views < 1:
             raise UserError(f"num_views={self.num_views} is not allowed; use 1 or more")
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the result in pixels."""
+        return sides(self.image_size)
 
     @abstractmethod
     def _place(self, request: ViewRequest) -> Placement: ...
@@ -80,18 +117,19 @@ class ViewSpec(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class RawView(ViewSpec):
-    """The image as it is; it must be `image_size` squared (small datasets, digits)."""
+    """The image as it is; it must have `image_size` already (small datasets, digits)."""
 
     flip: bool = False
     """Mirror half of the views. Off by default: a mirrored digit is not that digit."""
     kind: Literal["raw"] = "raw"
 
     def _place(self, request: ViewRequest) -> Placement:
-        wrong = (request.heights != self.image_size) | (request.widths != self.image_size)
+        height, width = self.size
+        wrong = (request.heights != height) | (request.widths != width)
         if wrong.any():
             at = int(np.argmax(wrong))
             raise UserError(
-                f"view raw needs images of {self.image_size}x{self.image_size}, but sample "
+                f"view raw needs images of {width}x{height}, but sample "
                 f"{request.sample_ids[at]} is {request.widths[at]}x{request.heights[at]} (width x "
                 "height); set image_size to match or use adm_center"
             )
@@ -111,20 +149,21 @@ class AdmView(ViewSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class AdmCenterView(AdmView):
-    """Centre crop of ADM (Dhariwal & Nichol): short side to `image_size`, central square."""
+    """Centre crop of ADM (Dhariwal & Nichol): resized to cover `image_size`, then its centre."""
 
     kind: Literal["adm_center"] = "adm_center"
 
     def _place(self, request: ViewRequest) -> Placement:
-        return adm_center(request, self.image_size)
+        return adm_center(request, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdmRandomView(AdmView):
     """Random crop of ADM as the generators are trained on.
 
-    Short side uniform among the integers from `image_size` to 1.25 * `image_size`, position
-    uniform. The released LlamaGen training flips half of the views, the DiT training none.
+    What is covered is `image_size` enlarged by 1 to 1.25 (its shorter side uniform among the
+    integers), position uniform. The released LlamaGen training flips half of the views, the DiT
+    training none.
     """
 
     flip: bool = True
@@ -132,7 +171,7 @@ class AdmRandomView(AdmView):
     kind: Literal["adm_random"] = "adm_random"
 
     def _place(self, request: ViewRequest) -> Placement:
-        return adm_random(request, self.image_size, self.flip)
+        return adm_random(request, self.size, self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +184,8 @@ class CenterAndRandomView(AdmView):
     kind: Literal["center_and_random"] = "center_and_random"
 
     def _place(self, request: ViewRequest) -> Placement:
-        center = adm_center(request, self.image_size)
-        random = adm_random(request, self.image_size, self.flip)
+        center = adm_center(request, self.size)
+        random = adm_random(request, self.size, self.flip)
         return Placement(
             *(
                 np.where(request.views == 0, getattr(center, f.name), getattr(random, f.name))
@@ -163,7 +202,7 @@ class CenterFlipView(AdmView):
     num_views: ClassVar[int] = 2
 
     def _place(self, request: ViewRequest) -> Placement:
-        center = adm_center(request, self.image_size)
+        center = adm_center(request, self.size)
         return Placement(
             center.resized_heights, center.resized_widths, center.tops, center.lefts,
             request.views == 1,
@@ -172,7 +211,7 @@ class CenterFlipView(AdmView):
 
 @dataclass(frozen=True, kw_only=True)
 class FlipResizeRandomView(ViewSpec):
-    """Training view of the tokenizer: flip half, short side to `image_size`, random square.
+    """Training view of the tokenizer: flip half, resize to cover `image_size`, random position.
 
     The long side is truncated to whole pixels and the resize is bilinear, as the released
     tokenizer training does; there is no scale jitter.
@@ -184,22 +223,22 @@ class FlipResizeRandomView(ViewSpec):
     interpolation: ClassVar[Interpolation] = "bilinear"
 
     def _place(self, request: ViewRequest) -> Placement:
-        height, width = short_side_truncated(request, self.image_size)
-        return random_square(request, height, width, self.image_size, self.flip)
+        height, width = covering_truncated(request, self.size)
+        return random_crop(request, height, width, self.size, self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeCenterView(ViewSpec):
-    """Evaluation view of the tokenizer: bilinear resize of the short side, central square."""
+    """Evaluation view of the tokenizer: bilinear resize to cover `image_size`, its centre."""
 
     kind: Literal["resize_center"] = "resize_center"
     interpolation: ClassVar[Interpolation] = "bilinear"
 
     def _place(self, request: ViewRequest) -> Placement:
-        height, width = short_side_truncated(request, self.image_size)
+        height, width = covering_truncated(request, self.size)
         return Placement(
             height, width,
-            half_to_even(height - self.image_size), half_to_even(width - self.image_size),
+            half_to_even(height - self.size[0]), half_to_even(width - self.size[1]),
             no_flips(request),
         )  # fmt: skip
 
@@ -222,14 +261,16 @@ class TenCropView(AdmView):
             raise UserError(f"ten_crop ratio={self.ratio} is not allowed; use 1.0 or more")
 
     def _place(self, request: ViewRequest) -> Placement:
-        outer = adm_center(request, int(self.image_size * self.ratio))
-        slack = int(self.image_size * self.ratio) - self.image_size
-        middle = int(half_to_even(np.array([slack]))[0])
-        top = np.array([0, 0, slack, slack, middle])[request.views % 5]
-        left = np.array([0, slack, 0, slack, middle])[request.views % 5]
+        height, width = (int(side * self.ratio) for side in self.size)
+        outer = adm_center(request, (height, width))
+        slack = np.array([height, width]) - np.array(self.size)
+        below, right = slack.tolist()
+        middle, center = half_to_even(slack).tolist()
+        top = np.array([0, 0, below, below, middle])[request.views % 5]
+        left = np.array([0, right, 0, right, center])[request.views % 5]
         flips = request.views >= 5
         # Regions are counted in the mirrored image, the crop is placed in the unmirrored one.
-        left = np.where(flips, slack - left, left)
+        left = np.where(flips, right - left, left)
         return Placement(
             outer.resized_heights, outer.resized_widths, outer.tops + top, outer.lefts + left, flips
         )
@@ -286,7 +327,7 @@ def view_geometry(
     )  # fmt: skip
     placed = spec._place(request)
     return ViewGeometry(
-        spec.image_size, spec.interpolation, request.heights, request.widths,
+        spec.size, spec.interpolation, request.heights, request.widths,
         placed.resized_heights, placed.resized_widths, placed.tops, placed.lefts, placed.flips,
         bool(getattr(spec, "box_halving", False)),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.base import to_unit_range
 from ifsq_train.artifacts.trained import to_uint8
+from ifsq_train.models.channels import as_rgb
 
 Pictures: TypeAlias = (
     "Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarray | Tensor]"
@@ -21,7 +22,7 @@ OutputType = Literal["pil", "np", "pt"]
 
 _ALLOWED = (
     "give PIL images, uint8 arrays [H, W, 3] or [B, H, W, 3], or float tensors [3, H, W] or"
-    " [B, 3, H, W] with values in [-1, 1]"
+    " [B, 3, H, W] with values in [-1, 1]; grey ones have 1 in place of 3"
 )
 _LARGEST = 2.0
 """Reconstructions go a little beyond [-1, 1]; values beyond this are of another scale."""
@@ -30,12 +31,14 @@ _LARGEST = 2.0
 def to_batch(images: Pictures) -> tuple[Tensor, bool]:
     """A batch float32 [B, 3, H, W] in [-1, 1] on its device, and whether it was a single image.
 
+    Grey is repeated.
+
     Raises:
         UserError: nothing, another kind or shape, another range, or images of different sizes.
     """
     if isinstance(images, Image.Image | np.ndarray | Tensor):
         one = _to_tensor(images)
-        return (one[None], True) if one.dim() == 3 else (one, False)
+        return (as_rgb(one[None]), True) if one.dim() == 3 else (as_rgb(one), False)
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
         raise UserError(f"images: found {_kind(images)}; {_ALLOWED}")
     if not images:
@@ -49,15 +52,15 @@ def to_batch(images: Pictures) -> tuple[Tensor, bool]:
             f"images: found sizes {', '.join(sizes)} (height x width) in one call; resize them to"
             " one size, or call once for each"
         )
-    return torch.stack(each), False
+    return torch.cat([as_rgb(one[None]) for one in each]), False
 
 
 def from_batch(images: Tensor, output_type: OutputType, single: bool) -> Any:
-    """Images float [B, 3, H, W], nominally in [-1, 1], as asked for.
+    """Images float [B, 3 or 1, H, W], nominally in [-1, 1], as asked for.
 
     Args:
         images: of a decoder.
-        output_type: ``pil``: a list of PIL images; ``np``: uint8 [B, H, W, 3]; ``pt``: as it is.
+        output_type: ``pil``: a list of PIL images; ``np``: uint8 [B, H, W, C]; ``pt``: as it is.
         single: give the first alone.
 
     Raises:
@@ -69,7 +72,7 @@ def from_batch(images: Tensor, output_type: OutputType, single: bool) -> Any:
     pixels = to_uint8(images.float()).permute(0, 2, 3, 1).cpu().numpy()
     if output_type == "np":
         return pixels[0] if single else pixels
-    made = [Image.fromarray(one) for one in pixels]
+    made = [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
     return made[0] if single else made
 
 
@@ -99,16 +102,16 @@ def check_sides(images: Tensor, ratio: int) -> None:
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """Float32 [3, H, W] or [B, 3, H, W] of one PIL image, array or tensor."""
+    """Float32 [3 or 1, H, W] or [B, 3 or 1, H, W] of one PIL image, array or tensor."""
     if isinstance(image, Image.Image):
         return _of_pixels(np.array(image.convert("RGB")))
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] not in (1, 3):
             raise UserError(f"images: found {_kind(image)}; {_ALLOWED}")
         return _of_pixels(image)
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise UserError(f"images: found {_kind(image)}; {_ALLOWED}")
-    if image.dim() not in (3, 4) or image.shape[-3] != 3:
+    if image.dim() not in (3, 4) or image.shape[-3] not in (1, 3):
         raise UserError(f"images: found {_kind(image)}; {_ALLOWED}")
     if not image.numel():
         raise UserError(f"images: found an empty tensor {list(image.shape)}; {_ALLOWED}")

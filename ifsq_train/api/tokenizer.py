@@ -149,7 +149,8 @@ class Tokenizer:
 
         Args:
             images: one or many: PIL images, uint8 arrays [H, W, 3] or [B, H, W, 3], float tensors
-                [3, H, W] or [B, 3, H, W] in [-1, 1], or a list of single ones of equal size.
+                [3, H, W] or [B, 3, H, W] in [-1, 1], or a list of single ones of equal size;
+                grey ones have 1 channel. A grey tokenizer sees the luminance.
             to: ``auto`` gives tokens where the tokenizer has them, else latents.
             batch_size: images that pass the network together.
 
@@ -181,7 +182,8 @@ class Tokenizer:
             codes: what `encode` gives, as tensor or array: integers are tokens [B, h, w, G] or
                 [h, w, G], floats are latents [B, C, h, w] or [C, h, w].
             output_type: ``pil``: PIL images; ``np``: uint8 arrays [H, W, 3]; ``pt``: float tensors
-                [3, H, W], nominally in [-1, 1] and not clamped.
+                [3, H, W], nominally in [-1, 1] and not clamped. A grey tokenizer gives PIL images
+                of mode L, and 1 in place of 3.
             batch_size: images that pass the network together.
 
         Returns:

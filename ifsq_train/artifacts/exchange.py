@@ -84,7 +84,7 @@ def export_weights(path: str | Path, output: Path, *, overwrite: bool = False) -
 
 def released_spec(
     tokenizer: str,
-    grid: int,
+    grid: tuple[int, int],
     latent_multiplier: float = 1.0,
     latent_mean: Sequence[float] | None = None,
     latent_std: Sequence[float] | None = None,
@@ -93,7 +93,7 @@ def released_spec(
 
     Args:
         tokenizer: run folder of the tokenizer its tokens or latents come from.
-        grid: side of the token or latent grid.
+        grid: height and width in tokens or latent cells.
         latent_multiplier: DiT: latents were multiplied by it in training, after what follows.
         latent_mean: DiT: per channel, what was subtracted from the latents; zeros if None.
         latent_std: DiT: per channel, what they were divided by; ones if None.
@@ -101,7 +101,7 @@ def released_spec(
     Raises:
         UserError: no complete checkpoint of a tokenizer, or statistics that do not fit it.
     """
-    spec = spec_of_images(load_tokenizer(tokenizer), (grid, grid))
+    spec = spec_of_images(load_tokenizer(tokenizer), grid)
     channels = spec.latent_channels
     mean, std = latent_mean or (0.0,) * channels, latent_std or (1.0,) * channels
     for name, values in (("mean", mean), ("std", std)):
@@ -155,7 +155,7 @@ def import_released(
 
 
 def import_exported(
-    source: Path, output: Path, tokenizer: str | None = None, grid: int | None = None
+    source: Path, output: Path, tokenizer: str | None = None, grid: tuple[int, int] | None = None
 ) -> int:
     """A folder of `export_weights` as a run folder; exporting it gives the same bits again.
 
@@ -163,7 +163,7 @@ def import_exported(
         source: the folder.
         output: run folder to make.
         tokenizer: of a generator: run folder of the tokenizer it is to be used with.
-        grid: of a generator: the side its grid is expected to have.
+        grid: of a generator: height and width its grid is expected to have.
 
     Returns:
         Number of parameters taken over, averages not counted twice.
@@ -178,10 +178,10 @@ def import_exported(
     config, spec = export.recipe, None
     if isinstance(config.task, GeneratorTaskConfig):
         spec = _spec_in(export)
-        if grid is not None and spec.grid != (grid, grid):
+        if grid is not None and spec.grid != grid:
             raise UserError(
-                f"{source} makes a grid of {spec.grid[0]} x {spec.grid[1]}, not {grid} x {grid};"
-                " leave --grid out"
+                f"{source} makes a grid of {spec.grid[0]} x {spec.grid[1]}, not"
+                f" {grid[0]} x {grid[1]}; leave --grid out"
             )
         if tokenizer is not None:
             refuse_foreign(spec, load_tokenizer(tokenizer), tokenizer, str(source))

@@ -15,9 +15,11 @@ from ifsq_train.config import (
     QuantizerConfig,
     RepaConfig,
     TokenizerConfig,
+    TokenizerTaskConfig,
 )
 from ifsq_train.models import dit, llamagen
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.llamagen import LlamaGen
@@ -74,7 +76,17 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
         norm_groups=config.norm_groups,
         attention=config.attention,
         double_z=config.double_z,
+        image_channels=config.image_channels,
     )
+
+
+def build_discriminator(task: TokenizerTaskConfig) -> PatchDiscriminator | None:
+    """What judges a tokenizer's images, default initialisation; None without such a loss."""
+    config = task.adversarial
+    if config is None:
+        return None
+    channels = task.model.image_channels
+    return PatchDiscriminator(config.base_channels, config.num_layers, channels)
 
 
 def quantizer_from_spec(spec: Mapping[str, Any]) -> Quantizer | None:

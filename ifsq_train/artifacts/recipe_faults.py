@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from data_pipelines.views import Size, shown_size, sides
 from ifsq_train.config import AdversarialConfig, TokenizerConfig
 
 MAX_CODEBOOK = 2**63 - 1
@@ -87,8 +88,8 @@ def _slope(key: str, levels: list[int], alpha: Any) -> Iterator[str]:
         )
 
 
-def _image_size(values: Mapping[str, Any]) -> int:
-    return int(values["data"]["view"]["image_size"])
+def _size(values: Mapping[str, Any]) -> Size:
+    return sides(values["data"]["view"]["image_size"])
 
 
 def _strides(values: Mapping[str, Any]) -> Iterator[str]:
@@ -96,13 +97,17 @@ def _strides(values: Mapping[str, Any]) -> Iterator[str]:
         return
     default = TokenizerConfig.model_fields["channel_multipliers"].default
     multipliers = values["task"]["model"].get("channel_multipliers", default)
-    ratio, size = 2 ** (len(multipliers) - 1), _image_size(values)
-    if size % ratio:
-        near = sorted({max(1, size // ratio) * ratio, (size // ratio + 1) * ratio})
+    ratio, size = 2 ** (len(multipliers) - 1), _size(values)
+    if any(side % ratio for side in size):
+        less, more = (
+            tuple(max(1, side // ratio + (more and side % ratio > 0)) * ratio for side in size)
+            for more in (False, True)
+        )
+        near = sorted({shown_size(less), shown_size(more)}, key=lambda text: (len(text), text))
         yield (
-            f"data.view.image_size: found {size}, not a multiple of the {ratio} pixels per latent"
-            f" cell that {len(multipliers)} channel_multipliers make; use"
-            f" {' or '.join(map(str, near))}"
+            f"data.view.image_size: found {shown_size(size)}, not a multiple of the {ratio} pixels"
+            f" per latent cell that {len(multipliers)} channel_multipliers make; use"
+            f" {' or '.join(near)}"
         )
 
 
@@ -111,7 +116,8 @@ def _discriminator(values: Mapping[str, Any]) -> Iterator[str]:
     if task["kind"] != "tokenizer" or task.get("adversarial", {}) is None:
         return
     default = AdversarialConfig.model_fields["num_layers"].default
-    layers, size = int(task.get("adversarial", {}).get("num_layers", default)), _image_size(values)
+    layers = int(task.get("adversarial", {}).get("num_layers", default))
+    size = min(_size(values))
     cells = size // 2**layers
     if cells < 3:  # two more convolutions take one cell each
         most = max(0, int(math.log2(size / 3))) if size >= 6 else 0

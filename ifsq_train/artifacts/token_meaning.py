@@ -5,6 +5,7 @@ from __future__ import annotations
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.format import TokenSpec
 from data_pipelines.tokens.latents import DigitTable
+from data_pipelines.views import Size, shown_size
 from ifsq_train.artifacts.networks import quantizer_from_spec
 from ifsq_train.artifacts.trained import TrainedTokenizer, load_tokenizer, load_tokenizer_of
 from ifsq_train.models.generator_spec import GeneratorSpec
@@ -38,26 +39,25 @@ def quantizer_of(spec: TokenSpec, tokenizer: str | None) -> Quantizer:
     return trained.network.quantize
 
 
-def token_grid(
-    image_size: int, downsample_ratio: int, key: str = "view.image_size"
-) -> tuple[int, int]:
-    """Height and width in tokens of a square image.
+def token_grid(size: Size, downsample_ratio: int, key: str = "view.image_size") -> tuple[int, int]:
+    """Height and width in tokens of an image.
 
     Args:
-        image_size: side in pixels.
+        size: height and width in pixels.
         downsample_ratio: pixels per token and side.
         key: of the recipe, for messages.
 
     Raises:
-        UserError: the side is not a whole number of tokens.
+        UserError: a side is not a whole number of tokens.
     """
-    cells, rest = divmod(image_size, downsample_ratio)
-    if rest or not cells:
+    height, width = (side // downsample_ratio for side in size)
+    fitting = tuple(max(cells, 1) * downsample_ratio for cells in (height, width))
+    if fitting != size:
         raise UserError(
-            f"{key}={image_size} is not a multiple of the tokenizer's"
-            f" {downsample_ratio} pixels per token; use {max(cells, 1) * downsample_ratio}"
+            f"{key}={shown_size(size)} is not a multiple of the tokenizer's"
+            f" {downsample_ratio} pixels per token; use {shown_size(fitting)}"
         )
-    return cells, cells
+    return height, width
 
 
 def spec_of_tokens(tokens: TokenSpec) -> GeneratorSpec:
@@ -78,7 +78,7 @@ def spec_of_images(tokenizer: TrainedTokenizer, grid: tuple[int, int]) -> Genera
     )
 
 
-def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> TokenSpec:
+def spec_of_tokenizer(path: str, size: Size, samples_per_shard: int) -> TokenSpec:
     """What tokens of a tokenizer are, for tokens that were made elsewhere: one view of one sample.
 
     Raises:
@@ -92,9 +92,9 @@ def spec_of_tokenizer(path: str, image_size: int, samples_per_shard: int) -> Tok
         tokenizer_fingerprint=network.fingerprint(),
         quantizer=spec,
         codebook_sizes=tuple(quantizer.codebook_sizes),
-        grid=token_grid(image_size, network.downsample_ratio),
+        grid=token_grid(size, network.downsample_ratio),
         digit_order=spec.get("digit_order", "little"),
-        view={"kind": "imported", "image_size": image_size},
+        view={"kind": "imported", "image_size": size[0] if size[0] == size[1] else list(size)},
         num_views=1,
         view_seed=0,
         source_digest="",

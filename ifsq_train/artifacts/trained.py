@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from data_pipelines.errors import DataError, UserError
@@ -28,6 +30,7 @@ from ifsq_train.config import (
 from ifsq_train.config.load import validate_recipe
 from ifsq_train.config.tasks import AUTOENCODER, GENERATOR
 from ifsq_train.models.autoencoder import Tokenizer
+from ifsq_train.models.channels import as_rgb
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.generator_spec import GeneratorSpec
 
@@ -242,6 +245,11 @@ def _recipe(checkpoint: Checkpoint) -> TrainConfig:
     recipe = validate_recipe(checkpoint.header["recipe"], source=str(checkpoint.folder))
     assert isinstance(recipe, TrainConfig)
     return recipe
+
+
+def to_pixels(images: torch.Tensor) -> NDArray[np.uint8]:
+    """Pictures uint8 [N, H, W, 3] of images float [N, 3, H, W] in [-1, 1], or of grey ones."""
+    return as_rgb(to_uint8(images.float())).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

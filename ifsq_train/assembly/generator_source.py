@@ -47,7 +47,7 @@ def open_source(config: TrainConfig, task: GeneratorTaskConfig, facts: DataFacts
     assert task.tokenizer is not None
     trained = load_tokenizer(task.tokenizer)
     network = trained.network
-    grid = token_grid(facts.image_size, network.downsample_ratio, "data.view.image_size")
+    grid = token_grid(facts.size, network.downsample_ratio, "data.view.image_size")
     encoder = ImageEncoder(network, task.tokenizer_precision)
     return Source(spec_of_images(trained, grid), encoder=encoder)
 

@@ -9,13 +9,12 @@ import torch
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.classifiers import build_classifier
-from ifsq_train.artifacts.networks import build_tokenizer
+from ifsq_train.artifacts.networks import build_discriminator, build_tokenizer
 from ifsq_train.assembly.generator import build_generator_task
 from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.data.base import TrainData
 from ifsq_train.distributed.context import RunContext
-from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.perceptual import load_lpips
 from ifsq_train.plugins.kinds import TaskKind
 from ifsq_train.plugins.registry import find, unknown_kind
@@ -52,12 +51,7 @@ def build_task(config: TrainConfig, data: TrainData, context: RunContext) -> Tra
 
 def _build_tokenizer_task(config: TokenizerTaskConfig) -> TokenizerTask:
     tokenizer = build_tokenizer(config.model)
-    adversarial = config.adversarial
-    discriminator = (
-        PatchDiscriminator(adversarial.base_channels, adversarial.num_layers)
-        if adversarial is not None
-        else None
-    )
+    discriminator = build_discriminator(config)
     weights = config.perceptual.weights
     if weights is None:
         logger.info("perceptual loss is off: no weights given (task.perceptual.weights)")

@@ -241,7 +241,8 @@ def validate_model(
     try:
         recipe = adapter.validate_python(values)
     except ValidationError as error:
-        faults = [*(_explain(fault, values) for fault in error.errors()), *more]
+        # A size that is neither a number nor two is refused as both, in the same words.
+        faults = dict.fromkeys([*(_explain(fault, values) for fault in error.errors()), *more])
         raise UserError("\n".join(f"{source}: {fault}" for fault in faults)) from error
     if more:
         raise UserError("\n".join(f"{source}: {fault}" for fault in more))
@@ -286,12 +287,12 @@ def unpacked(message: Mapping[str, Any], kind: type[ConfigT]) -> ConfigT:
 
 
 _CHANNELS = (
-    "images have 3 channels, and latents as many as the quantizer has levels or num_channels"
+    "images have task.model.image_channels, latents as many channels as the quantizer has levels or"
+    " num_channels"
 )
 _OTHER_NAMES = {
     "in_channels": _CHANNELS,
     "out_channels": _CHANNELS,
-    "image_channels": _CHANNELS,
     "channels": _CHANNELS,
     "embed_dim": _CHANNELS,
     "latent_channels": _CHANNELS,
@@ -316,6 +317,9 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
     keys = _key_path(fault["loc"], values)
     path = ".".join(keys) or "recipe"
     kind = fault["type"]
+    if "image_size" in keys[:-1]:
+        path = path[: path.index("image_size")] + "image_size"
+        return f"{path}: give pixels per side, or height and width such as [256, 384]"
     if kind in _REMEDIES:
         return f"{path}: {_REMEDIES[kind]}"
     if kind == "extra_forbidden":
@@ -327,8 +331,6 @@ def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
         return f"{path}.kind: {known}{hint}"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
-    if keys and keys[-1] == "image_size" and isinstance(found, list | tuple):
-        return f"{path}: found {list(found)}; views are square: give one number, pixels per side"
     if kind == "value_error" or isinstance(found, dict | list):
         return f"{path}: {message}"
     return f"{path}: found {shown(found)}; {message[0].lower()}{message[1:]}"

@@ -145,6 +145,8 @@ class TokenizerConfig(Config):
     """In the deepest level and the middle, as in LlamaGen's public VQ tokenizers."""
     double_z: bool = True
     """The encoder ends in 2 * z_channels (paper) or, as LlamaGen's, in z_channels."""
+    image_channels: Literal[1, 3] = 3
+    """3 for RGB; 1: the luminance of images is encoded, grey images are decoded."""
 
     @property
     def downsample_ratio(self) -> int:

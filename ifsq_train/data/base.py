@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.order.plan import DataPlan, rank_slots
 from data_pipelines.tokens.format import TokenSpec
+from data_pipelines.views import Size
 from ifsq_train.data.batch import Batch
 
 
@@ -17,11 +18,11 @@ class DataFacts:
     """What the networks trained on a dataset must know of it.
 
     Attributes:
-        image_size: side of the views in pixels.
+        size: height and width of the views in pixels.
         tokens: the spec of a token dataset; None for images.
     """
 
-    image_size: int
+    size: Size
     tokens: TokenSpec | None = None
 
 

@@ -37,7 +37,7 @@ class ImageTrainData:
     @property
     def facts(self) -> DataFacts:
         """Image size, for building the task."""
-        return DataFacts(self.source.spec.image_size)
+        return DataFacts(self.source.spec.size)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """The rank's share of a step, decoded: images, labels and positions."""
@@ -105,7 +105,7 @@ def open_images(
         UserError: missing or damaged dataset, a decoder that is not installed, too few samples.
     """
     view = config.view
-    decoder = open_decoder(config.decoder, view.image_size, device, threads)
+    decoder = open_decoder(config.decoder, view.size, device, threads)
     manifests = [open_images_of(url) for url in config.urls]
     sources = [ImageSource(m, view, decoder, budget, seed=seed) for m in manifests]
     source = MixedSource(sources) if config.mix else sources[0]
@@ -150,7 +150,7 @@ def open_image_source(
     return ImageSource(
         open_images_of(url),
         view,
-        open_decoder(decoder, view.image_size, device, threads),
+        open_decoder(decoder, view.size, device, threads),
         ErrorBudget(max_bad_samples, quarantine_path),
         seed=seed,
     )

@@ -16,7 +16,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.contact_sheet import contact_sheet
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.outputs import claim_file
-from data_pipelines.views import ViewSpec
+from data_pipelines.views import ImageSize, ViewSpec, shown_size
 from ifsq_train.config import ImageDataConfig, TrainConfig
 from ifsq_train.config.load import load_recipe
 from ifsq_train.data.images import open_images
@@ -39,7 +39,7 @@ def recipe_config(recipe: str, overrides: Sequence[str]) -> tuple[ImageDataConfi
     return config.data, config.seed
 
 
-def dataset_config(url: str, view: str, image_size: int, batch_size: int) -> ImageDataConfig:
+def dataset_config(url: str, view: str, image_size: ImageSize, batch_size: int) -> ImageDataConfig:
     """Batches of a dataset without a recipe, smaller where it has fewer samples.
 
     Raises:
@@ -85,7 +85,7 @@ def preview_batch(config: ImageDataConfig, seed: int, step: int, count: int, out
     title = (
         f"{', '.join(map(str, config.urls))}  batch {step}, {len(ids)} of"
         f" {config.global_batch_size},"
-        f" {config.view.kind} {config.view.image_size} px, seed {seed}"
+        f" {config.view.kind} {shown_size(config.view.image_size)} px, seed {seed}"
     )
     buffer, made_by = io.BytesIO(), PngInfo()
     made_by.add_text("Software", COMMAND)

@@ -12,7 +12,7 @@ from data_pipelines.images.source import ImageSource
 from data_pipelines.order.plan import SamplePlan
 from data_pipelines.tokens.features import FEATURES, decode_features
 from data_pipelines.tokens.reader import TokenDataset
-from data_pipelines.views import ViewSpec, choose_views
+from data_pipelines.views import ViewSpec, choose_views, sides
 from ifsq_train.config import TokenDataConfig
 from ifsq_train.data.base import DataFacts, Extras, positions
 from ifsq_train.data.batch import Batch
@@ -39,7 +39,7 @@ class TokenTrainData:
     @property
     def facts(self) -> DataFacts:
         """Image size and token spec, for building the task."""
-        return DataFacts(int(self.dataset.spec.view["image_size"]), self.dataset.spec)
+        return DataFacts(sides(self.dataset.spec.view["image_size"]), self.dataset.spec)
 
     def load(self, step: int, rank: int, world_size: int) -> Batch:
         """The rank's share of a step: tokens or latents, labels and positions."""

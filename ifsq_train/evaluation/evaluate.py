@@ -164,15 +164,16 @@ def measure_reconstructions(tools: Tools, on_batch: OnBatch | None = None) -> di
     for images in tools.images.batches(tools.context):
         # Entered here and not around the loop: decoding threads write into normal tensors.
         with torch.inference_mode():
-            reconstructions, quantized = network(channels_last(images))
+            seen = network.seen(channels_last(images))
+            reconstructions, quantized = network(seen)
         refuse_broken(reconstructions, meter.num_images, f"the tokenizer {tools.config.tokenizer}")
-        meter.add(images, reconstructions)
+        meter.add(seen, reconstructions)
         if usage is not None:
             indices = quantized.indices
             digits = None if levels is None else quantizer.indices_to_digits(indices)
             usage.update(digits, indices)
         if inception is not None:
-            real.add(inception, images)
+            real.add(inception, seen)
             raw.add(inception, reconstructions.float())
             rounded.add(inception, round_to_8_bit(reconstructions) * 2.0 - 1.0)
         if on_batch is not None:

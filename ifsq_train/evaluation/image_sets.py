@@ -41,7 +41,7 @@ class HeldOutImages:
         self.decoder = ""
 
     def batches(self, context: RunContext) -> Iterator[Tensor]:
-        """A rank's consecutive share, float32 [B, 3, S, S] in [-1, 1]; over all ranks each once.
+        """A rank's consecutive share, float32 [B, 3, H, W] in [-1, 1]; over all ranks each once.
 
         Raises:
             DataError: a damaged dataset, or an image that cannot be decoded.

@@ -257,7 +257,7 @@ def tokens_per_sample(config: TrainConfig, task: Mapping[str, Any]) -> int:
     if not isinstance(config.task, TokenizerTaskConfig):
         return 0
     reduction = 2 ** (len(config.task.model.channel_multipliers) - 1)
-    return (config.data.view.image_size // reduction) ** 2
+    return math.prod(side // reduction for side in config.data.view.size)
 
 
 def record_start(path: Path, first_step: int, world_size: int) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.channels import seen_by
 from ifsq_train.models.fingerprint import update_with_tensors
 from ifsq_train.models.quantizers.base import Quantizer, QuantizerOutput
 
@@ -165,6 +166,7 @@ class Encoder(nn.Module):
         out_channels: of the result.
         groups: of the norms.
         attention: in the deepest level and the middle.
+        image_channels: 3, or 1 for grey.
     """
 
     def __init__(
@@ -175,10 +177,12 @@ class Encoder(nn.Module):
         out_channels: int,
         groups: int,
         attention: bool = False,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = [base * multiplier for multiplier in multipliers]
-        self.conv_in = nn.Conv2d(3, base, 3, padding=1)
+        self.image_channels = image_channels
+        self.conv_in = nn.Conv2d(image_channels, base, 3, padding=1)
         self.down = nn.ModuleList()
         before = base
         for level, width in enumerate(widths):
@@ -196,8 +200,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [-1, 1] -> [B, out_channels, h, w]."""
-        x = self.conv_in(images)
+        """Float [B, 3, H, W] in [-1, 1], or grey where it takes grey -> [B, out_channels, h, w]."""
+        x = self.conv_in(seen_by(images, self.image_channels))
         for stage in self.down:
             x = stage(x)
         return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
@@ -214,6 +218,7 @@ class Decoder(nn.Module):
         in_channels: int,
         groups: int,
         attention: bool = False,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = [base * multiplier for multiplier in multipliers]
@@ -237,10 +242,10 @@ class Decoder(nn.Module):
             before = widths[level]
         self.up = nn.ModuleList(stages)
         self.norm_out = _norm(before, groups)
-        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(before, image_channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Float [B, in_channels, h, w] -> [B, 3, H, W]."""
+        """Float [B, in_channels, h, w] -> [B, image_channels, H, W]."""
         x = self.mid_block(self.conv_in(features))
         for stage in reversed(self.up):
             x = stage(x)
@@ -257,6 +262,7 @@ class Tokenizer(nn.Module):
         base_channels, num_res_blocks, z_channels, norm_groups: 128, 2, 4, 32 in the paper.
         attention: in the deepest level and the middle (LlamaGen's public VQ tokenizers).
         double_z: the encoder gives 2 * z_channels, also where no variance is wanted (paper).
+        image_channels: 3, or 1: the luminance of images is encoded and grey ones are decoded.
     """
 
     def __init__(
@@ -270,15 +276,17 @@ class Tokenizer(nn.Module):
         norm_groups: int = 32,
         attention: bool = False,
         double_z: bool = True,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
         shape = (base_channels, channel_multipliers, num_res_blocks)
         features = 2 * z_channels if double_z else z_channels
-        self.encoder = Encoder(*shape, features, norm_groups, attention)
+        ends = (norm_groups, attention, image_channels)
+        self.encoder = Encoder(*shape, features, *ends)
         self.quant_conv = nn.Conv2d(features, quantizer.moment_channels, 1)
         self.quantize = quantizer
         self.post_quant_conv = nn.Conv2d(quantizer.num_channels, z_channels, 1)
-        self.decoder = Decoder(*shape, z_channels, norm_groups, attention)
+        self.decoder = Decoder(*shape, z_channels, *ends)
         self.downsample_ratio = 2 ** (len(channel_multipliers) - 1)
         self._architecture: dict[str, Any] = {
             "channel_multipliers": list(channel_multipliers),
@@ -292,17 +300,28 @@ class Tokenizer(nn.Module):
             self._architecture["attention"] = True
         if not double_z:
             self._architecture["double_z"] = False
+        if image_channels != 3:
+            self._architecture["image_channels"] = image_channels
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images it makes: 3, or 1 for grey."""
+        return self.encoder.image_channels
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What it sees of images [B, 3, H, W], and is to reconstruct: [B, image_channels, H, W]."""
+        return seen_by(images, self.image_channels)
 
     def encode(self, images: Tensor) -> QuantizerOutput:
         """Images float [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] and indices [B, h, w, G]."""
         return self.quantize(self.quant_conv(self.encoder(images)))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents float [B, C, h, w] -> images float [B, 3, H, W], nominally in [-1, 1]."""
+        """Latents float [B, C, h, w] -> images [B, image_channels, H, W], nominally in [-1, 1]."""
         return self.decoder(self.post_quant_conv(latents))
 
     def forward(self, images: Tensor) -> tuple[Tensor, QuantizerOutput]:
-        """Reconstruction float [B, 3, H, W] and what the bottleneck gave."""
+        """Reconstruction float [B, image_channels, H, W] and what the bottleneck gave."""
         quantized = self.encode(images)
         return self.decode(quantized.latents), quantized
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ifsq_train.models.channels import seen_by
+
 
 class PatchDiscriminator(nn.Module):
     """Stack of 4x4 convolutions with batch norm; one logit per patch.
@@ -12,12 +14,16 @@ class PatchDiscriminator(nn.Module):
         base_channels: width of the first layer; doubles per layer up to 8 times.
         num_layers: strided layers; 4 in the released training, 3 in the original PatchGAN.
             One more layer with stride 1 follows, then the logits.
+        image_channels: 3, or 1 for grey.
     """
 
-    def __init__(self, base_channels: int = 64, num_layers: int = 4) -> None:
+    def __init__(
+        self, base_channels: int = 64, num_layers: int = 4, image_channels: int = 3
+    ) -> None:
         super().__init__()
+        self.image_channels = image_channels
         layers: list[nn.Module] = [
-            nn.Conv2d(3, base_channels, 4, stride=2, padding=1),
+            nn.Conv2d(image_channels, base_channels, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
         ]
         before = base_channels
@@ -35,8 +41,11 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [-1, 1] -> logits [B, 1, h, w]; positive means real."""
-        return self.main(images)
+        """Float [B, 3, H, W] in [-1, 1], or grey where it takes grey -> logits [B, 1, h, w].
+
+        Positive means real.
+        """
+        return self.main(seen_by(images, self.image_channels))
 
 
 def _initialise(module: nn.Module) -> None:

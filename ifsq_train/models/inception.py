@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.channels import as_rgb
 from ifsq_train.models.weight_files import read_tensors
 
 NUM_FEATURES = 2048
@@ -222,7 +223,7 @@ class FidInception(nn.Module):
         self.register_buffer("classifier", None)
 
     def features(self, images: Tensor) -> InceptionFeatures:
-        """Everything the measures use, of images float [B, 3, H, W] in [-1, 1]."""
+        """Everything the measures use, of images float [B, 3 or 1, H, W] in [-1, 1]."""
         branch = self.Mixed_6d.get_submodule("branch1x1")
         kept: list[Tensor] = []
         handle = branch.register_forward_hook(
@@ -240,13 +241,13 @@ class FidInception(nn.Module):
         return InceptionFeatures(pooled, kept[0].flatten(1), shares)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] in [-1, 1], any size -> fp32 [B, 2048]."""
+        """Float [B, 3 or 1, H, W] in [-1, 1], any size -> fp32 [B, 2048]."""
         return self.stages(images)[-1].mean(dim=(2, 3))
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Maps of 64, 192, 768 and 2048 channels, where the published port divides it."""
         with torch.autocast(images.device.type, enabled=False):
-            x = images.float()
+            x = as_rgb(images).float()
             x = F.interpolate(x, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
             x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
             first = F.max_pool2d(x, 3, stride=2)

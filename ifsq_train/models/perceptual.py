@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq_train.models.channels import as_rgb
 from ifsq_train.models.weight_files import read_tensors
 
 Backbone = Literal["vgg16", "alexnet"]
@@ -102,7 +103,7 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance of two image batches float [B, 3, H, W] in [-1, 1]; [B], or [B, 1, H, W]."""
+        """Distance of image batches float [B, 3 or 1, H, W] in [-1, 1]; [B], or [B, 1, H, W]."""
         maps = self.tap_distances(first, second)
         if not self.spatial:
             return torch.stack([one.mean(dim=(1, 2, 3)) for one in maps]).sum(0)
@@ -112,7 +113,7 @@ class Lpips(nn.Module):
 
     def tap_distances(self, first: Tensor, second: Tensor) -> list[Tensor]:
         """Weighted squared distance at every tap, float [B, 1, h, w] each."""
-        pairs = [self.backbone((x - self.shift) / self.scale) for x in (first, second)]
+        pairs = [self.backbone((as_rgb(x) - self.shift) / self.scale) for x in (first, second)]
         return [
             head((_unit(a) - _unit(b)).square())
             for a, b, head in zip(*pairs, self.heads, strict=True)

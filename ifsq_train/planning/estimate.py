@@ -16,13 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.errors import UserError
 from ifsq_train.artifacts.classifiers import build_classifier
-from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.artifacts.networks import build_discriminator, build_generator, build_tokenizer
 from ifsq_train.config import GeneratorTaskConfig, TokenizerTaskConfig, TrainConfig
 from ifsq_train.config.classifier import ClassifierTaskConfig
 from ifsq_train.config.tasks import AUTOENCODER, DISCRIMINATOR, GENERATOR
 from ifsq_train.config.train import BUCKET_ELEMENTS
 from ifsq_train.metrics.flops import FlopCounter
-from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.repa import SIZES as DINO_SIZES
@@ -136,15 +135,12 @@ def build_networks(
     if not isinstance(task, TokenizerTaskConfig | ClassifierTaskConfig):
         raise UserError(f"task '{task.kind}' comes from a plug-in, whose cost is not known here")
     assert config.data.kind == "images"
-    size = config.data.view.image_size
-    image = torch.zeros(1, 3, size, size)
+    image = torch.zeros(1, 3, *config.data.view.size)
     if isinstance(task, ClassifierTaskConfig):
         return {"classifier": build_classifier(task.model)}, {"classifier": (image,)}
     networks: dict[str, nn.Module] = {AUTOENCODER: build_tokenizer(task.model)}
-    if task.adversarial is not None:
-        networks[DISCRIMINATOR] = PatchDiscriminator(
-            task.adversarial.base_channels, task.adversarial.num_layers
-        )
+    if (discriminator := build_discriminator(task)) is not None:
+        networks[DISCRIMINATOR] = discriminator
     return networks, dict.fromkeys(networks, (image,))
 
 
@@ -240,7 +236,7 @@ def frozen_flops(config: TrainConfig, spec: GeneratorSpec | None) -> dict[str, f
         if task.perceptual.weights is None or task.perceptual.weight == 0:
             return {}
         assert config.data.kind == "images"
-        image = torch.zeros(1, 3, config.data.view.image_size, config.data.view.image_size)
+        image = torch.zeros(1, 3, *config.data.view.size)
         pair = forward_flops({"perceptual": Lpips("vgg16")}, {"perceptual": (image, image)})
         return {"perceptual": pair["perceptual"] / 2.0}
     repa = task.repa if isinstance(task, GeneratorTaskConfig) else None

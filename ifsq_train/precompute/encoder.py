@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipelines.views import Size
 from ifsq_train.artifacts.teachers import open_teacher, teacher_fingerprint
 from ifsq_train.artifacts.token_meaning import digit_table, token_grid
 from ifsq_train.artifacts.trained import load_tokenizer
@@ -138,7 +139,7 @@ class TokenEncoder:
         """What the networks make of images; on a GPU this returns before it is computed.
 
         Args:
-            images: float32 [B, 3, S, S] in [-1, 1], 1 to `batch_size` of them.
+            images: float32 [B, 3, H, W] in [-1, 1], 1 to `batch_size` of them.
         """
         assert 0 < len(images) <= self.batch_size
         images = images.to(self._device, non_blocking=True)
@@ -177,10 +178,10 @@ class TokenEncoder:
             return self._network.quantize.indices_to_latents(tokens), None
         return self._network.quantize.posterior(moments)
 
-    def position_matters(self, image_size: int) -> bool:
+    def position_matters(self, size: Size) -> bool:
         """Whether an image's place in the batch changes any bit of what becomes of it here."""
         generator = torch.Generator().manual_seed(0)
-        shape = (self.batch_size, 3, image_size, image_size)
+        shape = (self.batch_size, 3, *size)
         images = torch.rand(shape, generator=generator) * 2 - 1
         shift = max(1, self.batch_size // 3)
         usual = vars(self.encode(images).arrays())
@@ -219,7 +220,7 @@ def open_encoder(config: PrecomputeConfig, device: str) -> TokenEncoder:
             fit together.
     """
     network = load_tokenizer(config.tokenizer, config.weights).network
-    grid = token_grid(config.view.image_size, network.downsample_ratio)
+    grid = token_grid(config.view.size, network.downsample_ratio)
     teacher = None
     if config.teacher is not None:
         teacher = open_teacher(config.teacher.weights, config.teacher.size, grid, "teacher.weights")

@@ -118,7 +118,7 @@ def describe_job(
         tokenizer_fingerprint=encoder.fingerprint,
         quantizer=encoder.quantizer,
         codebook_sizes=encoder.codebook_sizes,
-        grid=token_grid(config.view.image_size, encoder.downsample_ratio),
+        grid=token_grid(config.view.size, encoder.downsample_ratio),
         digit_order=encoder.digit_order,
         view=config.view.to_dict(),
         num_views=config.view.num_views,
@@ -139,7 +139,7 @@ def describe_job(
 
 
 def _extra_columns(config: PrecomputeConfig, encoder: TokenEncoder) -> dict[str, ExtraColumn]:
-    height, width = token_grid(config.view.image_size, encoder.downsample_ratio)
+    height, width = token_grid(config.view.size, encoder.downsample_ratio)
     columns: dict[str, ExtraColumn] = {}
     if config.latents != "auto" or not encoder.codebook_sizes:
         dtype = "float16" if config.latents == "fp16" else "float32"
@@ -213,7 +213,7 @@ class ItemEncoder:
         # Where every item fills its batches, nothing rests on where in a batch an image lies.
         self._batches_cross_items = bool(
             rows_per_item % config.batch_size
-        ) and not self._encoder.position_matters(config.view.image_size)
+        ) and not self._encoder.position_matters(config.view.size)
 
     def make(
         self, feed: ItemFeed, finish: FinishItem, decode: DecodePixels | None = None

@@ -40,7 +40,7 @@ class RowRange:
 class PixelRows:
     """The rows of a range.
 
-    images: float32 [N, 3, S, S] in [-1, 1], or uint8 in [0, 255] where they travel.
+    images: float32 [N, 3, H, W] in [-1, 1], or uint8 in [0, 255] where they travel.
     sample_ids, source_ids, views: int64 [N], see `TokenRows`.
     labels: int32 [N].
     windows: uint16 [N, 4]; flips: bool [N], see `TokenRows`.
@@ -100,7 +100,7 @@ class ViewPixels:
         self.num_readers = readers
         self._num_views = config.view.num_views
         self._decoder: ImageDecoder = open_decoder(
-            config.decoder, config.view.image_size, device, decode_threads
+            config.decoder, config.view.size, device, decode_threads
         )
         self.decoder_name = self._decoder.name
         self._max_bad = config.max_bad_samples

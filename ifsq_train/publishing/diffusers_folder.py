@@ -94,8 +94,8 @@ def diffusers_config(config: TokenizerConfig) -> dict[str, Any]:
     first_up = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return {
         "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
         "act_fn": "silu",
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * plain + [last_down],

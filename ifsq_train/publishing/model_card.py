@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from data_pipelines.views import shown_size
 from ifsq_train.artifacts.pretrained import TOKENIZER_TYPE
 from ifsq_train.config import TrainConfig
 
@@ -114,7 +115,7 @@ def _data(card: CardFacts) -> str:
         lines.append(f"- digest of its manifest: `{facts['digest']}`")
     view = getattr(data, "view", None)
     if view is not None:
-        lines.append(f"- view: `{view.kind}`, {view.image_size} px")
+        lines.append(f"- view: `{view.kind}`, {shown_size(view.image_size)} px")
     lines.append(f"- global batch size: {data.global_batch_size}")
     return "\n".join(lines)
 

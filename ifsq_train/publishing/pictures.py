@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
-from ifsq_train.artifacts.trained import TrainedGenerator, TrainedTokenizer, to_uint8
+from ifsq_train.artifacts.trained import TrainedGenerator, TrainedTokenizer, to_pixels
 from ifsq_train.config import ImageDataConfig, SampleConfig, TrainConfig
 from ifsq_train.config.sources import ImagePlace
 from ifsq_train.distributed.context import InProcessContext
@@ -63,7 +63,7 @@ def reconstructions(
         return False
     with torch.no_grad():
         made, _ = trained.network(originals)
-    _write(target, [_pixels(originals), _pixels(made)])
+    _write(target, [to_pixels(trained.network.seen(originals)), to_pixels(made)])
     return True
 
 
@@ -79,13 +79,9 @@ def samples(
         codes = draw_codes(generator, tokenizer.network.quantize, labels, seeds, config)
         images = tokenizer.network.decode(codes.latents)
     half = -(-count // 2)
-    pixels = _pixels(images.nan_to_num())
+    pixels = to_pixels(images.nan_to_num())
     _write(target, [row for row in (pixels[:half], pixels[half:]) if len(row)])
     return True
-
-
-def _pixels(images: torch.Tensor) -> NDArray[np.uint8]:
-    return to_uint8(images.float()).permute(0, 2, 3, 1).numpy()
 
 
 def _write(target: Path, rows: Sequence[NDArray[np.uint8]]) -> None:

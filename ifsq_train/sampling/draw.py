@@ -27,7 +27,7 @@ from ifsq_train.artifacts.trained import (
     TrainedTokenizer,
     load_generator,
     load_tokenizer_of,
-    to_uint8,
+    to_pixels,
 )
 from ifsq_train.config import SampleConfig
 from ifsq_train.distributed.context import default_device
@@ -158,11 +158,11 @@ class Sampler:
                 f" and decoded by {self._config.tokenizer}; one has diverged: take another"
                 " checkpoint"
             )
-        return SamplePart(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), labels)
+        return SamplePart(to_pixels(images), labels)
 
     @torch.inference_mode()
     def _images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Images float [B, 3, H, W], nominally in [-1, 1]."""
+        """Images float [B, 3 or 1, H, W], nominally in [-1, 1]."""
         with autocast(self._device, self._config.precision):
             network = self._tokenizer.network
             drawn = draw_codes(self._generator, network.quantize, labels, seeds, self._config)

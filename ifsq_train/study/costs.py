@@ -52,15 +52,16 @@ def token_facts(recipe: TrainConfig, stages: Mapping[str, Stage]) -> GeneratorSp
     if recipe.data.kind == "tokens":
         tokens = _stage(recipe.data.url, stages)
         assert isinstance(tokens, PrecomputeConfig)
-        place, size = tokens.tokenizer, tokens.view.image_size
+        place, size = tokens.tokenizer, tokens.view.size
     else:
-        place, size = recipe.task.tokenizer or "", recipe.data.view.image_size
+        place, size = recipe.task.tokenizer or "", recipe.data.view.size
     tokenizer = _stage(place, stages)
     assert isinstance(tokenizer, TrainConfig)
     assert isinstance(tokenizer.task, TokenizerTaskConfig)
     model = tokenizer.task.model
-    side, quantizer = size // model.downsample_ratio, _quantizer(model.quantizer)
-    return GeneratorSpec((side, side), tuple(quantizer.codebook_sizes), quantizer.num_channels)
+    height, width = (side // model.downsample_ratio for side in size)
+    quantizer = _quantizer(model.quantizer)
+    return GeneratorSpec((height, width), tuple(quantizer.codebook_sizes), quantizer.num_channels)
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:

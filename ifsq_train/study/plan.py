@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def _sampling(
     passes *= 1 if recipe.cfg_scale == 1.0 else 2
     size = None
     if tokenizer is not None and tokenizer.data.kind == "images":
-        size = 3.0 * tokenizer.data.view.image_size**2 * count
+        size = 3.0 * math.prod(tokenizer.data.view.size) * count
     return per_sample * passes * count, size
 
 
@@ -110,5 +111,6 @@ def _encoding(
     except (UserError, OSError):
         return None, None
     per_sample = stage_estimate(tokenizer, None).flops_per_sample
-    side = recipe.view.image_size // tokenizer.task.model.downsample_ratio
-    return per_sample / _BACKWARD_AND_FORWARD / 2.0 * views, 4.0 * side * side * views
+    ratio = tokenizer.task.model.downsample_ratio
+    cells = math.prod(side // ratio for side in recipe.view.size)
+    return per_sample / _BACKWARD_AND_FORWARD / 2.0 * views, 4.0 * cells * views

@@ -92,7 +92,7 @@ class TokenizerTask:
         engine raises under ZeRO, and costs two more backward passes; here they come from the
         gradients with respect to the reconstruction and that layer's input.
         """
-        images = _in_kernel_layout(images)
+        images = _in_kernel_layout(self._autoencoder.seen(images))
         self._autoencoder.train()
         self._autoencoder.quantize.measure_use = info.logged
         last_layer = self._autoencoder.decoder.conv_out

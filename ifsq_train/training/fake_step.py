@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_pipelines.errors import UserError
 from data_pipelines.tokens.latents import LatentStatistics
-from ifsq_train.artifacts.networks import build_generator, build_tokenizer
+from ifsq_train.artifacts.networks import build_discriminator, build_generator, build_tokenizer
 from ifsq_train.config import (
     AutoregressiveTaskConfig,
     DiffusionTaskConfig,
@@ -29,7 +29,6 @@ from ifsq_train.config import (
     TrainConfig,
 )
 from ifsq_train.data.batch import Batch
-from ifsq_train.models.discriminator import PatchDiscriminator
 from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.models.perceptual import Lpips
 from ifsq_train.models.plain import as_on_a_gpu
@@ -146,8 +145,7 @@ def _fake_task(
     task, labels = config.task, torch.zeros(samples, dtype=torch.int64)
     places = np.arange(samples)
     if isinstance(task, TokenizerTaskConfig) and config.data.kind == "images":
-        size = config.data.view.image_size
-        images = torch.zeros(samples, 3, size, size)
+        images = torch.zeros(samples, 3, *config.data.view.size)
         return _tokenizer(task), Batch(images, labels, places)
     if spec is None or not isinstance(task, AutoregressiveTaskConfig | DiffusionTaskConfig):
         return None
@@ -171,10 +169,7 @@ def _fake_task(
 
 
 def _tokenizer(task: TokenizerTaskConfig) -> TokenizerTask:
-    adversarial = task.adversarial
-    discriminator: nn.Module | None = None
-    if adversarial is not None:
-        discriminator = PatchDiscriminator(adversarial.base_channels, adversarial.num_layers)
+    discriminator = build_discriminator(task)
     weighed = task.perceptual.weights is not None and task.perceptual.weight != 0
     perceptual = Lpips("vgg16") if weighed else None
     try:

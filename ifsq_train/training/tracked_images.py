@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ifsq_train.artifacts.trained import TrainedGenerator, load_tokenizer_of, to_uint8
+from ifsq_train.artifacts.trained import TrainedGenerator, load_tokenizer_of, to_pixels
 from ifsq_train.config import (
     GeneratorTaskConfig,
     SampleConfig,
@@ -132,8 +132,8 @@ def _reconstructions(
     def make() -> Shown:
         with _evaluating(network):
             made, quantized = network(images)
-        pairs = torch.cat([images, made.float()], dim=3)
-        shown = {"reconstructions": _pixels(pairs)}
+        pairs = torch.cat([network.seen(images), made.float()], dim=3)
+        shown = {"reconstructions": to_pixels(pairs.nan_to_num())}
         return Shown(shown, _level_histograms(network, quantized.indices))
 
     return make
@@ -186,10 +186,7 @@ def _samples(
     def make() -> Shown:
         with _evaluating(network):
             codes = draw_codes(trained, tokenizer.quantize, labels, seeds, settings)
-        return Shown({"samples": _pixels(tokenizer.decode(codes.latents))}, {})
+        drawn = tokenizer.decode(codes.latents).float()
+        return Shown({"samples": to_pixels(drawn.nan_to_num())}, {})
 
     return make
-
-
-def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    return to_uint8(images.float().nan_to_num()).permute(0, 2, 3, 1).cpu().numpy()

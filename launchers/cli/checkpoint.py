@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Overwrite
+from launchers.cli.options import Grid, Overwrite, both_sides
 
 app = typer.Typer(help="Inspect checkpoints, export and import weights.", no_args_is_help=True)
 
@@ -78,7 +78,7 @@ def import_(
     tokenizer: Annotated[
         str | None, typer.Option(help="Generators: run folder of their tokenizer.")
     ] = None,
-    grid: Annotated[int | None, typer.Option(min=1, help="Generators: side of the grid.")] = None,
+    grid: Grid = None,
     latent_multiplier: Annotated[
         float, typer.Option(min=1e-9, help="DiT: what latents were multiplied by.")
     ] = 1.0,
@@ -95,10 +95,11 @@ def import_(
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
 
+    sides = None if grid is None else both_sides("--grid", grid)
     if source.is_dir():
         if recipe is not None:
             raise UserError(f"{source}: exported weights bring their recipe; leave --recipe out")
-        count = import_exported(source, output, tokenizer, grid)
+        count = import_exported(source, output, tokenizer, sides)
         typer.echo(f"{count:,} parameters in {output}")
         return
     if recipe is None:
@@ -107,10 +108,10 @@ def import_(
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', an import needs a 'train' recipe")
     spec = None
-    if tokenizer is not None and grid is not None:
+    if tokenizer is not None and sides is not None:
         mean = _numbers("--latent-mean", latent_mean)
         std = _numbers("--latent-std", latent_std)
-        spec = released_spec(tokenizer, grid, latent_multiplier, mean, std)
+        spec = released_spec(tokenizer, sides, latent_multiplier, mean, std)
     count = import_released(source, output, config, spec)
     typer.echo(f"{count:,} parameters in {output}")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launchers.cli.options import Overwrite
+from launchers.cli.options import ImagePixels, Overwrite, both_sides
 
 
 def import_codes(
@@ -16,14 +16,14 @@ def import_codes(
     labels: Annotated[Path, typer.Argument(help="Folder with 0.npy, 1.npy, ... of labels.")],
     dataset: Annotated[str, typer.Argument(help="Token dataset folder to write.")],
     tokenizer: Annotated[str, typer.Option(help="Tokenizer the codes were made with.")],
-    image_size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 256,
+    image_size: ImagePixels = "256",
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 4096,
 ) -> None:
     """Make a token dataset of codes extracted by the released scripts."""
     from data_pipelines.tokens.code_files import ReleasedCodes, import_released
     from ifsq_train.artifacts.token_meaning import spec_of_tokenizer
 
-    like = spec_of_tokenizer(tokenizer, image_size, samples_per_shard)
+    like = spec_of_tokenizer(tokenizer, both_sides("--image-size", image_size), samples_per_shard)
     released = ReleasedCodes.open(codes, labels, like.codebook_sizes, like.tokens_per_row)
     digest = import_released(released, dataset, like)
     sys.stdout.write(f"{released.count} images in {dataset}, digest {digest[:12]}\n")

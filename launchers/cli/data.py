@@ -12,7 +12,7 @@ import typer
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import open_storage
-from launchers.cli.options import Address, Overwrite
+from launchers.cli.options import Address, ImagePixels, Overwrite, both_sides
 
 if TYPE_CHECKING:
     from data_pipelines.images.packing.classes import ClassMap
@@ -156,7 +156,7 @@ def preview(
     step: Annotated[int, typer.Option(min=0, help="Which global batch.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=400, help="At most this many images.")] = 32,
     view: Annotated[str, typer.Option(help="Of a dataset: kind of the view.")] = "adm_center",
-    image_size: Annotated[int, typer.Option(min=1, help="Of a dataset: pixels.")] = 256,
+    image_size: ImagePixels = "256",
 ) -> None:
     """Draw a batch as the model sees it, with keys and labels, as one picture."""
     from ifsq_train.config.load import list_recipes
@@ -168,7 +168,8 @@ def preview(
     elif overrides:
         raise UserError(f"{source} is no recipe, so there is nothing to change: {overrides[0]!r}")
     else:
-        config, seed = dataset_config(source, view, image_size, count), 0
+        size = both_sides("--image-size", image_size)
+        config, seed = dataset_config(source, view, size, count), 0
     shown = preview_batch(config, seed, step, count, output)
     typer.echo(f"{shown} images of batch {step} in {output}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -88,6 +89,26 @@ def loading_config(items: list[str] | None) -> LoadingConfig:
         known = ", ".join(LoadingConfig.model_fields)
         text = f"allowed are {known}" if key not in LoadingConfig.model_fields else fault["msg"]
         raise UserError(f"--loading {key}={fault['input']}: {text}") from None
+
+
+Grid = Annotated[
+    str | None, typer.Option(metavar="N|HxW", help="Generators: side of the token grid, or both.")
+]
+ImagePixels = Annotated[
+    str, typer.Option("--image-size", metavar="N|HxW", help="Side of the images, or both; pixels.")
+]
+
+
+def both_sides(option: str, text: str) -> tuple[int, int]:
+    """Height and width that an option was given, as one number or as HEIGHTxWIDTH.
+
+    Raises:
+        UserError: neither.
+    """
+    sides = text.split("x")
+    if len(sides) <= 2 and all(re.fullmatch("[1-9][0-9]{0,5}", side) for side in sides):
+        return int(sides[0]), int(sides[-1])
+    raise UserError(f"{option}: found '{text[:60]}'; give a number, or HEIGHTxWIDTH such as 16x24")
 
 
 def gpu_count(text: str) -> int | Literal["auto"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Overrides, Plugins, RecipeName
+from launchers.cli.options import Grid, Overrides, Plugins, RecipeName, both_sides
 
 if TYPE_CHECKING:
     from ifsq_train.config import TrainConfig
@@ -32,9 +32,7 @@ def plan(
     efficiency: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Part of the peak that is reached.")
     ] = 0.35,
-    grid: Annotated[
-        int | None, typer.Option(min=1, help="Generators: side of the token grid.")
-    ] = None,
+    grid: Grid = None,
     codebook_size: Annotated[
         list[int] | None, typer.Option(min=2, help="Generators: once per token group.")
     ] = None,
@@ -55,7 +53,8 @@ def plan(
         raise UserError(f"{recipe}: kind '{config.kind}', `ifsq plan` needs a 'train' recipe")
     spec = _spec(config)
     if grid is not None:
-        spec = GeneratorSpec((grid, grid), tuple(codebook_size or ()), latent_channels or 0)
+        sides = both_sides("--grid", grid)
+        spec = GeneratorSpec(sides, tuple(codebook_size or ()), latent_channels or 0)
     found = estimate(
         config,
         workers=nodes * gpus_per_node,

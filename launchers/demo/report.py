@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ifsq_train.artifacts.trained import load_tokenizer, to_uint8
+from ifsq_train.artifacts.trained import load_tokenizer, to_pixels
 from ifsq_train.config import EvaluateConfig
 from ifsq_train.distributed.context import InProcessContext
 from ifsq_train.evaluation.image_sets import HeldOutImages
@@ -75,9 +75,7 @@ def _reconstructions(config: EvaluateConfig) -> tuple[NDArray[np.uint8], NDArray
     images = next(held_out.batches(InProcessContext()))[:PAIRS].cpu()
     with torch.inference_mode():
         reconstructions, _ = load_tokenizer(config.tokenizer).network(images)
-    as_rows = (to_uint8(part).permute(0, 2, 3, 1).numpy() for part in (images, reconstructions))
-    originals, made = as_rows
-    return originals, made
+    return to_pixels(images), to_pixels(reconstructions)
 
 
 def _curves(run: Path, terms: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]]:

@@ -143,7 +143,7 @@ def _reconstructions(run: StoredRun) -> list[str]:
 def _reconstruct(run: StoredRun) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     import torch
 
-    from ifsq_train.artifacts.trained import load_tokenizer, to_uint8
+    from ifsq_train.artifacts.trained import load_tokenizer, to_pixels
     from ifsq_train.config.load import validate_recipe
     from ifsq_train.distributed.context import InProcessContext
     from ifsq_train.evaluation.image_sets import HeldOutImages
@@ -153,9 +153,9 @@ def _reconstruct(run: StoredRun) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         HeldOutImages(config.data.urls[0], config.data.view, PAIRS).batches(InProcessContext())
     )[:PAIRS].cpu()
     with torch.inference_mode():
-        made, _ = load_tokenizer(run.path).network(images)
-    originals, shown = (to_uint8(part).permute(0, 2, 3, 1).numpy() for part in (images, made))
-    return originals, shown
+        network = load_tokenizer(run.path).network
+        made, _ = network(images)
+    return to_pixels(network.seen(images)), to_pixels(made)
 
 
 def _samples(folder: Path) -> str:

@@ -21,7 +21,7 @@ _UNIT_RANGE = RecycledTensors()
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """`images`: uint8 [B, 3, S, S] RGB; zeros where decoding failed.
+    """`images`: uint8 [B, 3, h, w] RGB; zeros where decoding failed.
 
     `failures`: (position in the batch, reason), in order of position.
     """

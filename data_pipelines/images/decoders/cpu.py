@@ -27,7 +27,7 @@ from data_pipelines.images.decoders.pixels import (
 from data_pipelines.memory import RecycledTensors, Scratch
 from data_pipelines.storage.mapped import settled
 from data_pipelines.threads import default_threads
-from data_pipelines.views import ViewGeometry
+from data_pipelines.views import Size, ViewGeometry
 
 _KEPT_RESOLUTION = 2
 _FILTER_REACH = 3
@@ -47,13 +47,13 @@ class CpuDecoder:
 
     def __init__(
         self,
-        image_size: int,
+        size: Size,
         *,
         device: torch.device | str = "cpu",
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.image_size = image_size
+        self.size = size
         self.device = torch.device(device)
         self._max_pixels = max_pixels
         self._threads = threads or default_threads()
@@ -62,7 +62,7 @@ class CpuDecoder:
 
     def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
         """As ImageDecoder.decode."""
-        assert geometry.image_size == self.image_size
+        assert geometry.size == self.size
         assert len(encoded) == len(geometry)
         images = self._empty(len(encoded))
 
@@ -87,7 +87,7 @@ class CpuDecoder:
         self._pool.shutdown()
 
     def _empty(self, count: int) -> torch.Tensor:
-        shape = (count, 3, self.image_size, self.image_size)
+        shape = (count, 3, *self.size)
         if self.device.type != "cuda":
             return self._batches.empty(shape, torch.uint8)
         # Page-locked, so that the copy runs beside computing; torch reuses the memory.
@@ -160,7 +160,7 @@ def _window(geometry: ViewGeometry, at: int, denominator: int) -> tuple[int, int
     """What the crop and the resize filter around it reach of the source, from whole multiples."""
     height, width = _indexed_size(geometry, at)
     x0, y0, x1, y1 = geometry.boxes[at].tolist()
-    scale = max((x1 - x0) / geometry.image_size, (y1 - y0) / geometry.image_size, denominator)
+    scale = max((x1 - x0) / geometry.size[1], (y1 - y0) / geometry.size[0], denominator)
     margin = _FILTER_REACH * scale + denominator
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
     return (
@@ -170,7 +170,7 @@ def _window(geometry: ViewGeometry, at: int, denominator: int) -> tuple[int, int
 
 
 def _resize_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int) -> torch.Tensor:
-    """uint8 [H, W, 3] to the crop, uint8 [3, S, S]."""
+    """uint8 [H, W, 3] to the crop, uint8 [3, h, w]."""
     resized_size = (int(geometry.resized_heights[at]), int(geometry.resized_widths[at]))
     if resized_size[0] * resized_size[1] > MAX_RESIZED_PIXELS:
         return _resize_box(pixels, geometry, at, 1)
@@ -180,8 +180,8 @@ def _resize_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int)
         image = torch.nn.functional.interpolate(
             image, resized_size, mode=geometry.interpolation, antialias=True
         )
-    top, left, size = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.image_size
-    return image[0, :, top : top + size, left : left + size]
+    top, left, (tall, wide) = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.size
+    return image[0, :, top : top + tall, left : left + wide]
 
 
 def _halve_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int) -> torch.Tensor:
@@ -190,14 +190,14 @@ def _halve_and_crop(pixels: NDArray[np.uint8], geometry: ViewGeometry, at: int) 
     height, width = int(geometry.resized_heights[at]), int(geometry.resized_widths[at])
     while min(image.size) >= 2 * min(height, width):
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    top, left, size = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.image_size
+    top, left, (tall, wide) = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.size
     if height * width > MAX_RESIZED_PIXELS:
         across, down = image.width / width, image.height / height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
-        crop = image.resize((size, size), _PILLOW_FILTERS[geometry.interpolation], box=box)
+        box = (left * across, top * down, (left + wide) * across, (top + tall) * down)
+        crop = image.resize((wide, tall), _PILLOW_FILTERS[geometry.interpolation], box=box)
     else:
         whole = image.resize((width, height), _PILLOW_FILTERS[geometry.interpolation])
-        crop = whole.crop((left, top, left + size, top + size))
+        crop = whole.crop((left, top, left + wide, top + tall))
     return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
@@ -208,14 +208,14 @@ def _resize_box(
     denominator: int,
     origin: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:
-    """The crop from a part of the image at 1/denominator, uint8 [3, S, S].
+    """The crop from a part of the image at 1/denominator, uint8 [3, h, w].
 
     `origin`: x and y of the part's first pixel in the source.
     """
     height, width = pixels.shape[:2]
     x0, y0, x1, y1 = ((geometry.boxes[at] - np.tile(origin, 2)) / denominator).tolist()
     box = (x0, y0, min(x1, width), min(y1, height))
-    size = (geometry.image_size, geometry.image_size)
+    size = (geometry.size[1], geometry.size[0])
     resample = _PILLOW_FILTERS[geometry.interpolation]
     crop = np.array(Image.fromarray(pixels).resize(size, resample, box=box))
     return torch.from_numpy(crop).permute(2, 0, 1)

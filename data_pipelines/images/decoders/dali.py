@@ -26,7 +26,7 @@ from data_pipelines.images.decoders.limits import MAX_PIXELS, BadImage
 from data_pipelines.images.decoders.pixels import read_facts, sniff_format
 from data_pipelines.storage.mapped import settled
 from data_pipelines.threads import default_threads
-from data_pipelines.views import ViewGeometry
+from data_pipelines.views import Size, ViewGeometry
 
 _BAD_SAMPLE = re.compile(r"sample #(\d+)")
 MAX_DALI_PIXELS = 1 << 24
@@ -51,7 +51,7 @@ class DaliDecoder:
 
     def __init__(
         self,
-        image_size: int,
+        size: Size,
         *,
         device: torch.device | str = "cpu",
         threads: int | None = None,
@@ -62,7 +62,7 @@ class DaliDecoder:
                 "decoder dali needs nvidia-dali, which is not installed; "
                 "run: pip install 'ifsq-train[dali]', or use decoder cpu"
             )
-        self.image_size = image_size
+        self.size = size
         self.device = torch.device(device)
         self.on_gpu = self.device.type == "cuda"
         self.name = "dali-mixed" if self.on_gpu else "dali-cpu"
@@ -72,16 +72,16 @@ class DaliDecoder:
         self._running = threading.Lock()
         """A pipeline decodes one batch at a time."""
         self._fallback = CpuDecoder(
-            image_size, device=self.device, threads=self._threads, max_pixels=max_pixels
+            size, device=self.device, threads=self._threads, max_pixels=max_pixels
         )
 
     def decode(self, encoded: Sequence[Encoded], geometry: ViewGeometry) -> DecodedBatch:
         """As ImageDecoder.decode."""
-        assert geometry.image_size == self.image_size
+        assert geometry.size == self.size
         assert len(encoded) == len(geometry)
         left_out = {at for at in range(len(encoded)) if not self._suits(encoded[at], geometry, at)}
-        size = (len(encoded), 3, self.image_size, self.image_size)
-        images = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        shape = (len(encoded), 3, *self.size)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         while len(left_out) < len(encoded):
             kept = [at for at in range(len(encoded)) if at not in left_out]
             try:
@@ -154,7 +154,7 @@ class DaliDecoder:
         capacity, pipeline = self._pipelines.get(interpolation, (0, None))
         if batch_size > capacity:
             pipeline = _build_pipeline(
-                batch_size, self._threads, self.image_size, interpolation,
+                batch_size, self._threads, self.size, interpolation,
                 self._device_id(),
             )  # fmt: skip
             self._pipelines[interpolation] = (batch_size, pipeline)
@@ -171,7 +171,7 @@ def _windows(
     boxes = geometry.boxes
     low, high = boxes[:, [1, 0]], boxes[:, [3, 2]]
     limit = np.stack([geometry.source_heights, geometry.source_widths], axis=1)
-    scale = np.maximum((high - low) / geometry.image_size, 1.0)
+    scale = np.maximum((high - low) / geometry.size, 1.0)
     margin = np.ceil(scale * _FILTER_RADIUS[geometry.interpolation]) + 1
     start = np.clip(np.floor(low - margin), 0, limit)
     end = np.clip(np.ceil(high + margin), 0, limit)
@@ -191,7 +191,7 @@ def _position_of_bad_sample(error: RuntimeError) -> int:
 
 
 def _build_pipeline(
-    batch_size: int, threads: int, image_size: int, interpolation: str, device_id: int | None
+    batch_size: int, threads: int, output: Size, interpolation: str, device_id: int | None
 ) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
@@ -219,7 +219,7 @@ def _build_pipeline(
         )
         resized: Any = fn.resize(
             images,
-            size=[image_size, image_size],
+            size=list(output),
             roi_start=given("roi_start", types.DALIDataType.FLOAT, 1),
             roi_end=given("roi_end", types.DALIDataType.FLOAT, 1),
             interp_type=filters[interpolation],

@@ -5,11 +5,12 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.images.decoders.base import DecoderKind, ImageDecoder
 from data_pipelines.images.decoders.limits import MAX_PIXELS
+from data_pipelines.views import Size
 
 
 def open_decoder(
     kind: DecoderKind,
-    image_size: int,
+    size: Size,
     device: torch.device | str = "cpu",
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -20,6 +21,7 @@ def open_decoder(
         kind: "cpu" needs nothing but this package's dependencies; "dali" needs nvidia-dali and
             decodes on the GPU where `device` is one; "auto" is DALI for a GPU if it is installed,
             else cpu.
+        size: height and width of what comes out, in pixels.
         device: where the images come out.
         threads: decoding threads; None takes the CPUs this process may use.
 
@@ -34,9 +36,9 @@ def open_decoder(
     if kind == "cpu":
         from data_pipelines.images.decoders.cpu import CpuDecoder
 
-        return CpuDecoder(image_size, device=device, threads=threads, max_pixels=max_pixels)
+        return CpuDecoder(size, device=device, threads=threads, max_pixels=max_pixels)
     if kind == "dali":
         from data_pipelines.images.decoders.dali import DaliDecoder
 
-        return DaliDecoder(image_size, device=device, threads=threads, max_pixels=max_pixels)
+        return DaliDecoder(size, device=device, threads=threads, max_pixels=max_pixels)
     raise UserError(f"decoder {kind!r} is unknown; use auto, cpu or dali")

@@ -97,7 +97,7 @@ class Bench:
                 yield np.stack(list(pool.map(adm_center, self.reader.read(ids).data)))
 
     def decoder(self, kind: Any, threads: int) -> Iterator[np.ndarray]:
-        decoder = open_decoder(kind, SIZE, threads=threads)
+        decoder = open_decoder(kind, (SIZE, SIZE), threads=threads)
         for ids in self.batches:
             batch, geometry = self.geometry(ids)
             yield decoder.decode(batch.data, geometry).images.numpy()
@@ -105,7 +105,7 @@ class Bench:
 
     def pipeline(self, kind: Any, threads: int, *, to_float: bool) -> Iterator[Any]:
         """Order, reading, checksums, crops and decoding, made ahead; pixels or [-1, 1]."""
-        decoder = open_decoder(kind, SIZE, threads=threads)
+        decoder = open_decoder(kind, (SIZE, SIZE), threads=threads)
         source = ImageSource(self.manifest, self.spec, decoder, ErrorBudget(0), seed=0)
         plan = SamplePlan(self.manifest.digest, self.manifest.shard_sizes, BATCH, 0)
         make = source.batch if to_float else source.pixels

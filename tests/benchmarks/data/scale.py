@@ -83,7 +83,7 @@ def first_batch(folder: Path) -> None:
     opened = time.perf_counter() - began
     plan = SamplePlan(manifest.digest, manifest.shard_sizes, 1024, 0)
     source = ImageSource(
-        manifest, AdmRandomView(256), open_decoder("cpu", 256), ErrorBudget(0), seed=0
+        manifest, AdmRandomView(256), open_decoder("cpu", (256, 256)), ErrorBudget(0), seed=0
     )
     ids = plan.rank_ids(0, 0, 32)
     source.batch(ids)
@@ -133,7 +133,7 @@ def memory(num_batches: int) -> None:
         manifest = pack_samples(samples, scratch, shard_bytes=50_000)
         plan = SamplePlan(manifest.digest, manifest.shard_sizes, 8, 0, 256)
         source = ImageSource(
-            manifest, RawView(image_size=8), open_decoder("cpu", 8, threads=2), ErrorBudget(0),
+            manifest, RawView(image_size=8), open_decoder("cpu", (8, 8), threads=2), ErrorBudget(0),
             seed=0,
         )  # fmt: skip
         seen = []

@@ -127,7 +127,7 @@ def decoder_alone(
 
 def source_of(bench: Bench, manifest: ShardManifest, kind: Any, threads: int) -> ImageSource:
     """A backend at 256 px in ADM's centre crop."""
-    decoder = open_decoder(kind, 256, bench.device.type, threads)
+    decoder = open_decoder(kind, (256, 256), bench.device.type, threads)
     return ImageSource(manifest, AdmCenterView(256), decoder, ErrorBudget(1000), seed=0)
 
 

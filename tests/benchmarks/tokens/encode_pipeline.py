@@ -147,7 +147,7 @@ def bare(
     """As many views as the share has, from a few batches in memory."""
     del folder, place
     encoder = open_encoder(config, "cpu")
-    size = config.view.image_size
+    size, _ = config.view.size
     batches = [torch.rand(config.batch_size, 3, size, size) * 2 - 1 for _ in range(4)]
     encoder.encode(batches[0])
     ready.wait()
@@ -202,7 +202,7 @@ def released(
     output = Path(tempfile.mkdtemp(dir=folder))
     for name in ("codes", "labels"):
         (output / name).mkdir()
-    dataset = _ReleasedDataset(files, labels, config.view.image_size)
+    dataset = _ReleasedDataset(files, labels, config.view.size[0])
     loader = DataLoader(dataset, batch_size=1, num_workers=1)
     ready.wait()
     for number, (views, label) in enumerate(loader):

@@ -31,9 +31,9 @@ KINDS = sorted(set(VIEW_KINDS) - {"raw"})
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[ViewSpec, dict[str, Any]]:
     """A view kind and a batch of any images."""
-    spec = ViewSpec.from_dict(
-        {"kind": draw(st.sampled_from(KINDS)), "image_size": draw(st.integers(1, 64))}
-    )
+    side = st.integers(1, 64)
+    size = draw(st.one_of(side, st.tuples(side, side)))
+    spec = ViewSpec.from_dict({"kind": draw(st.sampled_from(KINDS)), "image_size": size})
     count = draw(st.integers(1, 6))
     numbers = {
         "sample_ids": st.integers(0, 2**40),
@@ -61,8 +61,8 @@ def test_a_view_lies_within_its_image_and_depends_on_its_own_sample_only(
     whole = view_geometry(spec, **batch)
     assert np.all(whole.tops >= 0)
     assert np.all(whole.lefts >= 0)
-    assert np.all(whole.tops + spec.image_size <= whole.resized_heights)
-    assert np.all(whole.lefts + spec.image_size <= whole.resized_widths)
+    assert np.all(whole.tops + spec.size[0] <= whole.resized_heights)
+    assert np.all(whole.lefts + spec.size[1] <= whole.resized_widths)
     boxes = whole.boxes
     assert np.all(boxes[:, :2] >= 0)
     assert np.all(boxes[:, 2] <= batch["widths"] + 1e-9)

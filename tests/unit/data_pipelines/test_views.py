@@ -52,7 +52,7 @@ def _adm_pixels(source: np.ndarray, geometry: ViewGeometry, at: int = 0) -> np.n
     while min(image.size) >= 2 * min(height, width):
         image = image.resize((image.width // 2, image.height // 2), BOX)
     pixels = np.asarray(image.resize((width, height), BICUBIC))
-    top, left, size = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.image_size
+    top, left, (size, _) = int(geometry.tops[at]), int(geometry.lefts[at]), geometry.size
     crop = pixels[top : top + size, left : left + size]
     return crop[:, ::-1] if geometry.flips[at] else crop
 

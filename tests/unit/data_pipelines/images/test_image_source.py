@@ -16,7 +16,7 @@ from data_pipelines.views import AdmCenterView, AdmRandomView, CenterFlipView
 
 def _source(manifest, spec=None, budget=None, seed=4) -> ImageSource:
     budget = budget or ErrorBudget(0)
-    decoder = open_decoder("cpu", 32, threads=2)
+    decoder = open_decoder("cpu", (32, 32), threads=2)
     return ImageSource(manifest, spec or AdmRandomView(32), decoder, budget, seed=seed)
 
 

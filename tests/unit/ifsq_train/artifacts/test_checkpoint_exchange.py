@@ -97,7 +97,7 @@ def test_a_released_generator_comes_in(
         "opt": {},
     }
     torch.save(content, tmp_path / "0000001.pt")
-    spec = released_spec(str(released_tokenizer[0]), 4, latent_multiplier=0.5)
+    spec = released_spec(str(released_tokenizer[0]), (4, 4), latent_multiplier=0.5)
     import_released(tmp_path / "0000001.pt", tmp_path / "generator", config, spec)
     trained = load_generator(tmp_path / "generator")
     for name, value in model.state_dict().items():
@@ -112,15 +112,15 @@ def test_a_released_dits_latents_have_statistics_per_channel(
     released_tokenizer: tuple[Path, Any],
 ) -> None:
     folder = str(released_tokenizer[0])
-    spec = released_spec(folder, 4, 0.5, (0.1, 0.2, -0.3), (1.0, 2.0, 4.0))
+    spec = released_spec(folder, (4, 4), 0.5, (0.1, 0.2, -0.3), (1.0, 2.0, 4.0))
     assert spec.latent_mean == (0.1, 0.2, -0.3)
     assert spec.latent_std == (2.0, 4.0, 8.0)
     with pytest.raises(UserError, match="--latent-mean has 2 numbers; the tokenizer has 3"):
-        released_spec(folder, 4, 1.0, (0.1, 0.2))
+        released_spec(folder, (4, 4), 1.0, (0.1, 0.2))
     with pytest.raises(UserError, match="above 0"):
-        released_spec(folder, 4, 1.0, None, (1.0, 0.0, 1.0))
+        released_spec(folder, (4, 4), 1.0, None, (1.0, 0.0, 1.0))
     with pytest.raises(UserError, match="finite number"):
-        released_spec(folder, 4, 1.0, (0.0, float("nan"), 0.0))
+        released_spec(folder, (4, 4), 1.0, (0.0, float("nan"), 0.0))
 
 
 class Evil:

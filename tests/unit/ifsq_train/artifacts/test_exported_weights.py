@@ -61,7 +61,7 @@ def test_a_tokenizer_that_is_not_the_generators_is_refused(
     with pytest.raises(UserError, match=r"codebook sizes \(125,\), not \(729,\)"):
         import_exported(tmp_path / "out", tmp_path / "new", str(larger))
     with pytest.raises(UserError, match="makes a grid of 4 x 4, not 8 x 8"):
-        import_exported(tmp_path / "out", tmp_path / "new", str(runs[0]), 8)
+        import_exported(tmp_path / "out", tmp_path / "new", str(runs[0]), (8, 8))
     assert not (tmp_path / "new").exists()
 
 

@@ -1,4 +1,4 @@
-"""Networks and measures on grids that are not square; recipes say that views are."""
+"""Networks on grids that are not square."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.errors import UserError
-from ifsq_train.config.load import load_recipe
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
 from ifsq_train.models.llamagen import LlamaGen
@@ -42,9 +40,3 @@ def test_dit_on_a_grid_that_is_not_square() -> None:
     noise = seeded_noise(model, [1, 2])
     settings = FlowSamplingConfig(num_steps=2)
     assert sample_latents(model, torch.tensor([0, 1]), noise, settings).shape == (2, 2, 4, 6)
-
-
-def test_a_view_of_two_numbers_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"found \[256, 512\]; views are square") as refused:
-        load_recipe("demo/tokenizer", ["data.view.image_size=[256,512]"])
-    assert len(str(refused.value).splitlines()) == 1

@@ -95,7 +95,11 @@ def test_tokens_are_those_of_the_tokenizer(parts: dict[str, Any], undisturbed: P
     trained = load_tokenizer(parts["tokenizer"])
     config = configure(parts, undisturbed)
     source = ImageSource(
-        ShardManifest.open(str(config.source)), config.view, CpuDecoder(16), ErrorBudget(0), seed=0
+        ShardManifest.open(str(config.source)),
+        config.view,
+        CpuDecoder((16, 16)),
+        ErrorBudget(0),
+        seed=0,
     )
     ids, views = np.array([20, 3, 3]), np.array([1, 0, 1])
     images = source.batch(ids, views=views)

@@ -58,7 +58,7 @@ def made(parts: dict[str, Any], folder: Path, **changes: Any) -> TokenDataset:
 def pixels(config_parts: dict[str, Any], **changes: Any) -> torch.Tensor:
     """Every view, float32 [N, 3, S, S]."""
     config = configure(config_parts, Path("unused"), **changes)
-    decoder = CpuDecoder(config.view.image_size)
+    decoder = CpuDecoder(config.view.size)
     manifest = ShardManifest.open(str(config.source))
     source = ImageSource(manifest, config.view, decoder, ErrorBudget(0), seed=0)
     return source.batch(IDS, 0, VIEWS).images

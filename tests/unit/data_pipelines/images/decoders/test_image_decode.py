@@ -60,7 +60,7 @@ def _geometry(spec: ViewSpec, samples: list[EncodedSample]) -> ViewGeometry:
 
 
 def _decode(kind: str, spec: ViewSpec, samples: list[EncodedSample], **options):
-    decoder = open_decoder(kind, spec.image_size, threads=2, **options)  # type: ignore[arg-type]
+    decoder = open_decoder(kind, spec.size, threads=2, **options)  # type: ignore[arg-type]
     try:
         return decoder.decode(_data(samples), _geometry(spec, samples))
     finally:
@@ -133,7 +133,7 @@ def test_a_flipped_view_is_the_mirror_image(kind):
     samples, spec = _samples(), AdmCenterView(32)
     plain = _geometry(spec, samples)
     mirrored = dataclasses.replace(plain, flips=np.ones(len(samples), dtype=np.bool_))
-    decoder = open_decoder(kind, 32)
+    decoder = open_decoder(kind, (32, 32))
     images, flipped = (decoder.decode(_data(samples), g).images for g in (plain, mirrored))
     torch.testing.assert_close(flipped, images.flip(-1), rtol=0, atol=0)
 
@@ -180,7 +180,7 @@ def test_an_image_of_another_size_than_indexed_is_bad(kind):
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_growing_batches_are_decoded(kind):
-    decoder, samples, spec = open_decoder(kind, 32), _samples(), AdmCenterView(32)
+    decoder, samples, spec = open_decoder(kind, (32, 32)), _samples(), AdmCenterView(32)
     small = decoder.decode(_data(samples[:2]), _geometry(spec, samples[:2])).images
     large = decoder.decode(_data(samples), _geometry(spec, samples)).images
     torch.testing.assert_close(large[:2], small)
@@ -233,15 +233,15 @@ def test_unit_range():
 
 
 def test_auto_is_the_cpu_backend_without_a_gpu():
-    assert open_decoder("auto", 32).name == "cpu"
+    assert open_decoder("auto", (32, 32)).name == "cpu"
 
 
 def test_unknown_backend_is_refused():
     with pytest.raises(UserError, match="use auto, cpu or dali"):
-        open_decoder("gpu", 32)  # type: ignore[arg-type]
+        open_decoder("gpu", (32, 32))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(dali_is_installed(), reason="nvidia-dali is installed")
 def test_missing_dali_says_what_to_install():
     with pytest.raises(UserError, match="pip install"):
-        open_decoder("dali", 32)
+        open_decoder("dali", (32, 32))

@@ -109,7 +109,7 @@ def test_box_halving_gives_the_released_pixels():
         AdmCenterView(32, box_halving=True), seed=0, epoch=0, sample_ids=np.array([0]),
         views=np.array([0]), heights=np.array([150]), widths=np.array([210]),
     )  # fmt: skip
-    decoded = CpuDecoder(32, threads=1).decode([encode(pixels, "PNG")], geometry).images[0]
+    decoded = CpuDecoder((32, 32), threads=1).decode([encode(pixels, "PNG")], geometry).images[0]
     expected = whole[top : top + 32, left : left + 32]
     np.testing.assert_array_equal(decoded.permute(1, 2, 0).numpy(), expected)
 
