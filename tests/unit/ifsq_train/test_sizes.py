@@ -122,7 +122,11 @@ def test_a_network_of_other_channels_is_refused_in_one_line() -> None:
     ],
 )
 def test_sizes_that_cannot_be_are_refused_in_one_line(size: str, said: str) -> None:
-    changes = [f"data.view.image_size={size}", "task.model.channel_multipliers=[1,2,2]"]
+    changes = [
+        f"data.view.image_size={size}",
+        "task.model.channel_multipliers=[1,2,2]",
+        "task.adversarial=null",
+    ]
     with pytest.raises(UserError, match=said) as refused:
         load_recipe("demo/tokenizer", changes, recipe_faults)
     assert "\n" not in str(refused.value)
