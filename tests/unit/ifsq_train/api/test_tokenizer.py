@@ -12,11 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+import ifsq_train
+import ifsq_train.api
 from data_pipelines.errors import UserError
 from ifsq_train import Tokenizer
 from ifsq_train.artifacts.exchange import export_weights
 from ifsq_train.artifacts.trained import load_tokenizer, to_uint8
 from tests.support.precompute_parts import write_tokenizer
+from tests.support.repository import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,13 @@ def test_importing_is_light_and_names_are_found() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (REPOSITORY / "docs" / "reference.md").read_text()
+    names = ifsq_train.api.__all__
+    assert [name for name in names if f".{name}\n" not in page] == []
+    assert set(ifsq_train.__all__) <= set(names)
 
 
 def test_every_kind_of_image_gives_the_networks_own_tokens(run: Path, pixels: np.ndarray) -> None:
