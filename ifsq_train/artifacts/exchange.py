@@ -135,11 +135,9 @@ def import_released(
     Raises:
         UserError: another kind of file or architecture, or `output` holds a run already.
     """
-    if (output / "checkpoints").exists():
-        raise UserError(f"{output}: holds checkpoints already; give a new folder")
     if not source.is_file():
         raise UserError(f"{source}: no such file; give a released checkpoint")
-    claim(open_storage(output), IMPORTER, {"file": source.name, "task": config.task.kind})
+    claim_run(output, config, source.name)
     name, live, described = _build(config, spec)
     _, average, _ = _build(config, spec)
     load = load_released_tokenizer if name == AUTOENCODER else load_released_generator
@@ -148,9 +146,54 @@ def import_released(
         load(average, source, averaged=True)
     except ValueError as error:
         raise UserError(str(error)) from error
-    pieces = _pieces(name, live, MASTER) + _pieces(name, average, AVERAGE)
-    buffers = _buffers(f"live/{name}", live) | _buffers(f"ema/{name}", average)
-    _write_checkpoint(output, 0, pieces, buffers, _header(config, described, source.name))
+    return write_run(output, _header(config, described, source.name), name, live, average)
+
+
+def claim_run(output: Path, config: TrainConfig, source: str) -> None:
+    """Take a new run folder for what is imported.
+
+    Raises:
+        UserError: it holds a run, or something else.
+    """
+    _refuse_a_run(output)
+    claim(open_storage(output), IMPORTER, {"file": source, "task": config.task.kind})
+
+
+def _refuse_a_run(output: Path) -> None:
+    if (output / "checkpoints").exists():
+        raise UserError(f"{output}: holds checkpoints already; give a new folder")
+
+
+def import_tokenizer(
+    tensors: Mapping[str, Tensor], output: Path, config: TrainConfig, source: str
+) -> int:
+    """Weights by this program's names as a run folder; returns the number of parameters.
+
+    Raises:
+        UserError: weights of another architecture, or `output` holds a run already.
+    """
+    name, network, described = _build(config, None)
+    try:
+        network.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())[:300]}") from error
+    claim_run(output, config, source)
+    return write_run(output, _header(config, described, source), name, network)
+
+
+def write_run(
+    output: Path,
+    header: Mapping[str, Any],
+    name: str,
+    live: nn.Module,
+    average: nn.Module | None = None,
+) -> int:
+    """A checkpoint of a network and its average; returns the number of parameters."""
+    pieces, buffers = _pieces(name, live, MASTER), _buffers(f"live/{name}", live)
+    if average is not None:
+        pieces += _pieces(name, average, AVERAGE)
+        buffers |= _buffers(f"ema/{name}", average)
+    _write_checkpoint(output, 0, pieces, buffers, dict(header))
     return sum(parameter.numel() for parameter in live.parameters())
 
 
@@ -172,8 +215,7 @@ def import_exported(
         UserError: damaged weights, those of another architecture, a tokenizer the generator was
             not trained with, or `output` holds a run already.
     """
-    if (output / "checkpoints").exists():
-        raise UserError(f"{output}: holds checkpoints already; give a new folder")
+    _refuse_a_run(output)
     export = read_export(source)
     config, spec = export.recipe, None
     if isinstance(config.task, GeneratorTaskConfig):
@@ -205,7 +247,7 @@ def import_exported(
                 )
             else:
                 buffers[f"{'ema' if averaged else 'live'}/{network}/{key}"] = value
-    claim(open_storage(output), IMPORTER, {"file": source.name, "task": config.task.kind})
+    claim_run(output, config, source.name)
     header = _header(config, export.task or described, source.name)
     _write_checkpoint(output, export.step, pieces, buffers, header)
     return sum(math.prod(piece.shape) for piece in pieces if piece.state == MASTER)

@@ -1,4 +1,4 @@
-"""`ifsq export --layout diffusers`: a tokenizer without a quantizer as an AutoencoderKL.
+"""diffusers' AutoencoderKL: a tokenizer without a quantizer is written as one, and read from one.
 
 The networks are equal layer by layer where the conditions of `_differences` hold, so weights are
 renamed and never computed: what diffusers decodes is what this program decodes.
@@ -14,15 +14,21 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from data_pipelines.documents import read_object
 from data_pipelines.errors import UserError
 from data_pipelines.storage.local import write_atomically
 from data_pipelines.storage.open import open_storage
 from data_pipelines.storage.outputs import Writer, claim
+from ifsq_train.artifacts.exchange import import_tokenizer
+from ifsq_train.artifacts.networks import build_tokenizer
+from ifsq_train.artifacts.pretrained import read_weights
 from ifsq_train.artifacts.trained import TrainedTokenizer, Weights, load_tokenizer
-from ifsq_train.config import TokenizerConfig
+from ifsq_train.config import TokenizerConfig, TokenizerTaskConfig, TrainConfig
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 EXPORTER = Writer("ifsq export --layout diffusers", (CONFIG, WEIGHTS))
+CLASS_NAME = "AutoencoderKL"
+_NO_SHAPE = ("_class_name", "scaling_factor", "force_upcast")
 _MIDDLE_BLOCKS = 2
 """AutoencoderKL's middle has two residual blocks, whatever the levels have."""
 
@@ -70,6 +76,51 @@ def export_diffusers(
     return [output / WEIGHTS, output / CONFIG]
 
 
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder says that it holds an AutoencoderKL."""
+    place = folder / CONFIG
+    return place.is_file() and read_object(place).get("_class_name") == CLASS_NAME
+
+
+def import_diffusers(source: Path, output: Path, config: TrainConfig) -> int:
+    """An AutoencoderKL as a run folder of this project.
+
+    Args:
+        source: folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``.
+        output: run folder to make.
+        config: training recipe of the same architecture.
+
+    Returns:
+        Number of parameters taken over.
+
+    Raises:
+        UserError: another architecture, missing or damaged weights, or `output` holds a run.
+    """
+    task = config.task
+    if not isinstance(task, TokenizerTaskConfig):
+        raise UserError(f"{source}: an {CLASS_NAME} needs a recipe of a tokenizer")
+    if differences := _differences(task.model):
+        raise UserError(f"the recipe is no {CLASS_NAME}: {'; '.join(differences)}")
+    found, wanted = read_object(source / CONFIG), diffusers_config(task.model)
+    differ = [
+        f"{key} {found.get(key)}, not {value}"
+        for key, value in wanted.items()
+        if key not in _NO_SHAPE and found.get(key) != value
+    ]
+    if differ:
+        raise UserError(f"{source} has another shape than the recipe: {'; '.join(differ)}")
+    theirs = read_weights(source / WEIGHTS)
+    network = build_tokenizer(task.model)
+    ours: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        renamed = diffusers_name(name, len(task.model.channel_multipliers))
+        if renamed not in theirs:
+            raise UserError(f"{source}: {WEIGHTS} has no {renamed}; it is another architecture")
+        given = theirs[renamed].float()
+        ours[name] = given[:, :, None, None] if value.dim() == given.dim() + 2 else given
+    return import_tokenizer(ours, output, config, source.name)
+
+
 def _differences(config: TokenizerConfig) -> list[str]:
     """Why the architecture is not that of AutoencoderKL, with what would be."""
     quantizer, found = config.quantizer, []
@@ -93,7 +144,7 @@ def diffusers_config(config: TokenizerConfig) -> dict[str, Any]:
     last_down = "AttnDownEncoderBlock2D" if config.attention else "DownEncoderBlock2D"
     first_up = "AttnUpDecoderBlock2D" if config.attention else "UpDecoderBlock2D"
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": CLASS_NAME,
         "in_channels": config.image_channels,
         "out_channels": config.image_channels,
         "act_fn": "silu",

@@ -68,7 +68,10 @@ def export(
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(help="Released .ckpt, .pt or .safetensors file, or a folder of `export`."),
+        typer.Argument(
+            help="Released .ckpt, .pt or .safetensors file, or a folder of `export`, or with an"
+            " AutoencoderKL of diffusers."
+        ),
     ],
     output: Annotated[Path, typer.Argument(help="Run folder to make.")],
     recipe: Annotated[
@@ -94,19 +97,27 @@ def import_(
     from ifsq_train.artifacts.exchange import import_exported, import_released, released_spec
     from ifsq_train.config import TrainConfig
     from ifsq_train.config.load import load_recipe
+    from ifsq_train.publishing.diffusers_folder import import_diffusers, is_diffusers
 
     sides = None if grid is None else both_sides("--grid", grid)
-    if source.is_dir():
+    of_diffusers = source.is_dir() and is_diffusers(source)
+    if source.is_dir() and not of_diffusers:
         if recipe is not None:
             raise UserError(f"{source}: exported weights bring their recipe; leave --recipe out")
         count = import_exported(source, output, tokenizer, sides)
         typer.echo(f"{count:,} parameters in {output}")
         return
     if recipe is None:
-        raise UserError(f"{source}: a released file does not say what it is; give --recipe")
+        raise UserError(
+            f"{source} has weights and no training recipe; give one of the same architecture:"
+            " --recipe"
+        )
     config = load_recipe(recipe, [])
     if not isinstance(config, TrainConfig):
         raise UserError(f"{recipe}: kind '{config.kind}', an import needs a 'train' recipe")
+    if of_diffusers:
+        typer.echo(f"{import_diffusers(source, output, config):,} parameters in {output}")
+        return
     spec = None
     if tokenizer is not None and sides is not None:
         mean = _numbers("--latent-mean", latent_mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,20 @@ from data_pipelines.errors import UserError
 from data_pipelines.images.packing.pack import pack_folder
 from ifsq_train import Tokenizer
 from ifsq_train.artifacts.trained import load_tokenizer
-from ifsq_train.publishing.diffusers_folder import diffusers_name, export_diffusers
+from ifsq_train.config import TrainConfig
+from ifsq_train.publishing.diffusers_folder import (
+    diffusers_name,
+    export_diffusers,
+    import_diffusers,
+    is_diffusers,
+)
 from ifsq_train.publishing.model_folder import ExportOptions, export_model
-from tests.support.precompute_parts import write_images, write_tokenizer
+from tests.support.precompute_parts import (
+    published_bytes,
+    tokenizer_recipe,
+    write_images,
+    write_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,30 @@ def test_diffusers_names() -> None:
         "post_quant_conv.bias": "post_quant_conv.bias",
     }
     assert {name: diffusers_name(name, 3) for name in names} == names
+
+
+def test_an_autoencoderkl_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"num_res_blocks": 2, "attention": True, "image_channels": 1}
+    write_tokenizer(tmp_path / "run", kind="vae", **shape)
+    export_diffusers(tmp_path / "run", tmp_path / "out")
+    assert is_diffusers(tmp_path / "out")
+    values = tokenizer_recipe(tmp_path / "unused", kind="vae", **shape)
+    recipe = TrainConfig.model_validate(values)
+    import_diffusers(tmp_path / "out", tmp_path / "back", recipe)
+    found, wanted = (load_tokenizer(tmp_path / name) for name in ("back", "run"))
+    assert found.fingerprint == wanted.fingerprint
+    export_diffusers(tmp_path / "back", tmp_path / "again")
+    first, again = (published_bytes(tmp_path / name) for name in ("out", "again"))
+    assert {"config.json", "diffusion_pytorch_model.safetensors"} <= set(first)
+    assert first == again
+    values["task"]["model"]["channel_multipliers"] = [1, 1]
+    other = TrainConfig.model_validate(values)
+    with pytest.raises(UserError, match=r"block_out_channels \[8, 16\], not \[8, 8\]"):
+        import_diffusers(tmp_path / "out", tmp_path / "new", other)
+    (tmp_path / "out" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        import_diffusers(tmp_path / "out", tmp_path / "new", recipe)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_tokenizer_that_autoencoderkl_is_not_is_refused(run: Path, tmp_path: Path) -> None:
