@@ -56,14 +56,15 @@ NEEDED_AT_RUN_TIME = {
     "g++": "torch.compile: kernels on the CPU",
     "libibverbs1": "NCCL: libibverbs.so.1",
     "ibverbs-providers": "NCCL: libmlx5.so.1 and the other drivers of libibverbs",
+    "wget": "KubeRay before 1.6: its probes (utils/constant.go, BaseWgetHealthCommand)",
 }
-"""Debian packages of what Triton and NCCL look for on the machine, not in their wheels."""
+"""Debian packages of what Triton, NCCL and KubeRay look for in the image, not in wheels."""
 IN_EVERY_BASE = {"libc-bin"}
 """Marked essential: no Ubuntu image is without it."""
 
 
 @pytest.mark.parametrize("package", sorted(NEEDED_AT_RUN_TIME))
-def test_its_last_stage_installs_what_triton_and_nccl_load(package: str) -> None:
+def test_its_last_stage_installs_what_is_looked_for_at_run_time(package: str) -> None:
     last_stage = DOCKERFILE.read_text().rsplit("\nFROM ", 1)[1]
     commands = re.sub(r"\\\n|^\s*#.*$", " ", last_stage, flags=re.MULTILINE)
     installed: set[str] = set(IN_EVERY_BASE)
