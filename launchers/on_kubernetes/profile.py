@@ -124,7 +124,9 @@ class ClusterProfile(Config):
     backoff_limit: int = Field(default=3, ge=0)
     """Fresh Ray clusters after the first one failed; each resumes from the last checkpoint."""
     active_deadline_seconds: int | None = Field(default=None, ge=1)
-    """The job is ended after this time, retries included; no limit if left out."""
+    """The job is ended once an attempt takes this long; no limit if left out. KubeRay counts from
+    the start of the attempt, waiting for pods included, and anew after a retry or a suspension
+    (``rayjob_controller.go``, initRayJobStatusIfNeed)."""
     ttl_seconds_after_finished: int = Field(default=0, ge=0)
     """How long the pods of a finished job, and their GPUs, are kept to look into Ray's dashboard.
     The job's record and output stay until `ifsq cancel` or `ifsq jobs --clean`."""

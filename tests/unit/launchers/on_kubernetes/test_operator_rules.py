@@ -150,6 +150,20 @@ def test_what_kuberays_validation_refuses_ends_the_job_with_its_words(
         follow_job(cluster, "tok", lambda _: None)
 
 
+def test_a_deadline_ends_the_job_without_a_retry_and_says_which(
+    api: Api, operator: Operator, cluster: KubernetesCluster
+) -> None:
+    """KubeRay, rayjob_controller.go, checkBackoffLimitAndUpdateStatusIfNeeded: other failures are
+    retried. The time in which pods wait counts."""
+    job = make_job().to_manifest()
+    job["spec"]["activeDeadlineSeconds"] = 1
+    api.kube.create(("ray.io", "v1", "rayjobs"), api.namespace, job, {})
+    with pytest.raises(JobFailed, match=r"DeadlineExceeded: .* passed the activeDeadlineSeconds"):
+        follow_job(cluster, "tok", lambda _: None)
+    status = cluster.get("tok")["status"]
+    assert (status["failed"], job["spec"]["backoffLimit"]) == (1, 3)
+
+
 # ------------------------------------------------------------ Kueue
 
 
