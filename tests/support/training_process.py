@@ -68,7 +68,7 @@ def write_recipe(
         "task": {"kind": "autoregressive", "model": model | dict.fromkeys(off, 0.0)},
         "optim": {"generator": {"lr": 1e-3}},
         "strategy": STRATEGIES[strategy],
-        "checkpoint": {"every_steps": 20},
+        "checkpoint": {"every_steps": 10},
         "ema_decay": 0.9,
     }
     path = folder / f"{output.name}.yaml"
