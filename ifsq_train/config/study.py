@@ -116,6 +116,30 @@ class CurveConfig(Config):
     left out and the end is added."""
 
 
+class SearchConfig(Config):
+    """Values of one key that are tried before the comparison, by `ifsq study search`.
+
+    Asynchronous successive halving (Li et al., arXiv 1810.05934): of the trainings that have come
+    to a rung, one in `reduction` goes on to the next.
+    """
+
+    stage: str
+    """The training whose key is searched."""
+    key: str = Field(min_length=1)
+    """Dotted key of its recipe, such as ``optim.generator.lr``."""
+    values: tuple[Scalar, ...] = Field(min_length=2)
+    per: str | None = None
+    """Axis, or `variant`, each of whose labels gets a value of its own; other axes stay at their
+    first label. One value for the whole study when not given."""
+    metric: str = "loss"
+    """Key of the training's log; lower is better."""
+    first_steps: int = Field(ge=1)
+    """Steps up to the first rung; the following ones are `reduction` times as far each."""
+    reduction: int = Field(default=3, ge=2)
+    seed: int = Field(default=1000, ge=0, lt=2**31)
+    """Of the trainings that are tried; none of the study's own, which would favour the choice."""
+
+
 class MeasureConfig(Config):
     """One number of every variant and seed."""
 
@@ -246,6 +270,7 @@ class StudyConfig(Config):
     """Stages whose seed is varied; all that have one when not given."""
     budget: BudgetConfig = BudgetConfig()
     curve: CurveConfig | None = None
+    search: SearchConfig | None = None
     measures: dict[str, MeasureConfig] = Field(min_length=1)
     claims: tuple[ClaimConfig, ...] = ()
     plots: tuple[PlotConfig, ...] = ()
@@ -271,7 +296,8 @@ class StudyConfig(Config):
     def _names_are_known(self) -> StudyConfig:
         named = {f"measures.{name}.stage": m.stage for name, m in self.measures.items()}
         named |= {f"seeded.{i}": stage for i, stage in enumerate(self.seeded or ())}
-        for key, part in (("budget", self.budget), ("curve", self.curve)):
+        parts = {"budget": self.budget, "curve": self.curve, "search": self.search}
+        for key, part in parts.items():
             if part is not None and part.stage is not None:
                 named[f"{key}.stage"] = part.stage
         problems = [

@@ -1,4 +1,4 @@
-"""`ifsq study plan | run | status | report`: controlled comparisons."""
+"""`ifsq study plan | search | run | status | report`: controlled comparisons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from launchers.cli.options import Address, Overrides, Overwrite
 from launchers.cli.plan import DEFAULT_PEAK_TFLOPS
 
 if TYPE_CHECKING:
+    from ifsq_train.config import StudyConfig
     from ifsq_train.study.expand import Expansion
+    from ifsq_train.study.searches import Search, Trial
     from launchers.study.run import Summary
 
 app = typer.Typer(help="Plan, run and report controlled comparisons.", no_args_is_help=True)
@@ -173,6 +175,57 @@ def _show_summary(name: str, summary: Summary) -> None:
 
 
 @app.command()
+def search(
+    study: StudyName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path, typer.Option(help="YAML file for the study with the values that were found.")
+    ] = Path("tuned.yaml"),
+    store: StoreFolder = DEFAULT_STORE,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, max=1, help="Of each training.")] = 0,
+    cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
+    address: Address = None,
+) -> None:
+    """Choose a value before the comparison, such as each variant's learning rate.
+
+    Ray Tune tries the values of the study's `search` and stops the worse trainings early (ASHA).
+    """
+    import yaml
+
+    from data_pipelines.storage.local import write_atomically
+    from ifsq_train.config import LaunchConfig
+    from ifsq_train.study.searches import best_values, with_values
+    from launchers.study.run import RunOptions
+    from launchers.study.search import search_study
+
+    if output.exists():
+        raise UserError(f"--output: {output} is there already; name another file, or move it away")
+    config = _study(study, overrides)
+    launch = LaunchConfig(gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker)
+    found, trials = search_study(config, RunOptions(store, address=address, launch=launch))
+    chosen = best_values(found, trials)
+    _show_trials(found, trials)
+    recipe = yaml.safe_dump(with_values(config, chosen), sort_keys=False, allow_unicode=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, f"# Made by `ifsq study search {study}`.\n{recipe}".encode())
+    for label, value in chosen.items():
+        of = "" if label is None else f"{label}: "
+        typer.echo(f"{of}{found.config.stage}.{found.config.key} = {value}")
+    typer.echo(f"next: ifsq study run {output}")
+
+
+def _show_trials(found: Search, trials: dict[str, Trial]) -> None:
+    """A line for each training that was tried."""
+    typer.echo(f"{'LABEL':<20} {'VALUE':>12} {'STEPS':>8} {found.config.metric.upper():>12}")
+    for label, by_value in found.trainings.items():
+        for value, digest in by_value.items():
+            one = trials[digest]
+            loss = "-" if one.loss is None else f"{one.loss:.6g}"
+            failed = f"  failed: {one.error.splitlines()[0]}" if one.error else ""
+            typer.echo(f"{label or 'all':<20} {value:>12} {one.steps:>8} {loss:>12}{failed}")
+
+
+@app.command()
 def report(
     studies: Annotated[
         list[str], typer.Argument(help="Studies, or folders of shipped ones: studies/small.")
@@ -213,13 +266,19 @@ def _names(studies: list[str]) -> list[str]:
 
 
 def _expansion(study: str, overrides: list[str] | None, only: list[str] | None = None) -> Expansion:
+    from ifsq_train.study.expand import expand, restricted
+
+    expansion = expand(_study(study, overrides))
+    return restricted(expansion, only) if only else expansion
+
+
+def _study(study: str, overrides: list[str] | None) -> StudyConfig:
     from ifsq_train.config import StudyConfig
     from ifsq_train.config.load import load_recipe
-    from ifsq_train.study.expand import expand, restricted
 
     config = load_recipe(study, overrides or [])
     if not isinstance(config, StudyConfig):
         raise UserError(
             f"{study}: kind '{config.kind}', `ifsq study` needs 'study'; use `ifsq {config.kind}`"
         )
-    return restricted(expand(config), only) if only else expand(config)
+    return config

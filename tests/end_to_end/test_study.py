@@ -79,3 +79,32 @@ def test_on_ray_one_failing_variant_leaves_the_rows_of_the_others(tmp_path: Path
     found = numbers(tmp_path)
     assert len(found) == 2, output
     assert all(one["psnr_db"] > 0 for one in found.values())
+
+
+@pytest.mark.slow
+def test_a_search_stops_the_worse_training_early_and_writes_the_study(tmp_path: Path) -> None:
+    """Ray Tune's ASHA on tokenizers of a few steps; a rate of 1e-9 learns nothing."""
+    search = {
+        "stage": "tokenizer", "key": "optim.autoencoder.lr", "values": [4e-3, 1e-9],
+        "first_steps": 4, "reduction": 2,
+    }  # fmt: skip
+    study, tuned = tmp_path / "study.yaml", tmp_path / "tuned.yaml"
+    steps = {"tokenizer": {"steps": 16}}
+    study.write_text(json.dumps({"extends": "studies/smoke", "stages": steps, "search": search}))
+    command = [sys.executable, "-m", "launchers.cli", "study", "search", str(study)]
+    done = subprocess.run(
+        [*command, "--store", str(tmp_path / "store"), "--output", str(tuned)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "IFSQ_METRICS_PORT": "off"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("all ")]
+    by_value = {float(value): int(count) for _, value, count, _ in rows}
+    assert by_value[4e-3] == 16
+    assert "tokenizer.optim.autoencoder.lr = 0.004" in done.stdout
+    plan = subprocess.run(
+        [*command[:4], "plan", str(tuned)], capture_output=True, text=True, timeout=200
+    )
+    assert plan.returncode == 0, plan.stderr
