@@ -22,6 +22,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,26 @@ def draw_curves(
     rows = []
     for number, (legend, points) in enumerate(shown):
         colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(place(point) for point in points if math.isfinite(point[1]))
-        lines.append(f'<polyline points="{path}" fill=none stroke="{colour}"/>')
+        for piece in pieces([point for point in points if math.isfinite(point[1])]):
+            path = " ".join(place(point) for point in piece)
+            lines.append(f'<polyline points="{path}" fill=none stroke="{colour}"/>')
         last = html.escape(in_unit(points[-1][1], defaults["unit"]))
         dash = f'<span style="color:{colour}">&#9644;</span>'
         rows.append(f"<tr><td>{dash} {html.escape(legend)}</td><td>{last}</td></tr>")
     font = 'font-size="9" fill="#9a9aa8"'
     svg = f'<svg width={width} height={height} style="margin:0 8px" {font}>{"".join(lines)}</svg>'
     return f"{svg}<table>{''.join(rows)}</table>"
+
+
+def pieces(points: list[Point]) -> list[list[Point]]:
+    """Points without holes between them: Grafana draws no line where nothing was measured."""
+    steps = [after[0] - before[0] for before, after in pairwise(points)]
+    found = [points[:1]]
+    for step, point in zip(steps, points[1:], strict=True):
+        if step > 1.5 * min(steps):
+            found.append([])
+        found[-1].append(point)
+    return found
 
 
 def page(board: dict[str, Any], ask: Ask, begin: float, end: float) -> tuple[str, int]:
