@@ -162,24 +162,19 @@ class TrainingMetrics:
         self._goodput.add(now - self._last_time, steps)
         self._last_step, self._last_samples = state.step, state.samples_seen
         self._last_time = now
-        self._log.write(
-            {
-                "step": state.step,
-                "samples": state.samples_seen,
-                **record,
-                "step_seconds": step_seconds,
-                "data_wait_seconds": data_wait_seconds,
-                "data_wait_ratio": data_wait_seconds / step_seconds if step_seconds else 0.0,
-                "samples_per_second": samples_per_second,
-                "useful_seconds": self._goodput.useful_seconds,
-                "goodput_ratio": self._goodput.ratio,
-                **(speed or {}),
-                "wall_time": time.time(),
-            }
-        )
-        self._trackers.scalars(
-            state.step, {**record, "samples_per_second": samples_per_second, **(speed or {})}
-        )
+        numbers = {
+            "samples": state.samples_seen,
+            **record,
+            "step_seconds": step_seconds,
+            "data_wait_seconds": data_wait_seconds,
+            "data_wait_ratio": data_wait_seconds / step_seconds if step_seconds else 0.0,
+            "samples_per_second": samples_per_second,
+            "useful_seconds": self._goodput.useful_seconds,
+            "goodput_ratio": self._goodput.ratio,
+            **(speed or {}),
+        }
+        self._log.write({"step": state.step, **numbers, "wall_time": time.time()})
+        self._trackers.scalars(state.step, numbers)
         self._export(record)
         self._export_speed(speed or {})
         self._metrics.set(names.STEP, state.step)

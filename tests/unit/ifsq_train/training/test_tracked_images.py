@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from data_pipelines.images.packing.pack import pack_folder
 from ifsq_train.checkpoint.reader import open_checkpoint
+from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.plugins.files import forget_files, load_files
 from ifsq_train.plugins.registry import forgotten_afterwards
 from ifsq_train.precompute.job import run_precompute_local
@@ -20,29 +22,34 @@ from tests.plugins.runs import VIEW, recipe, tokenizer_task, train
 from tests.support.precompute_parts import configure, make_parts, write_images
 
 IDEA = '''
-import os, signal
+import subprocess
 import numpy as np
 from typing import Literal
 from ifsq_train.config import Config
 from ifsq_train.plugins import TrackerKind
 
 class KeepsConfig(Config):
-    """Keeps images and histograms."""
+    """Keeps images and histograms; sends numbers to a process, which is killed at a step."""
     kind: Literal["keeps"]
-    fails_at: int = 0
+    killed_at: int = 0
 
 class Keeps:
     def __init__(self, config, run):
-        self.folder, self.fails_at = run.folder, config.fails_at
+        self.folder, self.killed_at = run.folder, config.killed_at
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     def resume(self, step): ...
-    def scalars(self, step, values): ...
+    def scalars(self, step, values):
+        if step == self.killed_at:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdin.write(f"{step} {values}".encode())
+        self.process.stdin.flush()
     def images(self, step, name, images):
-        if step == self.fails_at:
-            raise BrokenPipeError("its process is gone")
         np.save(self.folder / f"{name}-{step}.npy", images)
     def histogram(self, step, name, counts, edges):
         np.save(self.folder / f"{name.replace('/', '-')}-{step}.npy", counts)
-    def close(self): ...
+    def close(self):
+        self.process.communicate()
 
 KEEPS = TrackerKind(config=KeepsConfig, open=Keeps)
 '''
@@ -86,7 +93,7 @@ def test_reconstructions_and_levels(keeps: None, tmp_path: Path) -> None:
     assert (len(counts), counts.sum()) == (3, 3 * 4 * 4)
 
 
-def test_samples_and_a_tracker_that_breaks(
+def test_samples_and_a_tracker_whose_process_is_killed(
     keeps: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = make_parts(tmp_path, levels=5)
@@ -99,7 +106,7 @@ def test_samples_and_a_tracker_that_breaks(
     shown: dict[str, Any] = {"track_images": {"every_steps": 1, "count": 2}}
     named = {**data, "tokenizer": parts["tokenizer"], "global_batch_size": 4}
     tracked = {**values, **shown, "output": str(tmp_path / "tracked"), "data": named}
-    train({**tracked, "trackers": [{"kind": "keeps", "fails_at": 3}]})
+    train({**tracked, "trackers": [{"kind": "keeps", "killed_at": 3}]})
     assert losses(tmp_path / "tracked") == losses(tmp_path / "plain")
     assert same_weights(tmp_path / "tracked", tmp_path / "plain", "generator")
     assert np.load(tmp_path / "tracked" / "samples-2.npy").shape == (2, 16, 16, 3)
@@ -109,3 +116,31 @@ def test_samples_and_a_tracker_that_breaks(
     lone = {**tracked, "data": values["data"], "output": str(tmp_path / "lone")}
     train({**lone, "trackers": [{"kind": "keeps"}]}, steps=1)
     assert "set data.tokenizer" in caplog.text
+
+
+def test_tensorboard_has_every_number_of_the_report_and_the_pictures(tmp_path: Path) -> None:
+    reading = "tensorboard.backend.event_processing.event_accumulator"
+    accumulator: Any = importlib.import_module(reading)
+    write_images(tmp_path / "images")
+    pack_folder(tmp_path / "images", tmp_path / "dataset", shard_bytes=20_000)
+    data = {"kind": "images", "url": str(tmp_path / "dataset"), "view": VIEW}
+    task = tokenizer_task({"kind": "ifsq", "levels": [5, 3]})
+    values = recipe(tmp_path / "run", data, task, "autoencoder")
+    shown = {"track_images": {"every_steps": 2, "count": 2}}
+    train({**values, **shown, "trackers": [{"kind": "tensorboard"}]})
+    everything = {"scalars": 0, "images": 0, "histograms": 0}
+    found = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), everything)
+    found.Reload()
+    # What report pages draw are the numbers of this file.
+    for record in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if name not in ("step", "wall_time") and isinstance(value, int | float)
+        }
+        assert len(numbers) > 3
+        for name, value in numbers.items():
+            by_step = {event.step: event.value for event in found.Scalars(name)}
+            assert by_step[record["step"]] == pytest.approx(value, rel=1e-6), name
+    assert {event.step for event in found.Images("reconstructions")} == {2, 4}
+    assert {event.step for event in found.Histograms("levels/1")} == {2, 4}
