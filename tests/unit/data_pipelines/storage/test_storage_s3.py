@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.packing.index import index_tars
 from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.images.reader import ImageReader
@@ -58,6 +58,31 @@ def test_errors_name_the_object(bucket):
         storage.read_range("x", 0, 9)
     with pytest.raises(DataError, match="errors/x failed"):
         storage.read_range("x", 10, 9)
+
+
+SIGNS = [
+    "exp", "exp#1", "exp#2", "exp?a", "exp?a#b", "100%", "per%20cent", "per cent", "p%31", "p1",
+    "plus+plus", "uml-ü", "emoji😀", "quote's", "amp&eq=", "brack[1]", "tilde~(x)", "star*", "a:b",
+]  # fmt: skip
+
+
+def test_signs_in_prefixes_and_names_are_taken_as_written(bucket, class_folder, tmp_path):
+    for at, sign in enumerate(SIGNS):
+        open_storage(f"{bucket}/signs/{sign}").write(f"{sign}.bin", b"%d" % at)
+    for at, sign in enumerate(SIGNS):
+        storage = open_storage(f"{bucket}/signs/{sign}")
+        assert storage.list() == [f"{sign}.bin"]
+        assert storage.read(f"{sign}.bin") == b"%d" % at
+    pack_folder(class_folder, f"{bucket}/exp#1", shard_bytes=10_000)
+    manifest = index_tars(f"{bucket}/exp#1", tmp_path / "index")
+    assert len(ImageReader(manifest, verify=True).read(np.arange(15))) == 15
+    assert open_storage(f"{bucket}/exp").list() == open_storage(f"{bucket}/exp#2").list() == []
+
+
+@pytest.mark.parametrize("prefix", ["back\\slash", "a//b", "a/../b", "./a"])
+def test_prefixes_that_are_another_place_on_some_stores_are_refused(bucket, prefix):
+    with pytest.raises(UserError, match="another place on some stores; use another one"):
+        open_storage(f"{bucket}/{prefix}")
 
 
 def test_one_of_many_racing_writers_wins(bucket):

@@ -1,7 +1,12 @@
-"""Damaged bytes of images, tars and Parquet files end in a word, never in a traceback."""
+"""Damaged bytes of images, tars and Parquet files end in a word, never in a traceback.
+
+Nor in a hang, or in much memory: a mutation may take ten seconds of a CPU and a gigabyte.
+"""
 
 import io
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +23,27 @@ from data_pipelines.images.packing.parquet_files import ParquetColumns
 from data_pipelines.images.packing.samples import group_samples
 from data_pipelines.images.packing.tar import scan_tar
 from tests.support.image_samples import encode, smooth_pixels
+from tests.support.peak_memory import peak_memory
 
 PIXELS = smooth_pixels(24, 32)
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 IMAGES_EACH, TARS, PARQUETS = 250, 600, 300
+CPU_SECONDS, MEGABYTES = 10, 1000
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    with peak_memory() as peak:
+        yield
+    assert peak.megabytes < MEGABYTES
+
+
+def _seeds(count: int) -> Iterator[int]:
+    """Of so many mutations, none of which may take long."""
+    for seed in range(count):
+        began = time.process_time()
+        yield seed
+        assert time.process_time() - began < CPU_SECONDS, seed
 
 
 def _mutated(data: bytes, seed: int) -> bytes:
@@ -47,7 +69,7 @@ def _mutated(data: bytes, seed: int) -> bytes:
 def test_mutated_images_are_decoded_or_bad(image_format):
     data = encode(PIXELS, image_format)
     refused = 0
-    for seed in range(IMAGES_EACH):
+    for seed in _seeds(IMAGES_EACH):
         try:
             validate_image(storable(_mutated(data, seed), 1 << 22), 1 << 22)
         except BadImage:
@@ -63,7 +85,7 @@ def test_mutated_tars_are_read_or_refused(tmp_path: Path):
             info.size = 700
             tar.addfile(info, io.BytesIO(bytes([i + 1]) * 700))
     refused = 0
-    for seed in range(TARS):
+    for seed in _seeds(TARS):
         (tmp_path / "x.tar").write_bytes(_mutated(buffer.getvalue(), seed))
         try:
             list(group_samples(scan_tar(tmp_path / "x.tar", "x.tar")))
@@ -78,7 +100,7 @@ def test_mutated_parquet_files_are_read_or_refused(tmp_path: Path):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
     data = (tmp_path / "a.parquet").read_bytes()
     refused = 0
-    for seed in range(PARQUETS):
+    for seed in _seeds(PARQUETS):
         (tmp_path / "a.parquet").write_bytes(_mutated(data, seed))
         try:
             source = open_parquet(str(tmp_path), ParquetColumns(), shard_bytes=1 << 20)
