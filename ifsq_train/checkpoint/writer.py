@@ -155,6 +155,12 @@ class CheckpointWriter:
         reason = f"{error}" if error is not None else "another rank could not write its part"
         self._failed_saves += 1
         if self._failed_saves > self._max_failed_saves:
+            if isinstance(error, OSError) and error.strerror:
+                what = (
+                    f"checkpoint of step {step} could not be saved ({error.strerror}), earlier ones"
+                    " are intact"
+                )
+                raise OSError(error.errno, what, error.filename) from error
             raise OSError(
                 f"checkpoint of step {step} could not be saved: {reason}. Earlier checkpoints are"
                 " intact; free space or mend the storage and run again"

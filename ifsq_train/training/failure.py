@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -84,15 +85,19 @@ class FailureLog:
     ) -> None:
         """As `record`, for what is not an exception."""
         failure = Failure(rank, user_error, message, detail, time.time(), kind)
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._launch_id}-{attempt}.json"
         # Complete under a name of its own first: a reader never sees half of it.
         own = path.with_suffix(f".rank{rank:05d}.tmp")
-        own.write_text(json.dumps(asdict(failure)))
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            own.write_text(json.dumps(asdict(failure)))
             name_if_free(own, path)
+        except OSError as error:
+            # What failed is said all the same; a full disk is often the failure itself.
+            logger.warning("%s: a failure could not be kept (%s)", path, error.strerror)
         finally:
-            own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                own.unlink(missing_ok=True)
 
     def last(self) -> Failure | None:
         """First failure of the latest start that failed; None if none did."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, as_user_error
 from ifsq_train.checkpoint import writer as checkpoint_writer
 from ifsq_train.checkpoint.fence import Fence, FencedOff
 from ifsq_train.checkpoint.format import Piece, list_steps, step_folder
@@ -89,8 +89,9 @@ def test_too_many_failed_saves_end_the_run_with_the_reason(
     refusing["on"] = True
     saver.save(1, pieces(), {}, {})
     saver.save(2, pieces(), {}, {})
-    with pytest.raises(OSError, match=r"step 2 could not be saved.*No space left"):
+    with pytest.raises(OSError, match=r"step 2 could not be saved.*No space left") as caught:
         saver.settle()
+    assert "earlier ones are intact; free some space" in str(as_user_error(caught.value))
     saver.abort()
     assert list_steps(tmp_path) == []
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.images.decoders.dali import dali_is_installed
 from data_pipelines.images.decoders.limits import BadImage
+from data_pipelines.images.decoders.open import open_decoder
 from data_pipelines.images.decoders.pixels import (
     ImageFacts,
     decode_jpeg_scaled,
@@ -18,9 +20,12 @@ from data_pipelines.images.decoders.pixels import (
     validate_image,
 )
 from data_pipelines.images.packing.formats import storable
+from data_pipelines.views import AdmCenterView, view_geometry
 from tests.support.image_samples import encode, smooth_pixels
 
 PIXELS = smooth_pixels(48, 64)
+ALPHA = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)
+TRANSPARENT = Image.fromarray(np.dstack([PIXELS, ALPHA]))
 
 
 def _pillow_rgb(data: bytes) -> np.ndarray:
@@ -34,6 +39,12 @@ def _ycck(pixels: np.ndarray) -> bytes:
     assert data[transform] == 0
     data[transform] = 2
     return bytes(data)
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -51,12 +62,37 @@ def _ycck(pixels: np.ndarray) -> bytes:
         (encode(Image.fromarray(PIXELS).convert("P"), "PNG"), "png"),
         (encode(Image.fromarray(PIXELS).convert("1"), "PNG"), "png"),
         (encode(PIXELS, "WEBP"), "webp"),
+        (encode(PIXELS, keep_rgb=True), "jpeg"),
+        (encode(PIXELS, restart_marker_blocks=3), "jpeg"),
+        (encode(PIXELS, icc_profile=b"profile" * 30, exif=_exif(6)), "jpeg"),
+        (encode(Image.fromarray(PIXELS), "MPO"), "jpeg"),
+        (encode(TRANSPARENT, "PNG"), "png"),
+        (encode(TRANSPARENT.convert("LA"), "PNG", exif=_exif(8)), "png"),
+        (
+            encode(Image.fromarray(PIXELS).convert("P"), "PNG", transparency=bytes(range(256))),
+            "png",
+        ),
+        (encode(PIXELS, "PNG", transparency=(1, 2, 3)), "png"),
+        (encode(TRANSPARENT, "WEBP", lossless=True), "webp"),
     ],
-    ids="rgb progressive 444 grey cmyk ycck png rgba grey-alpha palette 1-bit webp".split(),  # noqa: SIM905
+    ids="rgb progressive 444 grey cmyk ycck png rgba grey-alpha palette 1-bit webp stored-rgb"  # noqa: SIM905
+    " restart profile mpo alpha grey-orientation palette-alpha one-colour webp-alpha".split(),
 )
-def test_decodes_as_the_released_code(data, image_format):
+@pytest.mark.filterwarnings("ignore:Palette images")
+def test_decodes_as_the_released_code_on_both_decoders(data, image_format):
     assert validate_image(data) == read_facts(data) == ImageFacts(48, 64, image_format)
-    np.testing.assert_array_equal(decode_rgb(data), _pillow_rgb(data))
+    theirs = _pillow_rgb(data)
+    np.testing.assert_array_equal(decode_rgb(data), theirs)
+    geometry = view_geometry(
+        AdmCenterView(48), seed=0, epoch=0, sample_ids=np.zeros(1, int), views=np.zeros(1, int),
+        heights=np.array([48]), widths=np.array([64]),
+    )  # fmt: skip
+    for kind in ("cpu", "dali") if dali_is_installed() else ("cpu",):
+        decoder = open_decoder(kind, 48, threads=1)
+        images = decoder.decode([data], geometry).images
+        decoder.close()
+        apart = np.abs(images[0].numpy().transpose(1, 2, 0).astype(int) - theirs[:, 8:56])
+        assert apart.max() <= 1  # nothing is resized, but DALI's resize rounds
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped():
@@ -103,6 +139,16 @@ def test_more_than_eight_bits_of_a_jpeg_are_named():
     data[data.index(b"\xff\xc0") + 4] = 12
     with pytest.raises(BadImage, match="a JPEG of 12 bits; store it with 8"):
         validate_image(bytes(data))
+
+
+def test_heif_is_converted_where_its_plug_in_is_installed():
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    buffer = io.BytesIO()
+    heif.from_pillow(Image.fromarray(PIXELS)).save(buffer, quality=-1)
+    data = buffer.getvalue()
+    assert sniff_format(storable(data, 1 << 20)) == "png"
+    decoded = decode_rgb(storable(data, 1 << 20)).astype(int)
+    assert np.abs(decoded - np.asarray(heif.open_heif(data))).max() == 0
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
