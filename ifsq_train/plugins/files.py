@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from data_pipelines.documents import text_of
 from data_pipelines.errors import UserError
+from data_pipelines.regular_files import open_regular
 from ifsq_train.plugins.kinds import Kind
 from ifsq_train.plugins.registry import register
 
 PLUGINS_VARIABLE = "IFSQ_PLUGINS"
 """Environment variable of a submitted job: what `packed` gave."""
 MAX_PACKED_BYTES = 100_000
+MAX_TEXT_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ def load_files(paths: Iterable[str | Path]) -> None:
     """
     for path in map(Path, paths):
         try:
-            text = path.read_text(encoding="utf-8")
+            with open_regular(path) as file:
+                data = file.read(MAX_TEXT_BYTES + 1)
+            if len(data) > MAX_TEXT_BYTES:
+                raise UserError(f"--plugin {path}: more than {MAX_TEXT_BYTES} bytes are no plug-in")
+            text = text_of(data)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
             raise UserError(f"--plugin {path}: {reason}; give a Python file") from error
@@ -157,7 +164,7 @@ def _run(name: str, file: PluginFile, path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the command
         sys.modules.pop(name, None)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"plug-in {path} cannot be run: {reason}") from error

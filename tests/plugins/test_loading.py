@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_an_installed_package_is_found_by_its_entry_point(
     [
         ("1 +", "cannot be run: SyntaxError"),
         ("import nowhere", "cannot be run: ModuleNotFoundError"),
+        ("import sys; sys.exit()", "cannot be run: SystemExit"),
+        ("\ufeffx = 1", "declares no kind"),
         ("x = 1", "declares no kind"),
     ],
 )
@@ -87,6 +90,9 @@ def test_a_file_that_is_no_plug_in_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="No such file"):
         load_files([tmp_path / "none.py"])
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(UserError, match="no regular file"):
+        load_files([tmp_path / "pipe.py"])
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
