@@ -6,6 +6,7 @@ therefore asked for twice: first with a limit of a few times what is usual, then
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,10 @@ CREDENTIALS = (
 """Any of these in the environment says whom to be; the last three are set by EKS and ECS."""
 _COPY_CHUNK_BYTES = 16 << 20
 _NEWEST_WEIGHT = 0.05
+
+
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~%-]*)?", re.ASCII)
+"""obstore aborts on what is no address."""
 
 
 class Patience:
@@ -164,10 +169,11 @@ class ObjectStorage:
             return int(self._obstore.head(self._ranges, path)["size"])
 
     def exists(self, path: str) -> bool:
-        try:
-            self._obstore.head(self._ranges, path)
-        except FileNotFoundError:
-            return False
+        with _naming(self.url, path, "looking for"):
+            try:
+                self._obstore.head(self._ranges, path)
+            except FileNotFoundError:
+                return False
         return True
 
     def list(self, prefix: str = "") -> list[str]:
@@ -235,8 +241,13 @@ def _check_access(url: str) -> None:
             " some stores; use another one"
         )
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
-        if has_credentials(os.environ.get(name, "")):
+        if has_credentials(endpoint := os.environ.get(name, "")):
             raise UserError(f"{name}: {HOW_INSTEAD}")
+        if endpoint and not _ENDPOINT.fullmatch(endpoint):
+            raise UserError(
+                f"{name}={endpoint[:80]!r} is no address of a store; use https://host or"
+                " http://host:port"
+            )
     skip = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
     if not skip and not any(os.environ.get(name) for name in CREDENTIALS):
         raise UserError(
@@ -251,20 +262,25 @@ def _open_store(
     max_retries: int = MAX_RETRIES,
     first_pause: timedelta = FIRST_PAUSE,
 ) -> Any:
+    from obstore.exceptions import BaseError
     from obstore.store import S3Store
 
     # Not by URL, in which %, # and ? mean something else: `exp#1` and `exp` are two places.
     bucket, _, prefix = url.removeprefix("s3:").lstrip("/").partition("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        client_options={
-            "timeout": f"{round(timeout_seconds * 1000)}ms",
-            "allow_http": endpoint.startswith("http://"),
-        },
-        retry_config={"max_retries": max_retries, "backoff": {"init_backoff": first_pause}},
-    )
+    try:
+        return S3Store(
+            bucket,
+            prefix=prefix or None,
+            client_options={
+                "timeout": f"{round(timeout_seconds * 1000)}ms",
+                "allow_http": endpoint.startswith("http://"),
+            },
+            retry_config={"max_retries": max_retries, "backoff": {"init_backoff": first_pause}},
+        )
+    except BaseError as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise UserError(f"{url}: {reason}; correct the AWS_* variables") from None
 
 
 @contextmanager

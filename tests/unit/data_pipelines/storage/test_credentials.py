@@ -63,3 +63,23 @@ def test_an_endpoint_with_credentials_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL: a URL may not") as caught:
         open_storage("s3://bucket/prefix")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["no url", "127.0.0.1:9000", "ftp://host", "http://", "http://a b"]
+)
+def test_an_endpoint_that_is_no_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL=.* is no address of a store"):
+        open_storage("s3://bucket/prefix")
+
+
+def test_settings_that_are_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "?")
+    with pytest.raises(
+        UserError, match=r"s3://bucket/prefix: .*S3PutConditional.*AWS_\* variables"
+    ):
+        open_storage("s3://bucket/prefix")

@@ -60,6 +60,14 @@ def test_errors_name_the_object(bucket):
         storage.read_range("x", 10, 9)
 
 
+def test_keys_that_the_store_does_not_know_are_named(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    storage = open_storage(f"{bucket}/closed")
+    for ask in (storage.exists, storage.read, storage.list):
+        with pytest.raises(DataError, match=r"closed/.* failed: .*check the store"):
+            ask("x")
+
+
 SIGNS = [
     "exp", "exp#1", "exp#2", "exp?a", "exp?a#b", "100%", "per%20cent", "per cent", "p%31", "p1",
     "plus+plus", "uml-ü", "emoji😀", "quote's", "amp&eq=", "brack[1]", "tilde~(x)", "star*", "a:b",

@@ -38,10 +38,10 @@ def _repeated_scans(count: int) -> bytes:
 @pytest.fixture(params=["cpu", "dali"])
 def decoder(request: pytest.FixtureRequest) -> Decoder:
     if request.param == "cpu":
-        return CpuDecoder(SIZE, threads=1)
+        return CpuDecoder((SIZE, SIZE), threads=1)
     if not dali_is_installed():
         pytest.skip("nvidia-dali is not installed")
-    return DaliDecoder(SIZE, threads=1)
+    return DaliDecoder((SIZE, SIZE), threads=1)
 
 
 ACCEPTED: dict[str, Callable[[], bytes]] = {

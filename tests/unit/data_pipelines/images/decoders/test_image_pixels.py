@@ -88,7 +88,7 @@ def test_decodes_as_the_released_code_on_both_decoders(data, image_format):
         heights=np.array([48]), widths=np.array([64]),
     )  # fmt: skip
     for kind in ("cpu", "dali") if dali_is_installed() else ("cpu",):
-        decoder = open_decoder(kind, 48, threads=1)
+        decoder = open_decoder(kind, (48, 48), threads=1)
         images = decoder.decode([data], geometry).images
         decoder.close()
         apart = np.abs(images[0].numpy().transpose(1, 2, 0).astype(int) - theirs[:, 8:56])
