@@ -28,7 +28,7 @@ class LocalStorage:
     """A folder of this machine (or of a shared file system). It is created on the first write."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = _absolute(root)
         self.url = str(self.root)
 
     def local_path(self, path: str) -> Path:
@@ -118,6 +118,18 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < newest:
                     path.unlink()
+
+
+def _absolute(place: str | Path) -> Path:
+    """Raises UserError for what can be no folder of this machine."""
+    if "\0" in str(place):
+        raise UserError(f"the path {str(place)!r} holds a NUL character; use another one")
+    try:
+        found = Path(place).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{place}: there is no such user; write the path out") from None
+    # POSIX keeps two slashes apart from one; no system here does.
+    return Path(f"/{str(found).lstrip('/')}")
 
 
 def walk_following_links(

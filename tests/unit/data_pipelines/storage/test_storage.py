@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +140,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
 def test_faults_of_the_program_are_not_called_the_user_s():
     assert as_user_error(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+
+
+@pytest.mark.parametrize(("place", "said"), [("a\0b", "NUL"), ("~nobody-here/x", "no such user")])
+def test_places_that_can_be_none_are_refused(place: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_storage(place)
+
+
+def test_two_slashes_are_one(tmp_path: Path) -> None:
+    assert open_storage(f"/{tmp_path}").url == str(tmp_path)
