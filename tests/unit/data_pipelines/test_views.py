@@ -186,6 +186,25 @@ def test_center_flip_is_the_centre_and_its_mirror_image():
     assert geometry.flips.tolist() == [False, True]
 
 
+def test_ten_crop_of_twice_the_size_reaches_the_corners():
+    geometry = _geometry(TenCropView(image_size=8, ratio=2.0), [0] * 10, 16, 16, views=range(10))
+    places = list(zip(geometry.tops.tolist(), geometry.lefts.tolist(), strict=True))
+    assert places[:5] == [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    assert places[5:] == [(0, 8), (0, 0), (8, 8), (8, 0), (4, 4)]
+
+
+def test_views_halve_where_they_are_told_to_only():
+    for kind, spec in VIEW_KINDS.items():
+        assert not _geometry(spec(image_size=90), [0], 90, 90).box_halving, kind
+    assert _geometry(AdmCenterView(image_size=90, box_halving=True), [0], 90, 90).box_halving
+
+
+def test_a_view_of_one_pixel_is_one():
+    assert _geometry(RawView(image_size=1), [0], 1, 1).image_size == 1
+    with pytest.raises(UserError, match="image_size=0 is not allowed"):
+        RawView(image_size=0)
+
+
 def test_raw_refuses_another_size():
     with pytest.raises(UserError, match=r"sample 9 is 8x9 \(width x height\)"):
         _geometry(RawView(8), np.array([9]), height=9, width=8)

@@ -62,6 +62,31 @@ def test_a_step_does_not_depend_on_the_steps_asked_before():
     np.testing.assert_array_equal(used.batch_ids(57), _plan().batch_ids(57))
 
 
+@pytest.mark.parametrize("world_size", [1, 3, 5])
+def test_every_sample_of_a_share_has_its_epoch(world_size):
+    plan = _plan()
+    for rank in range(world_size):
+        step = 2 * plan.steps_per_epoch + 1
+        epochs = plan.rank_epochs(step, rank, world_size)
+        assert epochs.tolist() == [2] * len(plan.rank_ids(step, rank, world_size))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (3, 2)])
+def test_a_rank_that_is_not_there_is_refused(rank, world_size):
+    with pytest.raises(UserError, match=f"rank={rank} is not allowed; use 0 to 1"):
+        _plan().rank_ids(0, rank, world_size)
+
+
+def test_layouts_of_far_epochs_are_forgotten():
+    """Training for years must not keep one for every epoch; the neighbours stay."""
+    plan = _plan()
+    kept = []
+    for epoch in range(6):
+        kept.append(plan._layout(epoch))
+        assert len(plan._layouts) <= 3
+    assert plan._layout(4) is kept[4]
+
+
 def test_every_epoch_has_its_own_order():
     plan = _plan()
     assert not np.array_equal(_epoch_ids(plan, 0), _epoch_ids(plan, 1))
