@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation.equivalents import accepted
-from tests.mutation.known_faults import FAULTS, Fault
+from tests.mutation.known_faults import CAUGHT_BY, FAULTS, Fault
 from tests.mutation.live_code import changed_functions
 from tests.mutation.mutants import Mutant, modules_below, sample
 from tests.mutation.rooms import NOT_ASKED, ROOMS, RUN_ELSEWHERE, SUITE, mirror_of
@@ -56,6 +56,24 @@ def measure_reach(checkout: Path, tests: list[str], marks: str, output: Path) ->
     run([*PYTEST, "-m", marks, "--tb=line", *reach, *ignored, *tests], checkout)
 
 
+def entry_of(mutant: Mutant, tests: list[str], limit: float) -> dict[str, Any]:
+    """What a plan says of a mutant; see `forked`."""
+    facts = {name: getattr(mutant, name) for name in ("name", "module", "line", "before", "after")}
+    return {**facts, "source": mutant.source, "tests": tests, "limit": limit}
+
+
+def plan_known() -> list[tuple[bool, dict[str, Any]]]:
+    """As `Planner.plan` for every known fault: each is for one test."""
+    planned = []
+    for fault in FAULTS:
+        if (mutant := _of_fault(fault)) is not None:
+            path = REPOSITORY / mutant.module
+            changed = changed_functions(str(path), path.read_text(), mutant.source)
+            tests = [f"tests/unit/{CAUGHT_BY[fault.what]}"]
+            planned.append((changed is not None, entry_of(mutant, tests, 600.0)))
+    return planned
+
+
 class Planner:
     """Chooses the tests of a mutant: those that reach it, of its own folder first, quick first."""
 
@@ -73,17 +91,7 @@ class Planner:
         if not tests:
             live, tests = False, self._of_module(mutant.module)
         chosen, total = self._within_budget(mutant.module, tests)
-        entry = {
-            "name": mutant.name,
-            "module": mutant.module,
-            "line": mutant.line,
-            "before": mutant.before,
-            "after": mutant.after,
-            "source": mutant.source,
-            "tests": chosen,
-            "limit": START_SECONDS + 20.0 + 8 * total,
-        }
-        return live, entry
+        return live, entry_of(mutant, chosen, START_SECONDS + 20.0 + 8 * total)
 
     def _reaching(self, module: str, names: list[str]) -> list[str]:
         for name in names:
@@ -162,8 +170,6 @@ def _of_fault(fault: Fault) -> Mutant | None:
 
 
 def chosen_mutants(options: argparse.Namespace) -> list[Mutant]:
-    if options.known:
-        return [mutant for fault in FAULTS if (mutant := _of_fault(fault)) is not None]
     known = set() if options.with_equivalents else accepted()
     if options.modules:
         modules = modules_below(options.modules)
@@ -171,7 +177,8 @@ def chosen_mutants(options: argparse.Namespace) -> list[Mutant]:
     found = []
     for name, room in ROOMS.items():
         if options.rooms is None or name in options.rooms:
-            found += sample(modules_below(list(room.paths)), room.share, options.seed, known)
+            count = round(room.share * options.portion)
+            found += sample(modules_below(list(room.paths)), count, options.seed, known)
     return found
 
 
@@ -181,6 +188,7 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="the known faults, one at a time")
     parser.add_argument("--rooms", nargs="*", help="only these of the rooms")
     parser.add_argument("--sample", type=int, default=20)
+    parser.add_argument("--portion", type=float, default=1.0, help="of the rooms' shares")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", default=SUITE, help="tests to choose from")
     parser.add_argument("--marks", default=QUICK, help="which of them, as for pytest -m")
@@ -193,14 +201,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ifsq-mutation-") as temporary:
         folder = Path(temporary)
         checkout = copy_checkout(folder)
-        reach = options.reach or folder / "reach.json"
-        if not reach.exists():
-            measure_reach(checkout, options.tests, options.marks, reach)
-        if options.only_reach:
-            return
         outcomes = options.outcomes or folder / "outcomes.jsonl"
-        planner = Planner(json.loads(reach.read_text()), options.budget)
-        planned = [planner.plan(mutant) for mutant in chosen_mutants(options)]
+        reach = options.reach or folder / "reach.json"
+        if not reach.exists() and not options.known:
+            measure_reach(checkout, options.tests, options.marks, reach)
+        if options.known:
+            planned = plan_known()
+        elif not options.only_reach:
+            planner = Planner(json.loads(reach.read_text()), options.budget)
+            planned = [planner.plan(mutant) for mutant in chosen_mutants(options)]
+        else:
+            return
         test_mutants(checkout, planned, outcomes)
         report(outcomes)
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,9 +49,12 @@ class Forked:
         self._root = config.rootpath
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        items = {item.nodeid: item for item in session.items}
+        items: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in session.items:  # the name of a test stands for all its cases
+            for name in {item.nodeid, item.nodeid.partition("[")[0]}:
+                items[name].append(item)
         for mutant in self._plan:
-            chosen = [items[name] for name in mutant["tests"] if name in items]
+            chosen = [item for name in mutant["tests"] for item in items.get(name, [])]
 
             def test(mutant: dict = mutant, chosen: list[pytest.Item] = chosen) -> str | None:
                 self._apply(mutant)

@@ -1,7 +1,8 @@
 """One-line faults that no test noticed once; each must be caught by the tests that reach it.
 
-``python -m tests.mutation --known`` puts them in one at a time. A fault whose line is gone is
-reported: find its place today, or take it out where such a fault is no longer possible.
+``python -m tests.mutation --known`` puts them in one at a time and asks the test of `CAUGHT_BY`. A
+fault whose line is gone is reported: find its place today, or take it out where such a fault is no
+longer possible.
 """
 
 from __future__ import annotations
@@ -220,3 +221,86 @@ FAULTS = [
         "len(self.sampling) in (3, 4)\n",
     ),
 ]
+
+_TESTS = {
+    "ifsq_train/checkpoint/test_order_of_saves.py": {
+        "saved buffers not copied back": "test_buffers_are_taken_over",
+        "shape unchecked": "test_a_transposed_weight_is_refused",
+        "min and max exchanged": "test_the_recipe_s_best_is_kept",
+        "NaN scores": "test_a_score_that_is_no_number_is_no_score",
+        "fence unchecked before the marker": (
+            "test_a_start_that_takes_over_while_the_older_writes_keeps_it_from_publishing"
+        ),
+        "fence unchecked": "test_an_older_start_changes_no_file_of_the_newer",
+        "version unchecked": "test_another_format_is_refused",
+    },
+    "ifsq_train/training/test_exact_resume.py": {
+        "averages not loaded": "test_torch",
+        "buffers never averaged": "test_torch",
+    },
+    "data_pipelines/images/packing/test_image_index.py": {
+        "a kept index with another numbering": (
+            "test_a_kept_index_is_not_taken_with_another_numbering"
+        ),
+    },
+    "data_pipelines/tokens/test_posterior_noise.py": {
+        "posterior noise without the epoch": "test_noise_changes_with_seed_epoch_and_sample",
+        "group 0's digits for every group": "test_every_group_has_its_own_digits",
+    },
+    "ifsq_train/test_random_draws.py": {
+        "one draw for all groups": "test_groups_of_a_position_are_drawn_independently",
+    },
+    "ifsq_train/sampling/test_static_decoder.py": {
+        "one draw for all groups, compiled": "test_tokens_are_those_of_eager_sampling",
+    },
+    "ifsq_train/training/test_counters.py": {
+        "NaN of one of two networks": "test_one_spoiled_network_of_two_is_enough",
+        "counter never reset": "test_a_good_step_between_ends_the_row",
+        "counter of norms on the device never reset": (
+            "test_norms_on_the_device_are_counted_in_a_row"
+        ),
+        "norms on the device are never in a row": "test_norms_on_the_device_are_counted_in_a_row",
+        "failed saves never forgotten": "test_a_save_between_ends_the_row_of_failed_ones",
+    },
+    "ifsq_train/tasks/test_task_details.py": {
+        "unlabelled trained as class 0": "test_unlabelled_samples_train_the_null_class",
+        "group weights ignored on the quick path": "test_group_weights_weigh_the_groups",
+        "tokenizer in train mode in discriminator steps": (
+            "test_discriminator_steps_do_not_move_the_tokenizer"
+        ),
+    },
+    "data_pipelines/storage/test_order_of_writes.py": {
+        "no fsync of a checkpoint's file": "test_data_then_name_then_folder",
+        "written in place": "test_a_refused_operation_leaves_old_or_new_and_no_rest",
+        "folder not synced": "test_data_then_name_then_folder",
+        "marker before the table": "test_a_dataset_exists_once_its_manifest_does",
+        "marker before the token table": "test_a_token_dataset_exists_once_tokens_json_does",
+    },
+    "data_pipelines/test_digests.py": {
+        "window missing from the digest": "test_plan",
+    },
+    "ifsq_train/evaluation/test_manifold_many.py": {
+        "only the first rows of a manifold": "test_all_points_count",
+    },
+    "launchers/on_kubernetes/test_rayjob.py": {
+        "the profile's variables beat the user's": (
+            "test_the_user_s_environment_beats_the_profile_s_and_that_the_defaults"
+        ),
+        "object store a tenth": "test_the_object_store_is_a_quarter_of_the_shared_memory",
+    },
+    "launchers/on_kubernetes/test_pod_log.py": {
+        "last line lost": "test_the_last_line_of_an_ended_log_needs_no_line_break",
+    },
+    "ifsq_train/models/test_first_state_and_modes.py": {
+        "no zero initialisation": "test_a_new_dit_predicts_nothing_and_its_blocks_do_nothing",
+        "moments move in evaluation": "test_running_moments_move_in_training_only",
+        "no clamp on the plain path": "test_cells_of_equal_width_stay_within_the_levels",
+    },
+    "data_pipelines/images/decoders/test_image_pixels.py": {
+        "YCCK taken for common": "test_decodes_as_the_released_code",
+    },
+}
+CAUGHT_BY = {
+    what: f"{file}::{test}" for file, tests in _TESTS.items() for what, test in tests.items()
+}
+"""The test below tests/unit that is to notice each; `--known` asks no other."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from tests.mutation.known_faults import CAUGHT_BY, FAULTS
 from tests.mutation.live_code import changed_functions, replace
 from tests.mutation.operators import changes
+from tests.support.repository import REPOSITORY
 
 SOURCE = '''"""A module."""
 
@@ -83,3 +85,12 @@ def test_a_fault_outside_functions_needs_a_new_import(tmp_path: Path) -> None:
     unchanged = changed_functions("x.py", SOURCE, SOURCE)
     assert unchanged is not None
     assert unchanged[0] == []
+
+
+def test_every_known_fault_has_its_test() -> None:
+    """And is in its module still; the tests themselves are asked by `--known`."""
+    assert {fault.what for fault in FAULTS} == set(CAUGHT_BY)
+    for fault in FAULTS:
+        assert fault.mutant() is not None, f"{fault.what}: not, or not once, in {fault.module}"
+        place, _, name = CAUGHT_BY[fault.what].partition("::")
+        assert f"def {name}(" in (REPOSITORY / "tests/unit" / place).read_text(), fault.what

@@ -21,6 +21,7 @@ from data_pipelines.views import (
     TenCropView,
     ViewGeometry,
     ViewSpec,
+    choose_views,
     view_geometry,
 )
 
@@ -161,6 +162,12 @@ def test_random_crops_are_pinned_across_machines():
     geometry = _geometry(AdmRandomView(64), np.arange(4), height=300, width=400)
     found = [geometry.resized_heights, geometry.tops, geometry.lefts, geometry.flips]
     assert [array.astype(int).tolist() for array in found] == PINNED
+
+
+def test_chosen_views_are_pinned_across_machines():
+    """A release that chose others would go on with another training."""
+    found = [choose_views(3, epoch, np.arange(8), 5).tolist() for epoch in (0, 1)]
+    assert found == [[3, 2, 3, 1, 3, 2, 1, 0], [4, 0, 2, 1, 0, 4, 1, 4]]
 
 
 def test_half_of_the_views_are_mirrored_unless_switched_off():

@@ -129,7 +129,13 @@ def test_two_billion_samples_need_no_memory_per_sample():
 
 @pytest.mark.parametrize(
     ("num_samples", "batch", "lanes"),
-    [(1_437, 64, 1), (50_000, 128, 2), (1_281_167, 1024, 64), (1_281_167, 96, 48)],
+    [
+        (1_437, 64, 1),
+        (50_000, 128, 2),
+        (1_281_167, 1024, 64),
+        (1_281_167, 96, 48),
+        (2_000_000, 130, 26),
+    ],
 )
 def test_lanes_fit_the_dataset(num_samples, batch, lanes):
     assert choose_num_lanes(num_samples, batch, 16_384) == lanes
@@ -151,6 +157,13 @@ def test_lanes_that_do_not_divide_the_batch_are_refused():
 )
 def test_digest_names_everything_that_decides_the_order(change):
     assert _plan(**change).digest != _plan().digest
+
+
+def test_plans_are_equal_where_their_order_is():
+    assert _plan() == _plan()
+    assert hash(_plan()) == hash(_plan())
+    assert _plan(seed=8) != _plan()
+    assert _plan() != _plan().digest
 
 
 def test_digest_depends_on_the_dataset():

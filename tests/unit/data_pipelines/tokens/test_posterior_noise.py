@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokens.format import ExtraColumn
-from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN, DigitTable
+from data_pipelines.tokens.latents import LATENT_LOGVAR, LATENT_MEAN, DigitTable, LatentSums
 from data_pipelines.tokens.reader import TokenDataset
 from tests.support.known_tokens import SPEC, write_dataset
 
@@ -55,3 +55,12 @@ def test_every_group_has_its_own_digits() -> None:
     tokens = np.array([[[[4, 3]], [[2, 0]]]])
     expected = np.array([[[[0.0], [1.0]], [[20.0], [10.0]], [[8.0], [5.0]]]], np.float32)
     np.testing.assert_array_equal(table.latents(tokens), expected)
+
+
+def test_a_channel_that_never_changes_has_no_deviation() -> None:
+    """Rounding makes the variance of equal values negative as often as positive."""
+    for value in (0.6369616873214543, 0.8132702392002724):
+        sums = LatentSums(3, (3 * value,), (float(np.square(np.full(3, value)).sum()),))
+        found = LatentSums.combine([sums])
+        assert found is not None
+        assert found.std == (0.0,)

@@ -185,6 +185,22 @@ def test_a_transposed_weight_is_refused(tmp_path: Path) -> None:
         load_network(checkpoint, OnePiece((6, 4)), "net", 1)  # type: ignore[arg-type]
 
 
+def test_buffers_are_taken_over(tmp_path: Path) -> None:
+    """Running statistics and counters are as they were saved, not as a new network has them."""
+    from ifsq_train.training.saved_state import load_network
+
+    engine = OnePiece((4, 6))
+    for name, value in (("mean", torch.zeros(3)), ("count", torch.tensor(0))):
+        engine.module("net").register_buffer(name, value)
+    writer = CheckpointWriter(tmp_path, rank=0, world_size=1, attempt="a", retention=Retention(1))
+    saved = {"live/net/mean": torch.tensor([1.0, 2.0, 3.0]), "live/net/count": torch.tensor(7)}
+    writer.save(1, [Piece("net", "w", "master", (4, 6), 0, VALUES)], saved, {})
+    writer.close()
+    load_network(Checkpoint(step_folder(tmp_path, 1)), engine, "net", 1)  # type: ignore[arg-type]
+    for name, value in engine.module("net").named_buffers():
+        assert torch.equal(value, saved[f"live/net/{name}"])
+
+
 def test_what_is_not_kept_leaves_no_file(tmp_path: Path) -> None:
     """Its bytes are why it is deleted; nor does an older save that was never finished stay."""
     unfinished = step_folder(tmp_path, 1)
