@@ -41,9 +41,23 @@ def recipe(task: dict[str, Any], data: dict[str, Any], network: str) -> Any:
 
 
 def write_run(
-    folder: Path, config: Config, name: str, network: nn.Module, task: dict[str, Any]
+    folder: Path,
+    config: Config,
+    name: str,
+    network: nn.Module,
+    task: dict[str, Any],
+    updates: int = 0,
 ) -> Path:
-    """A checkpoint of step 7 with averages that differ from the live weights."""
+    """A checkpoint of step 7 with averages that differ from the live weights and buffers.
+
+    Args:
+        folder: of the run.
+        config: its recipe.
+        name: of the network.
+        network: whose values are the live ones.
+        task: what the header says of the task.
+        updates: of the network's optimizer; the header says nothing of them if 0.
+    """
     pieces = [
         Piece(name, key, state, tuple(value.shape), 0, value.detach().reshape(-1) + offset)
         for key, value in network.named_parameters()
@@ -51,10 +65,15 @@ def write_run(
     ]
     known = {key for key, _ in network.named_parameters()}
     buffers = {f"live/{name}/{k}": v for k, v in network.state_dict().items() if k not in known}
+    floating = {key: value for key, value in buffers.items() if value.is_floating_point()}
+    buffers |= {key.replace("live/", "ema/", 1): v + 0.25 for key, v in floating.items()}
     writer = CheckpointWriter(
         folder / "checkpoints", rank=0, world_size=1, attempt="x", retention=Retention(1)
     )
-    writer.save(7, pieces, buffers, {"recipe": to_dict(config), "task": task})
+    header: dict[str, Any] = {"recipe": to_dict(config), "task": task}
+    if updates:
+        header["optimizer_steps"] = {name: updates}
+    writer.save(7, pieces, buffers, header)
     writer.close()
     return folder
 

@@ -151,3 +151,11 @@ def test_normalized_latents_come_back():
     assert statistics is not None
     latents = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(statistics.denormalize(statistics.normalize(latents)), latents)
+
+
+def test_a_row_made_of_a_sample_that_is_not_there_is_damage():
+    rows = make_rows(SPEC, 0)
+    rows.source_ids[1] = SPEC.num_samples
+    data = encode_shard(rows, ShardMetadata(SPEC, 0, SUMS, ()))
+    with pytest.raises(DataError, match="row 1 of 8 is of sample 10 of 10"):
+        decode_shard(data, "shard")
