@@ -58,6 +58,28 @@ def test_the_marker_is_written_last_and_every_prefix_leaves_the_older_step(
         shutil.rmtree(step_folder(tmp_path, 2), ignore_errors=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["rank-00000.safetensors", "rank-00000.json", "shared.safetensors"]
+)
+def test_a_file_that_reads_back_otherwise_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Storage that took the bytes and gives others: the older checkpoint stays the newest."""
+    real = checkpoint_writer.write_atomically
+
+    def write(path: Path, data: bytes) -> None:
+        real(path, data)
+        if path.name == name and path.parent == step_folder(tmp_path, 2):
+            kept = path.read_bytes()
+            path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+
+    monkeypatch.setattr(checkpoint_writer, "write_atomically", write)
+    save(tmp_path, 1)
+    with pytest.raises(OSError, match=f"{name}: read back after writing, it is not what was"):
+        save(tmp_path, 2, max_failed_saves=0)
+    assert list_steps(tmp_path) == [1]
+
+
 def test_rewriting_a_step_hides_it_before_its_files_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
