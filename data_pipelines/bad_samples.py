@@ -51,8 +51,11 @@ class ErrorBudget:
         self._path = quarantine_path
         self._seen: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
+        self._torn = False
         if quarantine_path is not None and quarantine_path.is_file():
-            for line in quarantine_path.read_text(errors="replace").splitlines():
+            text = quarantine_path.read_text(errors="replace")
+            self._torn = not text.endswith("\n")
+            for line in text.splitlines():
                 self._remember(line)
 
     @property
@@ -75,7 +78,8 @@ class ErrorBudget:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 # One short append: lines of several processes do not mix.
                 with self._path.open("a") as file:
-                    file.write(json.dumps(asdict(bad)) + "\n")
+                    file.write("\n" * self._torn + json.dumps(asdict(bad)) + "\n")
+                self._torn = False
             exhausted = bad.num_images > 0 and self.num_bad > self.max_bad_samples
         if exhausted:
             where = f"all are listed in {self._path}; " if self._path else ""

@@ -29,6 +29,8 @@ def test_a_second_start_goes_on_counting(tmp_path: Path) -> None:
     second.record(bad(2))
     with pytest.raises(DataError, match="4 bad samples are more than max_bad_samples=3"):
         second.record(bad(3))
+    # Nor is what was noted behind the half line lost with it.
+    assert ErrorBudget(3, file).num_bad == 4
 
 
 def test_none_is_none() -> None:

@@ -117,6 +117,18 @@ def test_a_step_s_draws_are_independent_over(name: str) -> None:
     assert abs(values.var() - 1.0) * (values.size / 2) ** 0.5 < DEVIATIONS
 
 
+@pytest.mark.parametrize("part", ["seed", "step", "position"])
+def test_draws_have_no_period_below_2_to_the_32(part: str) -> None:
+    """Every bit of a seed, a step and a position gives other draws."""
+    rows: set[bytes] = set()
+    values = [0, *(1 << bit for bit in range(40))]
+    for value in values:
+        given = {"seed": 5, "step": 7, "position": 3} | {part: value}
+        random = BatchRandom(given["seed"], given["step"], np.array([given["position"]]))
+        rows.add(random.uniform("crop", (4,)).numpy().tobytes())
+    assert len(rows) == len(values)
+
+
 def test_a_sample_s_draws_do_not_depend_on_those_beside_it() -> None:
     whole = BatchRandom(5, 7, np.arange(16)).uniform("crop", (3,))
     for share in (np.arange(16)[3:9], np.array([15]), np.arange(16)[::-1]):

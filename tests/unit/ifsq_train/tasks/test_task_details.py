@@ -105,6 +105,18 @@ def test_labels_are_dropped_as_often_as_said() -> None:
     assert not torch.equal(dropped, again)
 
 
+def test_a_generator_is_trained_in_train_mode_with_its_recipe_s_dropout() -> None:
+    """Also behind something that has put it into eval mode, such as drawing pictures."""
+    model, given = generator(), batch([0, 1, 2, 0])
+    for chance, expected in ((1.0, [True] * 4), (0.0, [False] * 4)):
+        model.eval()
+        seen = Seen(model)
+        task = AutoregressiveTask(config(class_dropout=chance), model)
+        task.loss("generator", {"generator": seen}, given, info())
+        assert model.training
+        assert seen.calls[0][1]["drop_labels"].tolist() == expected
+
+
 @pytest.mark.parametrize("plain", ["0", "1"])
 def test_group_weights_weigh_the_groups(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, plain)

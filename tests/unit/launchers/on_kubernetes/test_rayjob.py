@@ -91,6 +91,16 @@ def test_the_worker_group_does_not_change_its_size() -> None:
     assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is False
 
 
+def test_annotations_of_the_workers_beat_those_of_all_pods() -> None:
+    profile = load_profile("gpu8", 8).model_copy(
+        update={"annotations": {"a": "all", "b": "all"}, "worker_annotations": {"a": "workers"}}
+    )
+    job = build_rayjob(make_request(nodes=2, gpus_per_node=8), profile, "team").to_manifest()
+    head, workers = (part["template"]["metadata"] for part in head_and_workers(job))
+    assert head["annotations"] == {"a": "all", "b": "all"}
+    assert {k: workers["annotations"][k] for k in "ab"} == {"a": "workers", "b": "all"}
+
+
 def test_a_queued_job_waits_for_kueue_and_prefers_one_block() -> None:
     job = manifest("gpu8", 2, 8, queue="team-queue")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
