@@ -125,7 +125,8 @@ class Planner:
 
 
 def test_mutants(checkout: Path, planned: list[tuple[bool, dict]], outcomes: Path) -> None:
-    done = {json.loads(line)["name"] for line in outcomes.open()} if outcomes.exists() else set()
+    known = [json.loads(line) for line in outcomes.open()] if outcomes.exists() else []
+    done = {found["name"] for found in known if found["outcome"] != "late"}
     left = [(live, entry) for live, entry in planned if entry["name"] not in done]
     print(f"{len(planned)} mutants, {len(left)} of them left")
     for live in (True, False):
@@ -147,6 +148,8 @@ def report(outcomes: Path) -> None:
     counts: dict[str, Counter[str]] = {}
     for line in outcomes.open():
         found = json.loads(line)
+        if found["outcome"] == "late":
+            continue
         if (found["module"], found["before"], found["after"]) in known:
             found["outcome"] = "equivalent"
         counts.setdefault(found["module"], Counter())[found["outcome"]] += 1

@@ -88,7 +88,10 @@ def first_failure(session: pytest.Session, items: list[pytest.Item]) -> str | No
 
 
 def in_child(test: Callable[[], str | None], limit: float) -> tuple[str, str]:
-    """(caught, test), (caught, "time"), (survived, "") or (broken, why) of a forked process."""
+    """(caught, test), (caught, "time"), (survived, "") or (broken, why) of a forked process.
+
+    (late, "time") where the machine may be why it took so long: that says nothing.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ifsq-mutant-"))
     child = os.fork()
     if child == 0:
@@ -106,11 +109,15 @@ def in_child(test: Callable[[], str | None], limit: float) -> tuple[str, str]:
     said = (folder / "said").read_text() if (folder / "said").exists() else ""
     shutil.rmtree(folder, ignore_errors=True)
     if status is None:
-        return "caught", "time"
+        return ("late" if _is_busy() else "caught"), "time"
     code = os.waitstatus_to_exitcode(status)
     if code in (SURVIVED, BROKEN):
         return ("survived" if code == SURVIVED else "broken"), said
     return "caught", said or f"process ended with {code}"
+
+
+def _is_busy() -> bool:
+    return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
 
 
 def _run_in_child(test: Callable[[], str | None], folder: Path) -> None:
