@@ -51,8 +51,8 @@ class Forked:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items: dict[str, list[pytest.Item]] = defaultdict(list)
         for item in session.items:  # names of tests and files stand for all there is in them
-            test, file = item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]
-            for name in {item.nodeid, test, file}:
+            whole, file = item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]
+            for name in {item.nodeid, whole, file}:
                 items[name].append(item)
         for mutant in self._plan:
             chosen = [item for name in mutant["tests"] for item in items.get(name, [])]
