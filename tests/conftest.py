@@ -53,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a program that `make install` does not bring."""
+    """Skip what needs a program that `make install` does not bring, or a device."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and torch finds none here")
     if item.get_closest_marker("compiles") and shutil.which("g++") is None:
         pytest.skip("torch.compile wants a C++ compiler")

@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 
 
 MARKER = "checkpoint.json"
+INDEX = "index.json"
+"""What is in the files of all ranks, so that a reader opens one file for it."""
 
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})$")

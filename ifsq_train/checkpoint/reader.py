@@ -4,6 +4,7 @@ Layout of ``checkpoints/step-00000500/``::
 
     rank-00000.safetensors   1-D fp32 pieces of parameters, optimizer moments and averages
     rank-00000.json          what is in it (parameter, state, start, length) and its checksum
+    index.json               what is in the files of all ranks (checkpoints of 1.0 have none)
     shared.safetensors       buffers, written by rank 0
     checkpoint.json          published last: train state, recipe, versions, all checksums
 
@@ -17,7 +18,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from data_pipelines.documents import checked, parse_json
 from data_pipelines.errors import DataError
 from ifsq_train.checkpoint import schema
 from ifsq_train.checkpoint.format import (
+    INDEX,
     MARKER,
     STEP_FOLDER,
     CheckpointError,
@@ -48,7 +50,7 @@ class Checkpoint:
 
     Args:
         folder: its folder.
-        verify: read every byte against the checksums; False where another rank just has.
+        verify: read every byte against the checksums; False where `verify` is called later.
 
     Raises:
         CheckpointError: not there, half there, or any byte is not what was written.
@@ -69,7 +71,7 @@ class Checkpoint:
             self.header = unseal(marker.read_bytes(), marker)
             _check_files(folder, self.header)
             if verify:
-                verify_files(folder, self.header["files"])
+                self.verify()
             self._index = self._read_index()
         except OSError as error:
             raise CheckpointError(f"{error.filename or folder}: {error.strerror}") from None
@@ -96,10 +98,8 @@ class Checkpoint:
     def _read_index(self) -> dict[tuple[str, str, str], list[tuple[int, int, str]]]:
         index: dict[tuple[str, str, str], list[tuple[int, int, str]]] = {}
         self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
-        for rank in range(self.header["world_size"]):
-            name = f"rank-{rank:05d}"
-            path = self.folder / f"{name}.json"
-            for piece in _read_pieces(path):
+        for name, path, pieces in self._pieces_of_ranks():
+            for piece in pieces:
                 key = (piece["network"], piece["parameter"], piece["state"])
                 entry = (piece["start"], piece["length"], f"{name}.safetensors")
                 index.setdefault(key, []).append(entry)
@@ -110,6 +110,31 @@ class Checkpoint:
             entries.sort()
             _check_pieces(self.folder, key, entries, math.prod(self._shapes[key[:2]]))
         return index
+
+    def _pieces_of_ranks(self) -> Iterator[tuple[str, Path, list[Any]]]:
+        """Name of a rank's files, the file that lists what is in them, and the list."""
+        if INDEX in self.header["files"]:
+            path = self.folder / INDEX
+            for name, pieces in _read_index_file(path, self.header).items():
+                yield name, path, pieces
+            return
+        for rank in range(self.header["world_size"]):
+            name = f"rank-{rank:05d}"
+            path = self.folder / f"{name}.json"
+            yield name, path, _read_pieces(path)
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Read a rank's share of the files against their checksums; all of them by default.
+
+        Raises:
+            CheckpointError: one is missing, cannot be read or is not what was written.
+        """
+        files = self.header["files"]
+        share = sorted(files)[rank::world_size]
+        try:
+            verify_files(self.folder, {name: files[name] for name in share})
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or self.folder}: {error.strerror}") from None
 
     def read(self, network: str, parameter: str, state: str, start: int, length: int) -> Tensor:
         """Elements [start, start + length) of a state, fp32 1-D, from whichever pieces hold them.
@@ -237,6 +262,17 @@ def _read_pieces(path: Path) -> list[Any]:
         raise CheckpointError(str(error)) from None
 
 
+def _read_index_file(path: Path, header: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Pieces by rank; small, and so always compared with its checksum."""
+    text = path.read_bytes()
+    if hashlib.sha256(text).hexdigest() != header["files"][INDEX]["sha256"]:
+        raise CheckpointError(f"{path}: contents do not match their checksum")
+    try:
+        return checked(schema.INDEX, parse_json(text, str(path)), str(path))["pieces"]
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def _check_pieces(
     folder: Path, key: tuple[str, ...], entries: list[tuple[int, int, str]], size: int
 ) -> None:
@@ -251,11 +287,19 @@ def _check_pieces(
         end = start + length
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest one that is intact; a damaged one is skipped with a loud warning."""
-    for step in reversed(list_steps(folder)):
+def newest_checkpoint(
+    folder: Path, *, verify: bool = True, without: Collection[int] = ()
+) -> Checkpoint | None:
+    """The newest one that is intact; a damaged one is skipped with a loud warning.
+
+    Args:
+        folder: the run's ``checkpoints``.
+        verify: read all of it; without, only marker and index are known to be what was written.
+        without: steps that are not looked at.
+    """
+    for step in reversed([step for step in list_steps(folder) if step not in without]):
         try:
-            return Checkpoint(step_folder(folder, step))
+            return Checkpoint(step_folder(folder, step), verify=verify)
         except CheckpointError as error:
             logger.warning("skipping damaged checkpoint: %s", error)
     return None

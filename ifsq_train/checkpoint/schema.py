@@ -11,7 +11,9 @@ from data_pipelines.documents import Count, Sha256, Text
 
 MAX_RANKS = 1 << 16
 _FileName = Annotated[
-    str, Strict(), Field(pattern=r"^(rank-\d{5}\.(json|safetensors)|shared\.safetensors)$")
+    str,
+    Strict(),
+    Field(pattern=r"^(rank-\d{5}\.(json|safetensors)|shared\.safetensors|index\.json)$"),
 ]
 _Key = Annotated[str, Strict(), Field(min_length=1, max_length=400)]
 _Json = dict[Annotated[str, Strict()], Any]
@@ -69,5 +71,12 @@ class SidecarShape(TypedDict):
     sha256: Sha256
 
 
+class IndexShape(TypedDict):
+    """index.json: pieces by the rank that wrote them."""
+
+    pieces: dict[Annotated[str, Strict(), Field(pattern=r"^rank-\d{5}$")], list[PieceShape]]
+
+
 MARKER: TypeAdapter[MarkerShape] = TypeAdapter(MarkerShape)
 SIDECAR: TypeAdapter[SidecarShape] = TypeAdapter(SidecarShape)
+INDEX: TypeAdapter[IndexShape] = TypeAdapter(IndexShape)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_pipelines.storage.local import write_atomically
 from ifsq_train.checkpoint.fence import Fence
-from ifsq_train.checkpoint.format import FORMAT_VERSION, MARKER, Piece, seal, step_folder
+from ifsq_train.checkpoint.format import FORMAT_VERSION, INDEX, MARKER, Piece, seal, step_folder
 from ifsq_train.checkpoint.intact import IntactCheckpoints
 from ifsq_train.checkpoint.retention import Retention
 from ifsq_train.checkpoint.stream import Hashed, file_parts, read_back
@@ -201,9 +201,7 @@ class CheckpointWriter:
         name = f"rank-{self._rank:05d}"
         digest = _write_tensors(target / f"{name}.safetensors", staged)
         sidecar = {"attempt": self._attempt, "pieces": records, **digest}
-        text = json.dumps(sidecar).encode()
-        write_atomically(target / f"{name}.json", text)
-        read_back(target / f"{name}.json", [memoryview(text)])
+        _write_text(target / f"{name}.json", sidecar)
 
     def _publish(
         self,
@@ -218,11 +216,14 @@ class CheckpointWriter:
             return
         target = step_folder(self._folder, step)
         files = {"shared.safetensors": _write_tensors(target / "shared.safetensors", shared)}
+        index: dict[str, Any] = {}
         for rank in range(self._world_size):
             name = f"rank-{rank:05d}"
             sidecar, text = self._await_sidecar(target / f"{name}.json", abandoned)
             files[f"{name}.safetensors"] = {k: sidecar[k] for k in ("bytes", "sha256")}
             files[f"{name}.json"] = _digest(text)
+            index[name] = sidecar["pieces"]
+        files[INDEX] = _write_text(target / INDEX, {"pieces": index})
         marker = {
             "format": FORMAT_VERSION,
             "step": step,
@@ -268,6 +269,14 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     write_atomically(path, data)
     read_back(path, parts)
     return data.digest
+
+
+def _write_text(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write JSON and compare with what the storage gives back; gives the digest."""
+    text = json.dumps(content).encode()
+    write_atomically(path, text)
+    read_back(path, [memoryview(text)])
+    return _digest(text)
 
 
 def _digest(data: bytes) -> dict[str, Any]:

@@ -31,6 +31,7 @@ RUN_FILES = (
     f"{_STEP}rank-*.safetensors",
     f"{_STEP}rank-*.json",
     f"{_STEP}shared.safetensors",
+    f"{_STEP}index.json",
     f"{_STEP}checkpoint.json",
     "checkpoints/attempt.json",
     "checkpoints/scores.json",
@@ -161,6 +162,10 @@ def label_faults(config: TrainConfig, data: TrainData) -> list[str]:
 def finished_result(config: TrainConfig) -> dict[str, Any] | None:
     """The result of a run whose newest checkpoint is of the recipe's last step, if it has one."""
     folder = Path(config.output).absolute()
+    checkpoint = newest_checkpoint(folder / "checkpoints", verify=False)
+    if checkpoint is None or checkpoint.step != config.steps:
+        return None
+    # Only now every byte is read: a run that goes on has its workers do that, once.
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None or checkpoint.step != config.steps:
         return None

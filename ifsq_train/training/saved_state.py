@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from data_pipelines.errors import UserError
-from ifsq_train.checkpoint.format import AVERAGE, Piece, step_folder
+from ifsq_train.checkpoint.format import AVERAGE, CheckpointError, Piece, step_folder
 from ifsq_train.checkpoint.reader import Checkpoint, newest_checkpoint
 from ifsq_train.checkpoint.train_state import TrainState
 from ifsq_train.config import TrainConfig
 from ifsq_train.data.base import TrainData
-from ifsq_train.distributed.collectives import broadcast
+from ifsq_train.distributed.collectives import any_rank, broadcast
 from ifsq_train.distributed.context import RunContext
 from ifsq_train.strategy.base import Strategy
 from ifsq_train.training.ema import WeightAverage
@@ -152,14 +152,29 @@ def _load(
 
 
 def _agreed_checkpoint(folder: Path, context: RunContext) -> Checkpoint | None:
-    """Rank 0 chooses, the others follow: they must never resume from different steps."""
-    found = newest_checkpoint(folder) if context.rank == 0 else None
-    step = broadcast(torch.tensor(-1 if found is None else found.step))
-    if int(step) < 0:
-        return None
-    if context.rank == 0:
-        return found
-    return Checkpoint(step_folder(folder, int(step)), verify=False)
+    """Rank 0 chooses, the others follow: they must never resume from different steps.
+
+    Every rank reads its share of the files against their checksums, so that together they read
+    the checkpoint once; where one finds damage, all go on to the one before.
+    """
+    damaged: set[int] = set()
+    while True:
+        found = None
+        if context.rank == 0:
+            found = newest_checkpoint(folder, verify=False, without=damaged)
+        step = int(broadcast(torch.tensor(-1 if found is None else found.step)))
+        if step < 0:
+            return None
+        intact = True
+        try:
+            found = found or Checkpoint(step_folder(folder, step), verify=False)
+            found.verify(context.rank, context.world_size)
+        except CheckpointError as error:
+            logger.warning("skipping damaged checkpoint: %s", error)
+            intact = False
+        if not any_rank(not intact):
+            return found
+        damaged.add(step)
 
 
 def check_resumable(config: TrainConfig, data: TrainData, allowed: Sequence[str] = ()) -> None:
@@ -175,7 +190,8 @@ def check_resumable(config: TrainConfig, data: TrainData, allowed: Sequence[str]
             recipe's last step.
     """
     folder = Path(config.output).absolute()
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+    # Marker and index are enough here; the workers read the rest, once.
+    checkpoint = newest_checkpoint(folder / "checkpoints", verify=False)
     if checkpoint is None:
         return
     state = TrainState(data.plan.digest)

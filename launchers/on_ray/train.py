@@ -19,6 +19,7 @@ from ifsq_train.config import LaunchConfig, TrainConfig, to_dict
 from ifsq_train.config.load import packed_recipe
 from ifsq_train.config.paths import with_absolute_paths
 from ifsq_train.data.base import TrainData
+from ifsq_train.distributed.collectives import COLLECTIVE_SECONDS
 from ifsq_train.distributed.interruption import Interrupted, Interruption
 from ifsq_train.training.failure import FailureLog
 from ifsq_train.training.preflight import preflight
@@ -108,7 +109,7 @@ def _trainer(config: TrainConfig, launch: LaunchConfig, name: str, launch_id: st
         _worker,
         train_loop_config=settings,
         scaling_config=scaling,
-        torch_config=kind(backend="nccl" if launch.gpus else "gloo"),
+        torch_config=kind(backend="nccl" if launch.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=RunConfig(
             name=f"{config.name}-{name}",
             storage_path=str(folder / "ray"),

@@ -83,16 +83,16 @@ def test_resealed_markers(folder: Path):
 def test_resealed_indices(folder: Path):
     """The index says other things than the tensors hold, and every checksum is right."""
     target = step_folder(folder, 2)
-    sidecar = json.loads((target / "rank-00000.json").read_text())
+    index = json.loads((target / "index.json").read_text())
     marker = json.loads((target / "checkpoint.json").read_text())["checkpoint"]
 
     def one(rng: random.Random) -> str:
         import hashlib
 
-        text = json.dumps(replaced(rng, sidecar)).encode()
-        (target / "rank-00000.json").write_bytes(text)
+        text = json.dumps(replaced(rng, index)).encode()
+        (target / "index.json").write_bytes(text)
         digest = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-        files = marker["files"] | {"rank-00000.json": digest}
+        files = marker["files"] | {"index.json": digest}
         (target / "checkpoint.json").write_bytes(seal(marker | {"files": files}))
         found = newest_checkpoint(folder)
         assert found is not None
@@ -108,13 +108,14 @@ def test_overlapping_pieces_are_refused(folder: Path):
     import hashlib
 
     target = step_folder(folder, 2)
-    sidecar = json.loads((target / "rank-00000.json").read_text())
-    sidecar["pieces"][0] |= {"start": 0, "length": 6}
-    sidecar["pieces"].append(dict(sidecar["pieces"][0]))
-    text = json.dumps(sidecar).encode()
-    (target / "rank-00000.json").write_bytes(text)
+    index = json.loads((target / "index.json").read_text())
+    pieces = index["pieces"]["rank-00000"]
+    pieces[0] |= {"start": 0, "length": 6}
+    pieces.append(dict(pieces[0]))
+    text = json.dumps(index).encode()
+    (target / "index.json").write_bytes(text)
     marker = json.loads((target / "checkpoint.json").read_text())["checkpoint"]
-    marker["files"]["rank-00000.json"] = {
+    marker["files"]["index.json"] = {
         "bytes": len(text),
         "sha256": hashlib.sha256(text).hexdigest(),
     }

@@ -12,7 +12,7 @@ import torch
 from data_pipelines.errors import UserError
 from ifsq_train.checkpoint import writer as checkpoint_writer
 from ifsq_train.checkpoint.fence import Fence, FencedOff
-from ifsq_train.checkpoint.format import MARKER, Piece, list_steps, seal, step_folder
+from ifsq_train.checkpoint.format import INDEX, MARKER, Piece, list_steps, seal, step_folder
 from ifsq_train.checkpoint.intact import IntactCheckpoints
 from ifsq_train.checkpoint.reader import Checkpoint, CheckpointError, newest_checkpoint
 from ifsq_train.checkpoint.retention import SCORES, Retention
@@ -45,7 +45,8 @@ def test_the_marker_is_written_last_and_every_prefix_leaves_the_older_step(
 
     monkeypatch.setattr(checkpoint_writer, "write_atomically", write)
     save(tmp_path, 1)
-    assert written == ["rank-00000.safetensors", "rank-00000.json", "shared.safetensors", MARKER]
+    first = ["rank-00000.safetensors", "rank-00000.json", "shared.safetensors"]
+    assert written == [*first, INDEX, MARKER]
     for number in range(len(written)):
         fails["at"] = number
         written.clear()
