@@ -8,8 +8,8 @@ the numbers a sample sees do not depend on how many workers share the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class BatchRandom:
         positions: int64 [B], positions of these samples in the global batch.
         rank: only for `seed_layers`, whose draws cannot be tied to samples.
         micro_batch: as `rank`.
+        ahead: draws for these samples that were made before, by name.
     """
 
     seed: int
@@ -47,6 +48,16 @@ class BatchRandom:
     positions: np.ndarray
     rank: int = 0
     micro_batch: int = 0
+    ahead: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def drawn(self, name: str, make: Callable[[BatchRandom], Tensor]) -> Tensor:
+        """What was drawn ahead under a name, on the batch's device, or `make` of this, on the CPU.
+
+        Args:
+            name: of the draw.
+            make: gives the same numbers whenever it is called.
+        """
+        return self.ahead[name] if name in self.ahead else make(self)
 
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """float32 [B, *shape] in [0, 1) on the CPU; `stream` keeps different uses apart."""

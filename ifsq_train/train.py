@@ -34,7 +34,7 @@ from ifsq_train.metrics.step_meter import StepMeter
 from ifsq_train.metrics.training import TrainingMetrics
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.strategy.base import StepStats, Strategy
-from ifsq_train.tasks.base import StepInfo, TrainTask
+from ifsq_train.tasks.base import StepInfo, TrainTask, with_draws
 from ifsq_train.training.dry_run import prepare_networks
 from ifsq_train.training.ema import WeightAverage
 from ifsq_train.training.failure import FailureLog
@@ -73,8 +73,9 @@ class Run:
     """Classes that a generator's data has; None where that is not known."""
 
     def load(self, step: int) -> Batch:
-        """This worker's share of a global batch, in host memory."""
+        """This worker's share of a global batch with its random numbers, in host memory."""
         batch = self.data.load(step, self.context.rank, self.context.world_size)
+        batch = with_draws(batch, self.task, BatchRandom(self.config.seed, step, batch.positions))
         return batch.pinned() if self.context.device.type == "cuda" else batch
 
 
@@ -295,7 +296,9 @@ def train_step(run: Run, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Ste
                 share = len(part) * context.world_size / config.data.global_batch_size
                 # A worker that has run out takes part in the collectives, with weight zero.
                 part = part if len(part) else batch.part(0, len(batch))
-                random = BatchRandom(config.seed, step, part.positions, context.rank, index)
+                random = BatchRandom(
+                    config.seed, step, part.positions, context.rank, index, part.draws
+                )
                 info = StepInfo(step, random, share, count, run.strategy, config.is_logged(step))
                 with run.strategy.updating(name, last_micro_batch=index == count - 1) as models:
                     with run.meter.device_pass("forward"):

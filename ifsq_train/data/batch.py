@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class Batch:
         features: stored teacher features [B, T, Z] of the same views, where asked for.
         images: pixels of the same views, float32 [B, 3, H, W], where `inputs` has not them but a
             teacher wants them.
+        draws: random numbers of these samples that were made while the batch was loaded, by name;
+            see `BatchRandom.drawn`.
     """
 
     inputs: Tensor
@@ -29,6 +31,7 @@ class Batch:
     positions: np.ndarray
     features: Tensor | None = None
     images: Tensor | None = None
+    draws: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -53,4 +56,7 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+        draws = {name: change(value) for name, value in self.draws.items()}
+        return replace(
+            self, **{name: change(value) for name, value in tensors.items()}, draws=draws
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -85,3 +85,12 @@ class TrainTask(Protocol):
     ) -> LossOutput:
         """Loss of one micro-batch for the update of network `update`."""
         ...
+
+
+def with_draws(batch: Batch, task: TrainTask, random: BatchRandom) -> Batch:
+    """The batch with the random numbers its task draws ahead; not every task does.
+
+    They are functions of the samples' places, so the numbers are those a step would draw itself.
+    """
+    draw = getattr(task, "draw_ahead", None)
+    return batch if draw is None else replace(batch, draws=draw(random))

@@ -13,10 +13,11 @@ from ifsq_train.config import GeneratorTaskConfig
 from ifsq_train.config.tasks import GENERATOR
 from ifsq_train.data.batch import Batch
 from ifsq_train.models.generator_spec import GeneratorSpec
-from ifsq_train.randomness import on_device
+from ifsq_train.randomness import BatchRandom, on_device
 from ifsq_train.tasks.base import LossOutput, StepInfo
 from ifsq_train.tasks.frozen import Alignment, LatentInputs, TokenInputs
 
+_DROPPED = "dropped labels"
 ConfigT = TypeVar("ConfigT", bound=GeneratorTaskConfig)
 
 
@@ -95,6 +96,14 @@ class GeneratorTask(ABC, Generic[ConfigT]):
         """Whether there is an alignment term."""
         return self._alignment is not None
 
+    def draw_ahead(self, random: BatchRandom) -> dict[str, Tensor]:
+        """Random numbers a batch can bring along, so that no step waits for the host to draw them.
+
+        Args:
+            random: of the batch's samples.
+        """
+        return {_DROPPED: dropped_labels(random, self.config.model.class_dropout)}
+
     def inputs(self, batch: Batch) -> Tensor:
         """What the network is trained on, see `predict`."""
         return self._inputs(batch)
@@ -137,9 +146,14 @@ class GeneratorTask(ABC, Generic[ConfigT]):
         return LossOutput(loss, {"loss": loss.detach(), **metrics})
 
 
+def dropped_labels(random: BatchRandom, chance: float) -> Tensor:
+    """bool [B], those that are dropped by chance."""
+    return random.uniform("label_dropout") < chance
+
+
 def labels_with_dropout(batch: Batch, info: StepInfo, chance: float) -> Labels:
     """The batch's labels; each is dropped with a chance, and where a sample has none."""
-    dropped = info.random.uniform("label_dropout") < chance
+    dropped = info.random.drawn(_DROPPED, lambda random: dropped_labels(random, chance))
     unlabelled = batch.labels < 0
     dropped = on_device(dropped, batch.labels.device)
     return Labels(batch.labels.clamp_min(0), dropped | unlabelled)

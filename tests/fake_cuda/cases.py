@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ifsq_train.sampling.drawing import SamplingConfig
 from ifsq_train.sampling.static_decoder import StaticDecoder
 from ifsq_train.strategy.base import frozen
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
-from ifsq_train.tasks.base import StepInfo
+from ifsq_train.tasks.base import StepInfo, with_draws
 from ifsq_train.tasks.diffusion import DiffusionTask
 from ifsq_train.tasks.frozen import Alignment, LatentInputs
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
@@ -45,6 +46,22 @@ from tests.fake_cuda.trace import Trace, kernels_of_a_gpu
 
 TABLE = Path(__file__).with_name("table.json")
 Counted = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How cases are looked at.
+
+    Attributes:
+        trace: makes what counts.
+        prepare: changes what runs, before it does.
+    """
+
+    trace: Callable[[], Trace] = Trace
+    prepare: Callable[[Any, Sequence[nn.Module]], None] = lambda _trace, _networks: None
+
+
+watch = Watch()
 
 
 class Bf16:
@@ -62,8 +79,12 @@ def step(task: Any, update: str, batch: Batch, number: int = 0) -> Counted:
     for network in task.auxiliary().values():
         network.requires_grad_(False).eval()
     random = BatchRandom(0, number, batch.positions)
+    # As the loop has it: drawn while the batch was loaded, copied with it.
+    batch = with_draws(batch, task, random)
+    random = replace(random, ahead={name: draw.to("cuda") for name, draw in batch.draws.items()})
     info = StepInfo(number, random, 1.0, 1, Bf16(), False)
-    with Trace() as trace:
+    with watch.trace() as trace:
+        watch.prepare(trace, list(modules.values()))
         for network in modules.values():
             for parameter in network.parameters():
                 trace.hold(parameter)
@@ -163,7 +184,8 @@ def tokenizer_step(kind: str, update: str, multipliers: Sequence[int], count: in
 def trained(act: Callable[[nn.Module], object], network: nn.Module, samples: int) -> Counted:
     """A use of a network without gradients."""
     move(network).eval().requires_grad_(False)
-    with torch.no_grad(), Bf16().autocast(), Trace() as trace:
+    with torch.no_grad(), Bf16().autocast(), watch.trace() as trace:
+        watch.prepare(trace, [network])
         for parameter in network.parameters():
             trace.hold(parameter)
         act(network)
@@ -185,8 +207,11 @@ def decode(count: int) -> Counted:
 
 
 def sample_token(count: int) -> Counted:
-    """One guided token of LlamaGen-L in the middle of a sequence, as CUDA graphs hold it."""
+    """One guided token of LlamaGen-L in the middle of a sequence, as CUDA graphs hold it; weights
+    in bf16, as `precision: bf16` samples."""
     model = llamagen.LlamaGen(**llamagen.SIZES["L"], codebook_sizes=[17**4], grid=(16, 16))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
     decoder = StaticDecoder(model, count, lambda function: function)
     config = SamplingConfig(cfg_scale=2.0)
 

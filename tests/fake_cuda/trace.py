@@ -109,10 +109,10 @@ def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """What a GPU chooses for bf16; this build knows no fused kernel to choose."""
+    """What a GPU chooses for bf16, with a mask or without; this build knows no fused kernel."""
     if torch.is_autocast_enabled("cuda"):
         query, key, value = (part.to(torch.bfloat16) for part in (query, key, value))
-    fused = query.dtype == torch.bfloat16 and attn_mask is None and query.dim() == 4
+    fused = query.dtype == torch.bfloat16 and query.dim() == 4
     if not fused:
         return _PLAIN_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention
