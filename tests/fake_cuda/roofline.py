@@ -250,8 +250,9 @@ def compile_on_fakes(trace: Roofline, network: nn.Module) -> None:
     """
     if isinstance(network, StaticDecoder):
         # One graph for a whole token.
-        whole = network.forward
-        network.forward = lambda *inputs: trace.run(whole, inputs)
+        decoder: Any = network
+        whole = decoder.forward
+        decoder.forward = lambda *inputs: trace.run(whole, inputs)
         return
     blocks: list[nn.Module] = []
     with patch.object(nn.Module, "compile", lambda block, **_: blocks.append(block)):

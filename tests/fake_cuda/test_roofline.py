@@ -9,8 +9,8 @@ def step(name: str, reads: list[int], writes: list[int], *, again: float = 0.0) 
     """One operator on memory of 100 bytes each; `mm` is a product."""
     product = name == "mm"
     kernel = Kernel(name, 1e6 if product else 0.0, FP32_FLOPS, 100.0 * len(reads + writes))
-    sizes = (dict.fromkeys(places, 100.0) for places in (reads, writes))
-    return _Step(kernel, *sizes, not product, again)
+    read, written = dict.fromkeys(reads, 100.0), dict.fromkeys(writes, 100.0)
+    return _Step(kernel, read, written, not product, again)
 
 
 def moved(steps: list[_Step], results: set[int]) -> list[tuple[str, float]]:
