@@ -120,14 +120,23 @@ class LocalStorage:
                     path.unlink()
 
 
+def below_home(path: str | Path) -> Path:
+    """A path with ``~`` and ``~user`` replaced by the home folder they name.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user; write the path out") from None
+
+
 def _absolute(place: str | Path) -> Path:
     """Raises UserError for what can be no folder of this machine."""
     if "\0" in str(place):
         raise UserError(f"the path {str(place)!r} holds a NUL character; use another one")
-    try:
-        found = Path(place).expanduser().absolute()
-    except RuntimeError:
-        raise UserError(f"{place}: there is no such user; write the path out") from None
+    found = below_home(place).absolute()
     # POSIX keeps two slashes apart from one; no system here does.
     return Path(f"/{str(found).lstrip('/')}")
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from data_pipelines.storage.credentials import refuse_credentials
+from data_pipelines.storage.local import below_home
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,12 @@ def with_paths(config: M, change: Callable[[str], str]) -> M:
 
 
 def absolute_place(path: str, folder: Path | None = None) -> str:
-    """A path made absolute (``~`` is the home folder), below `folder`; a URL stays as it is."""
-    return path if "://" in path else str((folder or Path.cwd()) / Path(path).expanduser())
+    """A path made absolute (``~`` is the home folder), below `folder`; a URL stays as it is.
+
+    Raises:
+        UserError: ``~name`` where no user has that name.
+    """
+    return path if "://" in path else str((folder or Path.cwd()) / below_home(path))
 
 
 def path_keys(config: BaseModel) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from data_pipelines.documents import checked
 from data_pipelines.errors import UserError
+from data_pipelines.storage.local import below_home
 from data_pipelines.yaml_documents import read_yaml
 from launchers.on_kubernetes.api_errors import NoCluster
 
@@ -99,7 +100,7 @@ def check_kubeconfig(files: str | None) -> None:
         UserError: not YAML, or a part of it is not what kubectl writes.
     """
     names = (files or str(Path.home() / ".kube" / "config")).split(os.pathsep)
-    for path in (Path(name).expanduser() for name in names if name):
+    for path in (below_home(name) for name in names if name):
         if path.exists():
             values = read_yaml(path, max_bytes=_MAX_KUBECONFIG_BYTES)
             checked(_KUBECONFIG, {} if values is None else values, f"kubeconfig {path}")

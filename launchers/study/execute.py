@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.documents import read_object
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.storage.local import write_atomically
+from data_pipelines.storage.local import below_home, write_atomically
 from data_pipelines.tokens.reader import TokenDataset
 from ifsq_train.config import (
     EvaluateConfig,
@@ -194,7 +194,7 @@ def _images(recipe: ImagesStage, output: Path, launch: LaunchConfig) -> dict[str
     from launchers.stages import held_out, pack_images
 
     del launch
-    source = Path(recipe.source).expanduser()
+    source = below_home(recipe.source)
     if recipe.source == "digits":
         source = output.parent / "digits"
         write_digits(source)

@@ -26,6 +26,12 @@ def test_a_nul_in_a_path_is_refused() -> None:
         validate_recipe(values, "test")
 
 
+def test_the_home_of_nobody_is_refused() -> None:
+    config = load_recipe("demo/tokenizer", ["output=~no-such-user-here/run"])
+    with pytest.raises(UserError, match="~no-such-user-here/run: there is no such user"):
+        with_absolute_paths(config)
+
+
 def test_optional_and_nested_paths(tmp_path: Path) -> None:
     changes = ["lpips=[vgg.pt, heads.pt]", "teacher=~/dino.pt", "tokenizer=t", "data=d"]
     changes += ["view={kind: adm_center, image_size: 16}"]
