@@ -397,7 +397,7 @@ FAULTS = {
         ["task.adversarial={}", "optim.discriminator={lr: 1}"],
         "task.adversarial.num_layers: found 4, which leave nothing of images of 16 pixels",
     ),
-    "channels": (["task.model.in_channels=1"], "images have 3 channels"),
+    "channels": (["task.model.in_channels=1"], "images have task.model.image_channels"),
 }
 
 
