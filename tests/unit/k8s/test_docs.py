@@ -26,8 +26,8 @@ pytestmark = pytest.mark.heavy
 
 
 def commands(page: str) -> list[list[str]]:
-    """Every command of the page's bash blocks, as words."""
-    text = (REPOSITORY / "docs" / page).read_text()
+    """Every command of the page's bash blocks, as words; lines that go on are joined."""
+    text = (REPOSITORY / "docs" / page).read_text().replace("\\\n", " ")
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.splitlines() if line.strip()]
 
