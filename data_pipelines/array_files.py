@@ -18,8 +18,8 @@ MAX_RATIO = 200
 SMALL_BYTES = 64_000_000
 """Arrays up to this size may compress as well as they like."""
 _FAULTS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
-"""RuntimeError is zipfile's word for encryption, its NotImplementedError that for a compression or
-a version of the format that it does not know."""
+"""What reading a damaged .npz raises. zipfile raises RuntimeError for encrypted members, and its
+subclass NotImplementedError for compressions and versions of the format that it cannot read."""
 
 
 def open_npz(source: Path | bytes, name: str) -> Any:

@@ -222,7 +222,8 @@ def _show_trials(found: Search, trials: dict[str, Trial]) -> None:
             one = trials[digest]
             loss = "-" if one.loss is None else f"{one.loss:.6g}"
             failed = f"  failed: {one.error.splitlines()[0]}" if one.error else ""
-            typer.echo(f"{label or 'all':<20} {value:>12} {one.steps:>8} {loss:>12}{failed}")
+            shown = "all" if label is None else str(label)
+            typer.echo(f"{shown:<20} {value!s:>12} {one.steps:>8} {loss:>12}{failed}")
 
 
 @app.command()

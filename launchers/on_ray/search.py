@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ifsq_train.study.searches import Trial
 from launchers.on_ray.cluster import ray_session
 
 Tell = Callable[[int, float], None]
@@ -39,15 +40,6 @@ class Halving:
     reduction: int
 
 
-@dataclass(frozen=True)
-class TrialEnd:
-    """The last a trial told, and why it failed, if it did."""
-
-    steps: int
-    loss: float | None
-    error: str | None
-
-
 def try_all(
     keys: Sequence[str],
     work: Callable[[Any, str, Tell], None],
@@ -57,7 +49,7 @@ def try_all(
     cpus: float = 1,
     gpus: float = 0,
     address: str | None = None,
-) -> dict[str, TrialEnd]:
+) -> dict[str, Trial]:
     """Run ``work(shared, key, tell)`` for every key, as many at once as there is room for.
 
     Args:
@@ -113,7 +105,7 @@ def _trial(config: dict[str, Any], work: Callable[..., None], shared: Any) -> No
     work(shared, config[_KEY], tell)
 
 
-def _end(result: Any) -> tuple[str, TrialEnd]:
+def _end(result: Any) -> tuple[str, Trial]:
     """Key and end of a trial."""
     from ray.exceptions import RayTaskError
 
@@ -121,4 +113,4 @@ def _end(result: Any) -> tuple[str, TrialEnd]:
     if error is not None:
         cause = error.cause if isinstance(error, RayTaskError) else error
         error = f"{type(cause).__name__}: {cause}".strip()
-    return result.config[_KEY], TrialEnd(int(last.get(_STEP, 0)), last.get(_LOSS), error)
+    return result.config[_KEY], Trial(int(last.get(_STEP, 0)), last.get(_LOSS), error)

@@ -11,7 +11,6 @@ from ifsq_train.config import LaunchConfig, StudyConfig, TrainConfig
 from ifsq_train.distributed.context import InProcessContext, chosen_device
 from ifsq_train.metrics.jsonl import read_jsonl
 from ifsq_train.study.expand import Expansion
-from ifsq_train.study.outputs import claim_store
 from ifsq_train.study.searches import Search, Trial, plan_search
 from ifsq_train.study.stage import Stage
 from ifsq_train.study.store import Store
@@ -39,14 +38,12 @@ def search_study(study: StudyConfig, options: RunOptions) -> tuple[Search, dict[
     search = plan_search(study)
     store = Store(options.store.absolute(), options.base or Path.cwd(), study.name)
     launch = options.launch
-    digests = [digest for by_value in search.trainings.values() for digest in by_value.values()]
     with ray_session(options.address, min_cpus=max(1, int(launch.cpus_per_worker + 0.999))):
         _run_inputs(study, search, options)
-        claim_store(store.root)
         trials: dict[str, Trial] = {}
         with store.locked():
             for by_value in search.trainings.values():
-                ends = try_all(
+                trials |= try_all(
                     list(by_value.values()),
                     try_one,
                     (store, search.stages, search.config.metric, launch),
@@ -54,9 +51,6 @@ def search_study(study: StudyConfig, options: RunOptions) -> tuple[Search, dict[
                     cpus=launch.cpus_per_worker,
                     gpus=launch.gpus,
                 )
-                for digest, end in ends.items():
-                    trials[digest] = Trial(end.steps, end.loss, end.error)
-    assert set(trials) == set(digests)
     return search, trials
 
 

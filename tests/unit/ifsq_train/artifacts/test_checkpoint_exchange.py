@@ -14,25 +14,11 @@ from data_pipelines.errors import UserError
 from ifsq_train.artifacts.exchange import export_weights, import_released, released_spec
 from ifsq_train.artifacts.networks import build_dit, build_llamagen, build_tokenizer
 from ifsq_train.artifacts.trained import load_generator, load_tokenizer
-from ifsq_train.config import TrainConfig
 from ifsq_train.models.generator_spec import GeneratorSpec
 from ifsq_train.planning.estimate import communication_bytes, estimate, state_bytes
+from tests.support.written_runs import recipe
 
 GIB = 2**30
-
-
-def recipe(task: dict[str, Any], data: dict[str, Any], networks: list[str]) -> Any:
-    return TrainConfig.model_validate(
-        {
-            "kind": "train",
-            "name": "x",
-            "output": "unused",
-            "steps": 100,
-            "data": {"url": "unused", "global_batch_size": 64, **data},
-            "task": task,
-            "optim": {name: {"lr": 1e-3} for name in networks},
-        }
-    )
 
 
 def tokenizer_recipe(**model: Any) -> Any:
@@ -43,7 +29,7 @@ def tokenizer_recipe(**model: Any) -> Any:
         "adversarial": None,
     }
     view = {"kind": "raw", "image_size": 16}
-    return recipe(task, {"kind": "images", "view": view}, ["autoencoder"])
+    return recipe(task, {"kind": "images", "view": view}, "autoencoder")
 
 
 SMALL = {"size": "custom", "num_layers": 2, "num_heads": 2, "dim": 32, "num_classes": 3}
@@ -84,7 +70,7 @@ def test_a_released_tokenizer_comes_in_and_its_weights_go_out(
 def test_a_released_generator_comes_in(
     tmp_path: Path, released_tokenizer: tuple[Path, Any], kind: str
 ) -> None:
-    config = recipe({"kind": kind, "model": SMALL}, {"kind": "tokens"}, ["generator"])
+    config = recipe({"kind": kind, "model": SMALL}, {"kind": "tokens"}, "generator")
     torch.manual_seed(1)
     if kind == "autoregressive":
         model: Any = build_llamagen(config.task.model, (125,), (4, 4))
@@ -160,7 +146,7 @@ def test_the_plan_of_the_papers_tokenizer() -> None:
 
 def test_the_flops_of_a_transformer_are_six_per_weight_and_token() -> None:
     model = {"size": "custom", "num_layers": 4, "num_heads": 4, "dim": 256, "num_classes": 10}
-    config = recipe({"kind": "autoregressive", "model": model}, {"kind": "tokens"}, ["generator"])
+    config = recipe({"kind": "autoregressive", "model": model}, {"kind": "tokens"}, "generator")
     spec = GeneratorSpec((8, 8), (512,))
     found = estimate(config, workers=2, peak_flops=None, spec=spec)
     # Embeddings are looked up, not multiplied; attention over 64 tokens adds a little.
