@@ -21,7 +21,9 @@ MAX_LOGIT_BYTES = 2**28
 """Held at once on a CPU."""
 _GPU_SHARE = 64
 """On a GPU: one part of so many of its memory, at least MAX_LOGIT_BYTES."""
-_CACHED_ROWS = 8
+_SUMMED_ROWS = 8
+_CACHED_BYTES = 2**20
+"""Visited at once on a CPU, fp32: what its cache keeps, and enough for small codebooks."""
 Visit = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Logits [N, V] and targets [N] to their share in a mean over a count, and its gradient."""
 
@@ -128,15 +130,18 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, count: int) -> tuple[Ten
     The softmax is fp32 whatever the logits are, on a CPU a few rows at a time, which stay in its
     cache meanwhile.
     """
-    step = _CACHED_ROWS if cpu_formulas(logits.device) else len(logits)
-    losses = []
+    step = summed = len(logits)
+    if cpu_formulas(logits.device):
+        summed = _SUMMED_ROWS  # whatever is visited at once: the loss's rounding hangs on it
+        step = max(_CACHED_BYTES // (4 * logits.shape[-1] * summed), 1) * summed
+    losses: list[Tensor] = []
     for rows, chosen in zip(logits.split(step), targets.split(step), strict=True):
         wide = rows.float()  # the rows themselves where they are fp32
         chosen = chosen.unsqueeze(-1)
         wide.sub_(wide.amax(-1, keepdim=True))
         own = wide.gather(-1, chosen)
         total = wide.exp_().sum(-1, keepdim=True)
-        losses.append((total.log() - own).sum())
+        losses += [share.sum() for share in (total.log() - own).split(summed)]
         wide.mul_((total * count).reciprocal_())
         wide.scatter_add_(-1, chosen, torch.full_like(own, -1.0 / count))
         if wide.dtype != rows.dtype:

@@ -81,6 +81,31 @@ def test_losses_without_logits_are_the_same(
         assert relative_error(mine.grad, theirs) < 1e-5, name
 
 
+@pytest.mark.parametrize("codebook", [9, 300])
+def test_how_much_is_visited_at_once_changes_no_bit(
+    codebook: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of loss and gradients: small codebooks are visited many rows at a time."""
+    generator = torch.Generator().manual_seed(0)
+    head = token_head.TokenHead(8, codebook)
+    x = torch.randn(70, 8, generator=generator)
+    targets = torch.randint(0, codebook, (70,), generator=generator)
+
+    def found() -> list[torch.Tensor]:
+        inputs = x.clone().requires_grad_()
+        head.zero_grad()
+        loss = head(inputs, targets)
+        loss.backward()
+        assert inputs.grad is not None
+        assert head.weight.grad is not None
+        return [loss.detach(), inputs.grad, head.weight.grad.clone()]
+
+    at_once = found()
+    monkeypatch.setattr(token_head, "_CACHED_BYTES", 1)
+    for mine, theirs in zip(at_once, found(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("codebooks", [[300], [40, 30]])
 def test_losses_and_gradients_without_logits_against_float64(codebooks: list[int]) -> None:
     """Every parameter's gradient, as norm of the difference over norm, is within 1e-5 of float64;
