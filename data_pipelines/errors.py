@@ -1,6 +1,9 @@
 """The errors that mean: the user can fix this."""
 
 import errno
+import re
+
+_LINE_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class UserError(ValueError):
@@ -8,7 +11,21 @@ class UserError(ValueError):
 
     It says what was found, what is allowed and what to do. The command line prints it
     without a traceback and exits with code 2.
+
+    Args:
+        lines: one for each fault. A line break inside one, as a path may hold, is escaped.
     """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(as_one_line(str(line)) for line in self.args)
+
+
+def as_one_line(text: str) -> str:
+    """A text with its line breaks escaped."""
+    return _LINE_BREAK.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 _SYSTEM_HINTS = {

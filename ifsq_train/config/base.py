@@ -8,10 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Base of all recipe parts: immutable, no unknown keys, field docstrings in the schema."""
+    """Base of all recipe parts: immutable, no unknown keys, finite numbers, fields described."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 

@@ -9,7 +9,25 @@ from typing import Any
 from data_pipelines.errors import UserError
 
 MAX_CHARACTERS = 1 << 20
+MAX_NESTED = 16
+_BRACKET = re.compile(r"\$\{|\}")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][^${}:]*)\}")
+
+
+def refuse_nested(text: str, where: str) -> None:
+    """Raise UserError where references lie so deeply in each other that parsing takes minutes.
+
+    Args:
+        text: unparsed.
+        where: what messages call it.
+    """
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth = depth + 1 if found[0] == "${" else max(0, depth - 1)
+        if depth > MAX_NESTED:
+            raise UserError(
+                f"{where}: more than {MAX_NESTED} references ${{...}} in each other; write it out"
+            )
 
 
 def refuse_large(values: Any, where: str) -> None:

@@ -6,13 +6,13 @@ import difflib
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
-from data_pipelines.documents import read_file, shown
+from data_pipelines.documents import read_file
 from data_pipelines.errors import UserError
 from data_pipelines.yaml_documents import MAX_YAML_BYTES, YAML_FAULTS, checked_yaml, not_yaml
 from ifsq_train.config import (
@@ -26,7 +26,8 @@ from ifsq_train.config import (
     to_dict,
 )
 from ifsq_train.config.data import MACHINE_KEYS
-from ifsq_train.config.interpolations import refuse_large
+from ifsq_train.config.faults import explain
+from ifsq_train.config.interpolations import refuse_large, refuse_nested
 from ifsq_train.config.secrets import guarded_environment, refuse_secrets
 from ifsq_train.plugins.files import load_packed, packed
 from ifsq_train.plugins.registry import load_installed, on_change
@@ -34,6 +35,9 @@ from ifsq_train.plugins.registry import load_installed, on_change
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+_MAX_OVERRIDES = 250
+_SHOWN_FAULTS = 50
+"""More are counted; nobody mends them all before the next try."""
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
 Recipe = TrainConfig | PrecomputeConfig | SampleConfig | EvaluateConfig | StudyConfig
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(RecipeConfig)
@@ -177,6 +181,7 @@ def _load_yaml(path: Path) -> Any:
     from omegaconf import DictConfig, OmegaConf
 
     text = checked_yaml(read_file(path, MAX_YAML_BYTES), str(path))
+    refuse_nested(text, str(path))
     try:
         loaded = OmegaConf.load(io.StringIO(text))
     except (*YAML_FAULTS, OSError) as error:
@@ -205,7 +210,13 @@ def _dotlist(overrides: Sequence[str]) -> Any:
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:
+    if len(overrides) > _MAX_OVERRIDES:
+        raise UserError(
+            f"found {len(overrides)} overrides, at most {_MAX_OVERRIDES} are taken; write them into"
+            " a recipe"
+        )
     for override in overrides:
+        refuse_nested(override, f"override '{override[:60]}'")
         key, separator, _ = override.partition("=")
         if not separator or not key.strip():
             raise UserError(f"override '{override}' is not key=value; write for example steps=100")
@@ -242,10 +253,15 @@ def validate_model(
         recipe = adapter.validate_python(values)
     except ValidationError as error:
         # A size that is neither a number nor two is refused as both, in the same words.
-        faults = dict.fromkeys([*(_explain(fault, values) for fault in error.errors()), *more])
-        raise UserError("\n".join(f"{source}: {fault}" for fault in faults)) from error
+        shown_ones = error.errors()[:_SHOWN_FAULTS]
+        faults = list(
+            dict.fromkeys([*(explain(fault, values, recipe_schema) for fault in shown_ones), *more])
+        )
+        if (left := error.error_count() - len(shown_ones)) > 0:
+            faults.append(f"and {left} more faults; mend these first")
+        raise UserError(*(f"{source}: {fault}" for fault in faults)) from error
     if more:
-        raise UserError("\n".join(f"{source}: {fault}" for fault in more))
+        raise UserError(*(f"{source}: {fault}" for fault in more))
     return recipe
 
 
@@ -267,7 +283,16 @@ def recipe_schema() -> dict[str, Any]:
         UserError: an installed plug-in cannot be loaded.
     """
     load_installed()
+    return _schema()
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    """Put together once, until a plug-in changes the kinds: every unknown key asks for it."""
     return _ADAPTER.json_schema()
+
+
+on_change(_schema.cache_clear)
 
 
 def packed_recipe(config: Config) -> dict[str, Any]:
@@ -284,113 +309,3 @@ def unpacked(message: Mapping[str, Any], kind: type[ConfigT]) -> ConfigT:
     load_packed(message["plugins"])
     load_installed(set(_kinds_named(message["values"])))
     return kind.model_validate(message["values"])
-
-
-_CHANNELS = (
-    "images have task.model.image_channels, latents as many channels as the quantizer has levels or"
-    " num_channels"
-)
-_OTHER_NAMES = {
-    "in_channels": _CHANNELS,
-    "out_channels": _CHANNELS,
-    "channels": _CHANNELS,
-    "embed_dim": _CHANNELS,
-    "latent_channels": _CHANNELS,
-    "hidden_size": "the width of transformers is dim, that of tokenizers base_channels",
-    "vocab_size": "codebook sizes follow from the tokenizer",
-    "learning_rate": "learning rates are optim.NETWORK.lr",
-    "batch_size": "the batch over all workers is data.global_batch_size",
-    "epochs": "the length of a run is steps",
-    "num_epochs": "the length of a run is steps",
-    "resolution": "the size of images is data.view.image_size",
-}
-"""What keys of other programs are here."""
-
-_REMEDIES = {
-    "missing": "required key is missing; add it",
-    "union_tag_not_found": "key 'kind' is missing; add it",
-}
-
-
-def _explain(fault: ErrorDetails, values: dict[str, Any]) -> str:
-    """One line: path, what was found, what is allowed."""
-    keys = _key_path(fault["loc"], values)
-    path = ".".join(keys) or "recipe"
-    kind = fault["type"]
-    if "image_size" in keys[:-1]:
-        path = path[: path.index("image_size")] + "image_size"
-        return f"{path}: give pixels per side, or height and width such as [256, 384]"
-    if kind in _REMEDIES:
-        return f"{path}: {_REMEDIES[kind]}"
-    if kind == "extra_forbidden":
-        return f"{path}: unknown key{_suggestion(fault['loc'], keys)}"
-    if kind == "union_tag_invalid":
-        context = fault.get("ctx", {})
-        known = f"found '{context.get('tag')}', allowed {context.get('expected_tags') or 'none'}"
-        hint = "" if path == "recipe" else " (kinds of plug-ins: install them, or --plugin FILE)"
-        return f"{path}.kind: {known}{hint}"
-    message = fault["msg"].removeprefix("Value error, ")
-    found = fault["input"]
-    if kind == "value_error" or isinstance(found, dict | list):
-        return f"{path}: {message}"
-    return f"{path}: found {shown(found)}; {message[0].lower()}{message[1:]}"
-
-
-def _key_path(location: tuple[int | str, ...], values: Any) -> list[str]:
-    """Keys as the user wrote them: pydantic also lists the union tags it passed through."""
-    keys: list[str] = []
-    here = values
-    for part in location:
-        if isinstance(here, dict) and part not in here and here.get("kind") == part:
-            continue
-        keys.append(str(part))
-        if isinstance(here, dict):
-            here = here.get(part)
-        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        else:
-            here = None
-    return keys
-
-
-def _suggestion(location: tuple[int | str, ...], keys: list[str]) -> str:
-    allowed = _allowed_keys(location[:-1])
-    known = f"; allowed here: {', '.join(sorted(allowed))}" if allowed else "; remove it"
-    if keys[-1] in _OTHER_NAMES:
-        return f"; {_OTHER_NAMES[keys[-1]]}{known}"
-    near = difflib.get_close_matches(keys[-1], allowed, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else known
-
-
-def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Keys the schema allows at a location (with union tags, as pydantic reports it)."""
-    schema = recipe_schema()
-    definitions = schema.get("$defs", {})
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _step_into(node, part, definitions)
-    node = _deref(node, definitions)
-    options = [_deref(option, definitions) for option in node.get("anyOf", [node])]
-    return [key for option in options for key in option.get("properties", {})]
-
-
-def _deref(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = definitions[node["$ref"].rsplit("/", 1)[-1]]
-    return node
-
-
-def _step_into(node: dict[str, Any], part: int | str, definitions: dict[str, Any]) -> dict:
-    """Follow one part of a location: a property, a union tag, an optional or a mapping."""
-    node = _deref(node, definitions)
-    mapping = node.get("discriminator", {}).get("mapping", {})
-    if part in mapping:
-        return {"$ref": mapping[part]}
-    for option in node.get("anyOf", []):
-        found = _step_into(option, part, definitions)
-        if found:
-            return found
-    if part in node.get("properties", {}):
-        return node["properties"][part]
-    extra = node.get("additionalProperties")
-    return extra if isinstance(extra, dict) else {}

@@ -30,6 +30,9 @@ PLUGINS_VARIABLE = "IFSQ_PLUGINS"
 """Environment variable of a submitted job: what `packed` gave."""
 MAX_PACKED_BYTES = 100_000
 MAX_TEXT_BYTES = 10_000_000
+_LONGEST_REASON = 500
+_ITS_OWN = (Exception, SystemExit, GeneratorExit)
+"""What running a file can raise by itself; Ctrl-C and SIGTERM are for the command."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,20 @@ def _run(name: str, file: PluginFile, path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a script that ends itself would end the command
+    except BaseException as error:
         sys.modules.pop(name, None)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"plug-in {path} cannot be run: {reason}") from error
+        if not isinstance(error, _ITS_OWN) and type(error).__module__ != name:
+            raise
+        raise UserError(f"plug-in {path} cannot be run: {_reason(error)}") from error
     return module
+
+
+def _reason(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # the plug-in's own class may not be able to say it
+        text = "it has no text"
+    return f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST_REASON]}"
 
 
 def _kinds_of(module: ModuleType) -> list[Kind]:

@@ -47,7 +47,7 @@ def check_study(config: StudyConfig) -> None:
     )  # fmt: skip
     faults = [f"{config.name}: {fault}" for part in check for fault in part(config)]
     if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+        raise UserError(*dict.fromkeys(faults))
 
 
 def labels_of(config: StudyConfig) -> dict[str, list[Scalar]]:

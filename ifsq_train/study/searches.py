@@ -108,7 +108,7 @@ def _check(study: StudyConfig, found: SearchConfig) -> None:
     if study.budget.equal == "time" and study.budget.stage == found.stage:
         faults.append("search: a training whose steps are set by a budget of time; use flops")
     if faults:
-        raise UserError("\n".join(f"{study.name}: {fault}" for fault in faults))
+        raise UserError(*(f"{study.name}: {fault}" for fault in faults))
 
 
 def _tried(study: StudyConfig, found: SearchConfig) -> StudyConfig:

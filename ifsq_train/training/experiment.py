@@ -91,7 +91,7 @@ def refuse_changes(where: str, step: int, changes: Changes, allowed: Sequence[st
         f"{where} was trained with other settings up to step {step}; restore them, choose another"
         f" output folder, or go on from there with the changes: {options}"
     )
-    raise UserError("\n".join([head, *as_text(refused)]))
+    raise UserError(head, *as_text(refused))
 
 
 def changes_to_record(header: Mapping[str, Any], changes: Changes) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class Failure:
     Attributes:
         rank: who failed.
         user_error: whether the message is for the user to act on; a restart cannot mend it.
-        message: one line.
+        message: one line, or one a fault.
         detail: traceback or stack.
         wall_time: Unix time.
         kind: class of a user's error, such as ``DataError``.
@@ -44,7 +44,7 @@ class Failure:
     def as_user_error(self) -> UserError:
         """The user's error as the class it was raised as, as far as that is known here."""
         kind = DataError if self.kind == DataError.__name__ else UserError
-        return kind(self.message)
+        return kind(*self.message.splitlines())
 
 
 _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)

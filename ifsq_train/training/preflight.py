@@ -126,7 +126,7 @@ def keep_plugins(folder: Path) -> None:
 def refuse_faults(faults: Sequence[str]) -> None:
     """Raise UserError with a line for each fault, if there are any."""
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
 
 
 def label_faults(config: TrainConfig, data: TrainData) -> list[str]:

@@ -171,7 +171,7 @@ def load_profile(name: str | None, gpus_per_node: int) -> ClusterProfile:
             f" found {shown(fault['input'])}"
             for fault in error.errors()
         ]
-        raise UserError("\n".join(lines)) from error
+        raise UserError(*lines) from error
 
 
 def _find(name: str) -> Path:

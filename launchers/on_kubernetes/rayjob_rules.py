@@ -27,7 +27,7 @@ def check_rayjob(job: RayJob) -> None:
     """
     faults = list(find_faults(job))
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
 
 
 def find_faults(job: RayJob) -> Iterator[str]:

@@ -56,6 +56,23 @@ def test_files_reach_another_process_as_text() -> None:
         load_packed("nonsense")
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("raise GeneratorExit", "GeneratorExit"), ("raise SystemExit(0)", "SystemExit: 0"),
+    ("class Own(BaseException): pass\nraise Own('a\\nb')", "Own: a b"),
+    ("class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute", "no text"),
+    ("raise ValueError('x' * 1_000_000)", "xxx"),
+])  # fmt: skip
+def test_whatever_a_file_raises_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "p.py").write_text(text)
+    with pytest.raises(UserError, match="cannot be run") as caught:
+        load_files([tmp_path / "p.py"])
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    (tmp_path / "p.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_files([tmp_path / "p.py"])
+
+
 def test_an_installed_package_is_found_by_its_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

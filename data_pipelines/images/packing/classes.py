@@ -19,7 +19,9 @@ _IDENTIFIER = re.compile(r"\d")
 
 
 _NUMBER_FIRST = re.compile(r"(\d{1,9})\s*[\t,:; ]\s*(.+)")
-_NUMBER_LAST = re.compile(r"(.+?)\s*[\t,:;|= ]\s*(\d{1,9})")
+_DIGITS = "0123456789"
+_MARKS = ",:;|="
+"""Between a name and the number after it, beside spaces and tabs."""
 _NUMBER_FIELDS = ("id", "index", "label", "class_id")
 
 
@@ -114,7 +116,7 @@ def _from_lines(text: str) -> list[tuple[str, int, str]]:
     numbered = [match.groups() for line in lines if (match := _NUMBER_FIRST.fullmatch(line))]
     if _are_all_numbers([number for number, _ in numbered], len(lines)):
         lines = [name for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
-    ended = [match.groups() for line in lines if (match := _NUMBER_LAST.fullmatch(line))]
+    ended = [pair for line in lines if (pair := _number_last(line))]
     if _are_all_numbers([number for _, number in ended], len(lines)):
         names = [_unquoted(name) for name, _ in ended]
         if len(set(names)) == len(names):
@@ -125,6 +127,17 @@ def _from_lines(text: str) -> list[tuple[str, int, str]]:
         if len(sources) < len(lines) or not all(_IDENTIFIER.search(name) for name in sources):
             parts = [(line, "") for line in lines]
     return [(first, number, rest or first) for number, (first, rest) in enumerate(parts)]
+
+
+def _number_last(line: str) -> tuple[str, str] | None:
+    """A name and the number after it. By hand: a pattern takes hours for a line of many spaces."""
+    head = line.rstrip(_DIGITS)
+    number, name = line[len(head) :], head.rstrip()
+    if not 0 < len(number) < 10 or not name:
+        return None
+    if name[-1] in _MARKS and (before := name[:-1].rstrip()):
+        return before, number
+    return (name, number) if len(name) < len(head) else None
 
 
 def _unquoted(text: str) -> str:

@@ -1,0 +1,107 @@
+"""Names, keys, numbers and overrides that nobody means, through the real command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.images.packing.classes import read_class_map
+from launchers.cli import program
+
+Ifsq = Callable[..., list[str]]
+BREAKS = ["\n", "\r", "\x85", "\u2028"]
+DOUBLED = "${" * 2000 + "a" + "}" * 2000
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ifsq:
+    """Runs a command in a folder of its own that must be refused; what it says, by lines."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["ifsq", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            program.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, said
+        assert "Traceback" not in said
+        return said.splitlines()
+
+    return call
+
+
+@pytest.mark.parametrize("mark", BREAKS)
+def test_a_line_break_in_a_name_does_not_break_the_message(refused: Ifsq, mark: str) -> None:
+    name = f"a{mark}b.yaml"
+    (line,) = refused("config", "validate", name)
+    assert repr(mark)[1:-1] in line
+    (line,) = refused("data", "info", name)
+    assert repr(mark)[1:-1] in line
+    Path(name).write_text("kind: [\n")
+    (line,) = refused("config", "validate", name)
+    assert "not valid YAML" in line
+
+
+def test_each_fault_is_a_line_whatever_a_key_or_the_path_holds(refused: Ifsq) -> None:
+    Path("a\nb.yaml").write_text('extends: demo/tokenizer\n"c\\nd": 1\n"e\\u2028f": 1\n')
+    lines = refused("config", "validate", "a\nb.yaml")
+    assert [line.partition("unknown")[0] for line in lines] == [
+        "error: a\\nb.yaml: c\\nd: ",
+        "error: a\\nb.yaml: e\\u2028f: ",
+    ]
+
+
+def test_errors_keep_their_lines_in_other_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(DataError("a\nb", "c")))
+    assert type(error) is DataError
+    assert str(error) == "a\\nb\nc"
+    assert str(UserError()) == ""
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("optim.autoencoder.lr=1e999", "finite"), ("optim.autoencoder.lr=.inf", "finite"),
+    ("optim.autoencoder.weight_decay=.nan", ""), (f"seed={DOUBLED}", "in each other"),
+    ("st\neps=4", "st\\neps: unknown key"),
+])  # fmt: skip
+def test_overrides_that_are_none(refused: Ifsq, override: str, said: str) -> None:
+    (line,) = refused("config", "validate", "demo/tokenizer", override)
+    assert said in line
+
+
+def test_more_overrides_and_faults_than_anybody_reads(refused: Ifsq) -> None:
+    (line,) = refused("config", "validate", "demo/tokenizer", *[f"k{i}=1" for i in range(3000)])
+    assert "at most 250" in line
+    lines = refused("config", "validate", "demo/tokenizer", *[f"k{i}=1" for i in range(60)])
+    assert len(lines) == 51
+    assert "10 more faults" in lines[-1]
+    Path("recipe.yaml").write_text(f"kind: train\nseed: {DOUBLED}\n")
+    (line,) = refused("config", "validate", "recipe.yaml")
+    assert "in each other" in line
+
+
+@pytest.mark.parametrize(("lines", "names"), [
+    ("cat,1\ndog,0", ("dog", "cat")), ("cat | 1\ndog =0", ("dog", "cat")),
+    ("a,,1\nb 0", ("b", "a,")), ("cat1\ndog0", ("cat1", "dog0")), ("a 1\nb 2", ("a 1", "b 2")),
+    (f"a{' ' * 20_000}b", (f"a{' ' * 20_000}b",)),
+    (f"a{' ' * 20_000}0", ("a",)),
+])  # fmt: skip
+def test_numbers_behind_names(tmp_path: Path, lines: str, names: tuple[str, ...]) -> None:
+    """Also in lines of so many spaces that a pattern would look at them for hours."""
+    (tmp_path / "map.txt").write_text(lines)
+    assert tuple(read_class_map(tmp_path / "map.txt").names) == names
+
+
+def test_names_that_are_no_unicode(refused: Ifsq) -> None:
+    name = os.fsdecode(b"\xff\xfe.yaml")
+    Path(name).write_text("kind: 5\n")
+    (line,) = refused("config", "validate", name)
+    assert "\\udcff\\udcfe.yaml" in line
