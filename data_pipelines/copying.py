@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from data_pipelines.errors import DataError
 from data_pipelines.storage.open import Storage
+from data_pipelines.storage.scratch import scratch_folder
 
 CHUNK_BYTES = 16 << 20
 
@@ -111,8 +111,8 @@ def _manifests_last(path: str) -> tuple[bool, str]:
 
 
 def _send(source: Place, target: Place, path: str, digest: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="ifsq-copy-") as folder:
-        part = Path(folder) / "part"
+    with scratch_folder() as folder:
+        part = folder / "part"
         with part.open("wb") as file:
             for chunk in source.chunks(path):
                 file.write(chunk)

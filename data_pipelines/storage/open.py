@@ -4,7 +4,6 @@ Everything above this file names objects by a relative path with forward slashes
 atomic everywhere: a reader sees the old object or the new one, never a part of it.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_pipelines.storage.credentials import (
 )
 from data_pipelines.storage.local import LocalStorage, temporary_beside
 from data_pipelines.storage.objects import ObjectStorage
+from data_pipelines.storage.scratch import scratch_folder
 
 _COPY_CHUNK_BYTES = 16 << 20
 
@@ -95,18 +95,23 @@ def as_local_file(storage: Storage, path: str) -> Iterator[Path]:
             raise missing_object(storage.url, path)
         yield local
         return
-    with tempfile.NamedTemporaryFile(suffix=Path(path).suffix) as file:
+    with scratch_folder() as folder:
+        copy = folder / f"copy{Path(path).suffix}"
         size = storage.size(path)
-        for offset in range(0, size, _COPY_CHUNK_BYTES):
-            length = min(_COPY_CHUNK_BYTES, size - offset)
-            file.write(storage.read_range(path, offset, length))
-        file.flush()
-        yield Path(file.name)
+        with copy.open("wb") as file:
+            for offset in range(0, size, _COPY_CHUNK_BYTES):
+                length = min(_COPY_CHUNK_BYTES, size - offset)
+                file.write(storage.read_range(path, offset, length))
+        yield copy
 
 
 @contextmanager
 def scratch_file(storage: Storage, path: str) -> Iterator[tuple[BinaryIO, Path]]:
     """A temporary file to fill and then `upload` to `path`; beside it where that is local."""
     local = storage.local_path(path)
-    with temporary_beside(local or Path(tempfile.gettempdir()) / "shard") as opened:
+    if local is not None:
+        with temporary_beside(local) as opened:
+            yield opened
+        return
+    with scratch_folder() as folder, temporary_beside(folder / "shard") as opened:
         yield opened

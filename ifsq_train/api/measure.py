@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.scratch import scratch_folder
 from ifsq_train.artifacts.recipe_faults import recipe_faults
 from ifsq_train.config import EvaluateConfig
 from ifsq_train.config.load import validate_recipe
@@ -31,8 +31,8 @@ def evaluate(
         UserError: an unknown setting or value, parts that are missing or do not fit together, or
             an output that is something else or a result of other settings.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(output) if output is not None else Path(scratch) / "result.json"
+    with scratch_folder() as scratch:
+        file = Path(output) if output is not None else scratch / "result.json"
         values = {"kind": "evaluate", **_plain(settings), "output": str(file)}
         config = validate_recipe(values, "evaluate", recipe_faults)
         if not isinstance(config, EvaluateConfig):

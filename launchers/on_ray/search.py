@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipelines.storage.scratch import scratch_folder
 from ifsq_train.study.searches import Trial
 from launchers.on_ray.cluster import ray_session
 
@@ -71,7 +71,7 @@ def try_all(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with (
         ray_session(address, min_cpus=max(1, int(cpus + 0.999))),
-        tempfile.TemporaryDirectory() as at,
+        scratch_folder() as at,
     ):
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
@@ -90,7 +90,7 @@ def try_all(
                     reduction_factor=halving.reduction,
                 ),
             ),
-            run_config=tune.RunConfig(storage_path=at, verbose=0),
+            run_config=tune.RunConfig(storage_path=str(at), verbose=0),
         )
         grid = tuner.fit()
         return dict(_end(grid[place]) for place in range(len(grid)))

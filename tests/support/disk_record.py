@@ -21,20 +21,20 @@ class DiskRecord:
     as ``*``. Nothing is really synced: that takes long and no test cuts the power.
     """
 
-    def __init__(self, fail_at: int | None = None) -> None:
+    def __init__(self, fail_at: int | None = None, number: int = errno.ENOSPC) -> None:
         self.operations: list[tuple[str, str]] = []
-        self._fail_at = fail_at
+        self._fail_at, self._number = fail_at, number
 
     def note(self, operation: str, name: str) -> None:
         if self._fail_at == len(self.operations):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self._number, os.strerror(self._number))
         self.operations.append((operation, name))
 
 
 @contextmanager
-def recorded_disk(fail_at: int | None = None) -> Iterator[DiskRecord]:
-    """Records for a block; the operation with number `fail_at` is refused instead."""
-    record = DiskRecord(fail_at)
+def recorded_disk(fail_at: int | None = None, number: int = errno.ENOSPC) -> Iterator[DiskRecord]:
+    """Records for a block; operation `fail_at` is refused instead, with the error `number`."""
+    record = DiskRecord(fail_at, number)
     real_replace, real_link = Path.replace, os.link
 
     def sync(descriptor: int) -> None:
