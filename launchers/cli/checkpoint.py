@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Grid, Overwrite, both_sides
+from launchers.cli.options import Grid, Overwrite, both_sides, finite
 
 app = typer.Typer(help="Inspect checkpoints, export and import weights.", no_args_is_help=True)
 
@@ -83,7 +83,7 @@ def import_(
     ] = None,
     grid: Grid = None,
     latent_multiplier: Annotated[
-        float, typer.Option(min=1e-9, help="DiT: what latents were multiplied by.")
+        float, typer.Option(callback=finite, min=1e-9, help="DiT: what latents were multiplied by.")
     ] = 1.0,
     latent_mean: Annotated[
         str | None,

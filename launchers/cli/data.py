@@ -12,7 +12,7 @@ import typer
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.open import open_storage
-from launchers.cli.options import Address, ImagePixels, Overwrite, both_sides
+from launchers.cli.options import Address, ImagePixels, Overwrite, both_sides, finite
 
 if TYPE_CHECKING:
     from data_pipelines.images.packing.classes import ClassMap
@@ -47,7 +47,7 @@ def pack(
         str, typer.Argument(help="Folder of class folders with images, or of Parquet files.")
     ],
     dataset: Annotated[str, typer.Argument(help="Dataset folder to write (path or s3://).")],
-    shard_megabytes: Annotated[float, typer.Option(min=0.01)] = 256,
+    shard_megabytes: Annotated[float, typer.Option(callback=finite, min=0.01)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the one global shuffle.")] = 0,
     max_bad_samples: MaxBad = 100,
     class_map: Classes = None,

@@ -19,6 +19,7 @@ from launchers.cli.cluster_options import (
     note,
     watch,
 )
+from launchers.cli.options import finite
 from launchers.cli.run_job import run_job
 from launchers.cli.submit import resume, submit
 
@@ -38,7 +39,9 @@ def jobs(
     clean: bool = typer.Option(
         False, "--clean", help="Kubernetes: remove the records of finished jobs, not their files."
     ),
-    older_than_hours: float = typer.Option(0.0, min=0, help="With --clean: only such jobs."),
+    older_than_hours: float = typer.Option(
+        0.0, callback=finite, min=0, help="With --clean: only such jobs."
+    ),
 ) -> None:
     """List jobs, newest first; running ones with progress and goodput."""
     cluster = connect(to, address, namespace, context)

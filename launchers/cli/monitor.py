@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
+from launchers.cli.options import finite
 
 
 def monitor(
@@ -23,7 +24,8 @@ def monitor(
         bool, typer.Option("--terminal", help="Use the terminal view in any case.")
     ] = False,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="End after this time instead of at Ctrl-C.")
+        float | None,
+        typer.Option(callback=finite, min=0.1, help="End after this time instead of at Ctrl-C."),
     ] = None,
 ) -> None:
     """Watch runs: with Prometheus if it is installed, otherwise in the terminal."""

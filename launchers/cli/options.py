@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -89,6 +90,17 @@ def loading_config(items: list[str] | None) -> LoadingConfig:
         known = ", ".join(LoadingConfig.model_fields)
         text = f"allowed are {known}" if key not in LoadingConfig.model_fields else fault["msg"]
         raise UserError(f"--loading {key}={fault['input']}: {text}") from None
+
+
+def finite(param: typer.CallbackParam, value: float | None) -> float | None:
+    """Callback of options that take a number: none has a use for NaN or infinity.
+
+    Raises:
+        UserError: the option was given one.
+    """
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{param.opts[0]}: found {value}; give a finite number")
+    return value
 
 
 Grid = Annotated[

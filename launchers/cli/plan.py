@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Grid, Overrides, Plugins, RecipeName, both_sides
+from launchers.cli.options import Grid, Overrides, Plugins, RecipeName, both_sides, finite
 
 if TYPE_CHECKING:
     from ifsq_train.config import TrainConfig
@@ -27,10 +27,14 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     peak_tflops: Annotated[
-        float, typer.Option(min=0.001, help="Of one GPU; the default is an H100 in bf16.")
+        float,
+        typer.Option(
+            callback=finite, min=0.001, help="Of one GPU; the default is an H100 in bf16."
+        ),
     ] = DEFAULT_PEAK_TFLOPS,
     efficiency: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Part of the peak that is reached.")
+        float,
+        typer.Option(callback=finite, min=0.01, max=1.0, help="Part of the peak that is reached."),
     ] = 0.35,
     grid: Grid = None,
     codebook_size: Annotated[
@@ -38,7 +42,10 @@ def plan(
     ] = None,
     latent_channels: Annotated[int | None, typer.Option(min=1, help="Diffusion.")] = None,
     link_gb_per_s: Annotated[
-        float, typer.Option(min=0.001, help="What one GPU sends; the default is a 400 Gb/s link.")
+        float,
+        typer.Option(
+            callback=finite, min=0.001, help="What one GPU sends; the default is a 400 Gb/s link."
+        ),
     ] = 50.0,
 ) -> None:
     """Memory per GPU by ZeRO stage, FLOPs, communication and days, from arithmetic."""

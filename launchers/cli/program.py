@@ -35,6 +35,7 @@ from launchers.cli.options import (
     Overwrite,
     Plugins,
     RecipeName,
+    finite,
     gpu_count,
     loading_config,
 )
@@ -115,7 +116,7 @@ def train(
     gpus_per_worker: Annotated[
         str, typer.Option(help="0 trains on the CPU; auto takes the GPUs that are there.")
     ] = "0",
-    cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(callback=finite, min=0.1)] = 1,
     address: Address = None,
     max_failures: Annotated[int, typer.Option(min=0, help="Restarts before giving up.")] = 3,
     launcher: Annotated[str, typer.Option(help="ray, or local: one worker in-process.")] = "ray",
@@ -170,7 +171,9 @@ def precompute(
         int,
         typer.Option(min=0, help="Encoders, one per GPU on a cluster; 0 encodes in this process."),
     ] = 1,
-    gpus_per_actor: Annotated[float, typer.Option(min=0, help="Below 1 they share one.")] = 0,
+    gpus_per_actor: Annotated[
+        float, typer.Option(callback=finite, min=0, help="Below 1 they share one.")
+    ] = 0,
     readers: Annotated[int, typer.Option(min=0, help="Decode in so many other actors.")] = 0,
     address: Address = None,
     verify: Annotated[
@@ -207,7 +210,7 @@ def sample(
     actors: Annotated[
         int, typer.Option(min=0, help="Samplers on Ray, one per GPU; 0 draws in this process.")
     ] = 0,
-    gpus_per_actor: Annotated[float, typer.Option(min=0)] = 0,
+    gpus_per_actor: Annotated[float, typer.Option(callback=finite, min=0)] = 0,
     address: Address = None,
     overwrite: Overwrite = False,
 ) -> None:

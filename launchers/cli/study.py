@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launchers.cli.options import Address, Overrides, Overwrite
+from launchers.cli.options import Address, Overrides, Overwrite, finite
 from launchers.cli.plan import DEFAULT_PEAK_TFLOPS
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ def plan(
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="That work at the same time.")] = 8,
     peak_tflops: Annotated[
-        float, typer.Option(min=0.001, help="Of one GPU; the default is an H100 in bf16.")
+        float,
+        typer.Option(
+            callback=finite, min=0.001, help="Of one GPU; the default is an H100 in bf16."
+        ),
     ] = DEFAULT_PEAK_TFLOPS,
     efficiency: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Part of the peak that is reached.")
+        float,
+        typer.Option(callback=finite, min=0.01, max=1.0, help="Part of the peak that is reached."),
     ] = 0.35,
     every: Annotated[bool, typer.Option("--every", help="A line for every single stage.")] = False,
 ) -> None:
@@ -103,7 +107,7 @@ def run(
     results: Results = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers of each training.")] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0)] = 0,
-    cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(callback=finite, min=0.1)] = 1,
     address: Address = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only variants with this label; may be repeated.")
@@ -183,7 +187,7 @@ def search(
     ] = Path("tuned.yaml"),
     store: StoreFolder = DEFAULT_STORE,
     gpus_per_worker: Annotated[int, typer.Option(min=0, max=1, help="Of each training.")] = 0,
-    cpus_per_worker: Annotated[float, typer.Option(min=0.1)] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(callback=finite, min=0.1)] = 1,
     address: Address = None,
 ) -> None:
     """Choose a value before the comparison, such as each variant's learning rate.

@@ -24,7 +24,7 @@ from launchers.cli.cluster_options import (
     note,
     watch,
 )
-from launchers.cli.options import AllowChange, Loading, Overrides, Plugins, loading_config
+from launchers.cli.options import AllowChange, Loading, Overrides, Plugins, finite, loading_config
 
 if TYPE_CHECKING:
     from launchers.jobs.request import JobRequest
@@ -84,7 +84,7 @@ def submit(
         ),
     ] = None,
     cpus_per_node: Annotated[
-        float, typer.Option(min=0.1, help="Ray and local: CPUs to use on a node.")
+        float, typer.Option(callback=finite, min=0.1, help="Ray and local: CPUs to use on a node.")
     ] = 1,
     address: DashboardAddress = DEFAULT_ADDRESS,
     namespace: Namespace = None,

@@ -22,9 +22,15 @@ _MAX_KUBECONFIG_BYTES = 16 << 20
 _Values = dict[str, Any] | None
 
 
+class _Named(TypedDict):
+    cluster: NotRequired[str | None]
+    user: NotRequired[str | None]
+    namespace: NotRequired[str | None]
+
+
 class _Context(TypedDict):
     name: str
-    context: _Values
+    context: _Named | None
 
 
 class _Cluster(TypedDict):
@@ -86,7 +92,8 @@ def connect_client(context: str | None) -> tuple[Any, str | None]:
             ) from error
         found = None
     settings.retries = 0  # retries are this package's, which says what it waits for
-    return client.ApiClient(settings), found
+    with _readable(files):
+        return client.ApiClient(settings), found
 
 
 def check_kubeconfig(files: str | None) -> None:
@@ -115,7 +122,7 @@ def _readable(files: str | None) -> Iterator[None]:
         yield
     except (config.ConfigException, UserError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what logs in for a cloud raises errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"kubeconfig {files or '~/.kube/config'} cannot be used ({type(error).__name__}:"

@@ -68,6 +68,15 @@ KUBECONFIGS = {
     "names": "contexts:\n- name: [x]\n  context: {}\n",
     "server": "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n"
     "clusters: [{name: c, cluster: {server: 5}}]\nusers: [{name: u, user: {token: t}}]\n",
+    "namespace": "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u, "
+    "namespace: 5}}]\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"
+    "users: [{name: u, user: {token: t}}]\n",
+    "proxy": "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n"
+    "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1', proxy-url: 'no://x'}}]\n"
+    "users: [{name: u, user: {token: t}}]\n",
+    "login": "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n"
+    "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n"
+    "users: [{name: u, user: {auth-provider: {name: gcp}}}]\n",
 }
 
 

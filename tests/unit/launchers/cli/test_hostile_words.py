@@ -100,6 +100,20 @@ def test_numbers_behind_names(tmp_path: Path, lines: str, names: tuple[str, ...]
     assert tuple(read_class_map(tmp_path / "map.txt").names) == names
 
 
+@pytest.mark.parametrize("command", [
+    ("train", "demo/tokenizer", "--cpus-per-worker"),
+    ("precompute", "demo/tokens", "--gpus-per-actor"),
+    ("submit", "demo/generator", "--to", "ray", "--dry-run", "--cpus-per-node"),
+    ("monitor", "--terminal", "--seconds"), ("jobs", "--clean", "--older-than-hours"),
+    ("plan", "demo/generator", "--peak-tflops"), ("data", "pack", "a", "b", "--shard-megabytes"),
+    ("checkpoint", "import", "a", "b", "--latent-multiplier"),
+])  # fmt: skip
+def test_options_take_finite_numbers(refused: Ifsq, command: tuple[str, ...]) -> None:
+    (line,) = refused(*command, "1e999")
+    assert line == f"error: {command[-1]}: found inf; give a finite number"
+    assert "Usage" in refused(*command, "nan")[0]  # outside every range
+
+
 def test_names_that_are_no_unicode(refused: Ifsq) -> None:
     name = os.fsdecode(b"\xff\xfe.yaml")
     Path(name).write_text("kind: 5\n")
