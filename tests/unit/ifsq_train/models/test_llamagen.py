@@ -170,6 +170,20 @@ def test_a_fresh_model_gives_every_token_the_same_probability() -> None:
     assert not logits.any()
 
 
+@pytest.mark.parametrize("codebooks", [[64], [32, 48]])
+def test_a_fresh_model_starts_as_the_released_one(codebooks: list[int]) -> None:
+    """Normal weights of deviation 0.02, biases and output heads of zero."""
+    torch.manual_seed(0)
+    model = LlamaGen(num_layers=1, num_heads=2, dim=64, codebook_sizes=codebooks, grid=(2, 2))
+    heads = {id(p) for p in model.output.parameters()}
+    for name, value in model.named_parameters():
+        if id(value) in heads or name.endswith("bias"):
+            assert not value.any(), name
+        elif value.dim() == 2 and value.numel() > 1000:
+            assert 0.018 < float(value.std()) < 0.022, name
+            assert abs(float(value.mean())) < 0.003, name
+
+
 @pytest.mark.parametrize("codebooks", [[11], [7, 5]])
 def test_later_tokens_do_not_change_earlier_predictions(codebooks: list[int]) -> None:
     model, labels = build(codebooks).eval(), torch.tensor([1])

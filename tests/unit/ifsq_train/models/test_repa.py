@@ -94,6 +94,14 @@ def test_positions_of_the_same_grid_stay_and_others_are_averaged() -> None:
     assert torch.allclose(resample_positions(constant, (4, 3)), torch.ones(1, 13, 8))
 
 
+def test_positions_lie_at_the_centres_of_their_patches() -> None:
+    """A ramp of 16 made 8: position i is the mean of 2 i and 2 i + 1, away from the edges."""
+    ramp = torch.arange(16.0).expand(16, 16).reshape(1, 256, 1)
+    smaller = resample_positions(torch.cat([torch.zeros(1, 1, 1), ramp], 1), (8, 8))
+    found = smaller[0, 1:, 0].view(8, 8)[:, 2:6]
+    torch.testing.assert_close(found, torch.tensor([4.5, 6.5, 8.5, 10.5]).expand(8, 4))
+
+
 def test_file_is_loaded_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(repa.SIZES, "S", {"num_layers": 2, "dim": 32, "num_heads": 4})
     weights = tiny((37, 37)).state_dict()

@@ -25,6 +25,7 @@ def test_a_tokenizer_takes_every_multiple_of_its_ratio(size: tuple[int, int]) ->
         images, quantized = network.eval()(torch.zeros(1, 3, *size))
     assert images.shape == (1, 3, *size)
     assert quantized.indices.shape == (1, size[0] // 4, size[1] // 4, 1)
+    assert network.downsample_ratio == 4
 
 
 @pytest.mark.parametrize("sizes", [(25,), (5, 7)])

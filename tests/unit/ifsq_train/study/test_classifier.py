@@ -45,6 +45,18 @@ def test_features_and_maps_have_their_shapes() -> None:
     torch.testing.assert_close(same, network.maps(images).flatten(2).transpose(1, 2))
 
 
+def test_the_fingerprint_is_that_of_shape_and_weights() -> None:
+    network = small()
+    first = network.fingerprint()
+    assert small().fingerprint() == first
+    assert Classifier(5, (8, 16), blocks=1, norm_groups=4).fingerprint() != first
+    for name, value in network.state_dict().items():
+        before = value.clone()
+        value.flatten()[0] += 1
+        assert network.fingerprint() != first, name
+        value.copy_(before)
+
+
 def loss_of(labels: list[int]) -> float:
     config = ClassifierTaskConfig.model_validate(
         {"kind": "classifier", "model": {"num_classes": 4, "channels": [8, 16], "norm_groups": 4}}
