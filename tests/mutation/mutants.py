@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation import operators
+from tests.mutation.equivalents import changes_nothing
 from tests.support.repository import REPOSITORY
 
 WORDING = {"debug", "info", "warning", "error", "exception", "echo", "print"}
@@ -62,15 +63,16 @@ class Candidate:
     """From the module's source."""
 
     def mutant(self) -> Mutant | None:
-        """None where nothing would change or nothing could run."""
+        """None where nothing that anybody could see would change, or nothing could run."""
         source = (REPOSITORY / self.place[0]).read_text()
         mutated = self.make(source)
         if mutated is None or not _compiles(mutated):
             return None
         before, after = _difference(source, mutated)
-        return (
-            Mutant(*self.place, self.operator, mutated, before, after) if before != after else None
-        )
+        line = source.splitlines()[self.place[1] - 1]
+        if before == after or changes_nothing(before, after, line, self.operator):
+            return None
+        return Mutant(*self.place, self.operator, mutated, before, after)
 
 
 def candidates(module: str) -> dict[Place, list[Candidate]]:

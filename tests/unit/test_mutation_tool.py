@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
+from tests.mutation.equivalents import changes_nothing
 from tests.mutation.known_faults import CAUGHT_BY, FAULTS
 from tests.mutation.live_code import changed_functions, replace
 from tests.mutation.operators import changes
@@ -94,3 +97,24 @@ def test_every_known_fault_has_its_test() -> None:
         assert fault.mutant() is not None, f"{fault.what}: not, or not once, in {fault.module}"
         place, _, name = CAUGHT_BY[fault.what].partition("::")
         assert f"def {name}(" in (REPOSITORY / "tests/unit" / place).read_text(), fault.what
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "nothing"),
+    [
+        ("for a in zip(b, c, strict=True):", "for a in zip(b, c, strict=False):", True),
+        ('zip(b, "c", strict=True)', "zip(b, 'c')", True),
+        ("load(state, strict=True)", "load(state, strict=False)", False),
+        ("@dataclass(frozen=True)", "@dataclass(frozen=False)", True),
+        ("self.frozen = f(frozen=True)", "self.frozen = f(frozen=False)", False),
+        ("def f(a: int, *, b: int) -> None:", "def f(a: int, /, b: int) -> None:", True),
+        ("return a * (b)", "return a / (b)", False),
+    ],
+)
+def test_what_no_program_could_tell_is_not_drawn(before: str, after: str, nothing: bool) -> None:
+    assert changes_nothing(before, after, before, "Any") == nothing
+
+
+def test_marks_for_readers_are_not_drawn() -> None:
+    assert changes_nothing("", "def f():", "    @override", "RemoveDecorator")
+    assert not changes_nothing("", "def f():", "    @classmethod", "RemoveDecorator")
