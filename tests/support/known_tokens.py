@@ -1,6 +1,8 @@
 """A small token dataset with known rows."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +62,24 @@ def make_rows(spec: TokenSpec, index: int, seed: int = 0) -> TokenRows:
     )
 
 
-def make_shard(spec: TokenSpec, index: int, seed: int = 0) -> bytes:
-    return encode_shard(make_rows(spec, index, seed), ShardMetadata(spec, index, SUMS, ()))
+def make_shard(
+    spec: TokenSpec, index: int, seed: int = 0, labels: Sequence[int] | None = None
+) -> bytes:
+    rows = make_rows(spec, index, seed)
+    if labels is not None:
+        rows = replace(rows, labels=np.array(labels, np.int32)[rows.sample_ids])
+    return encode_shard(rows, ShardMetadata(spec, index, SUMS, ()))
 
 
-def write_dataset(folder: Path, spec: TokenSpec = SPEC) -> Path:
+def write_dataset(
+    folder: Path, spec: TokenSpec = SPEC, labels: Sequence[int] | None = None
+) -> Path:
+    """`labels`: of each sample, instead of its number modulo 3."""
     storage = open_storage(folder)
     pin_job(storage, spec)
     entries = []
     for index in range(spec.num_shards):
-        data = make_shard(spec, index)
+        data = make_shard(spec, index, labels=labels)
         publish_shard(storage, index, data)
         entries.append(entry_of(spec, index, data))
     publish_tokens(storage, spec, entries, LatentSums.combine([SUMS] * spec.num_shards))

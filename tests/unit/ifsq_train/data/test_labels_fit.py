@@ -42,3 +42,16 @@ def test_three_classes(tmp_path: Path, kind: str) -> None:
     seen = classes_of(data)
     assert seen is not None
     assert (seen.labels, seen.known, seen.complete) == ((0, 1, 2), (0, 1, 2), True)
+
+
+def test_the_labels_of_the_first_and_of_the_last_shard_are_looked_at(tmp_path: Path) -> None:
+    """Shards of 4, 4 and 2 samples, one of them with a label that is too large."""
+    for highest in range(3):
+        folder = tmp_path / str(highest)
+        write_dataset(folder, labels=[9 if n // 4 == highest else 0 for n in range(10)])
+        config = TokenDataConfig(url=str(folder), global_batch_size=2)
+        device = torch.device("cpu")
+        data = open_train_data(config, seed=0, run_folder=folder, rank=0, device=device)
+        check_labels(data, 10)
+        with pytest.raises(UserError, match="has the label 9"):
+            check_labels(data, 9)

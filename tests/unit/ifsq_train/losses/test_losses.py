@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ifsq_train.losses import alignment
 from ifsq_train.losses.alignment import Way, alignment_loss
 from ifsq_train.losses.token_cross_entropy import token_cross_entropy
 from ifsq_train.models.quantizers.lfq import lfq_entropy_factor
@@ -19,12 +20,17 @@ def test_aligned_features_give_minus_one_whatever_their_length() -> None:
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("way", ["fused", pytest.param("compiled", marks=pytest.mark.compiles)])
+@pytest.mark.parametrize(
+    "how", ["fused", "eagerly", pytest.param("compiled", marks=pytest.mark.compiles)]
+)
 def test_alignment_in_one_pass_is_that_of_torch(
-    way: Way, dtype: torch.dtype, weight: float
+    how: str, dtype: torch.dtype, weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for more rows than are taken at a time, for a row of zeros, and whether or not the
-    weight it is prepared for is the one it gets."""
+    weight it is prepared for is the one it gets; what a compiler gets also without one."""
+    way: Way = "fused" if how == "fused" else "compiled"
+    if how == "eagerly":
+        monkeypatch.setattr(alignment, "_compiled", lambda: alignment._visit)
     generator = torch.Generator().manual_seed(0)
     mine, target = torch.randn(2, 5, 131, 24, generator=generator).to(dtype)
     mine[2, 3] = 0.0

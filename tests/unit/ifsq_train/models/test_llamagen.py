@@ -57,11 +57,13 @@ def test_turning_by_complex_products_is_the_plain_formula(
         assert torch.allclose(results[1], results[3], atol=tolerance)
 
 
+@pytest.mark.parametrize("formulas", ["by hand", "for a compiler"])
 @pytest.mark.parametrize("codebooks", [[11], [7, 5]])
 def test_losses_without_logits_are_the_same(
-    codebooks: list[int], monkeypatch: pytest.MonkeyPatch
+    codebooks: list[int], formulas: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In parts of four positions of the 11-way head, the last part being shorter."""
+    """In parts of four positions of the 11-way head, the last part being shorter; what a compiler
+    gets runs as it is written."""
     monkeypatch.setattr(token_head, "MAX_LOGIT_BYTES", 176)
     model, labels = build(codebooks), torch.tensor([1, 2])
     shape = (2, 9) if len(codebooks) == 1 else (2, 9, 2)
@@ -70,6 +72,8 @@ def test_losses_without_logits_are_the_same(
     expected.backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
+    monkeypatch.setattr(token_head.TokenHead, "compiled", formulas == "for a compiler")
+    monkeypatch.setattr(token_head, "_compiled", lambda: token_head._visit)
     output = model(tokens, labels, losses_only=True)
     assert output.logits == ()
     loss = sum_of_group_means(output.group_losses)

@@ -15,6 +15,7 @@ from ifsq_train.models.key_value_cache import CacheWindow, WholeCache
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
+from ifsq_train.models.quantizers.usage import count_levels, level_entropies_bits
 from tests.support.one_device import OneDevice, on
 
 SHAPE: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "dim": 16, "num_classes": 3}
@@ -52,6 +53,12 @@ def test_quantizing_stays_on_the_device(
         output = quantizer(latents)
         (output.latents.sum() + sum(output.losses.values())).backward()
     assert on("meta", (output.latents, output.indices, output.losses, output.stats, latents.grad))
+
+
+def test_counting_levels_stays_on_the_device() -> None:
+    with OneDevice():
+        counts = count_levels(torch.zeros(2, 3, 4, 4, dtype=torch.int64, device="meta"), (5, 7, 9))
+        assert on("meta", (counts, level_entropies_bits(counts)))
 
 
 def call(network: nn.Module, *inputs: torch.Tensor) -> Any:

@@ -13,14 +13,17 @@ from torch import nn
 
 from ifsq_train.artifacts.networks import build_tokenizer
 from ifsq_train.assembly.task import build_task
-from ifsq_train.config import AutoregressiveTaskConfig, TokenizerTaskConfig
+from ifsq_train.config import AutoregressiveTaskConfig, FlowConfig, TokenizerTaskConfig
 from ifsq_train.config.tasks import PerceptualConfig
 from ifsq_train.data.batch import Batch
+from ifsq_train.losses.flow_matching import PATHS
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.randomness import BatchRandom
 from ifsq_train.tasks.autoregressive import AutoregressiveTask
 from ifsq_train.tasks.base import StepInfo
+from ifsq_train.tasks.diffusion import draw_times
+from ifsq_train.tasks.frozen import ImageEncoder, TokenInputs
 from ifsq_train.tasks.generator import labels_with_dropout
 from ifsq_train.tasks.tokenizer_gan import TokenizerTask
 from tests.support.exact_resume import moving_recipe
@@ -133,6 +136,10 @@ def test_group_weights_weigh_the_groups(plain: str, monkeypatch: pytest.MonkeyPa
     assert loss(None) == pytest.approx(first + second, rel=1e-5)
 
 
+def hooked(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
+
+
 def test_discriminator_steps_do_not_move_the_tokenizer(tmp_path: Path) -> None:
     """Its running moments stay; in its own steps they move."""
     recipe = moving_recipe("none", tmp_path, {"kind": "torch"})
@@ -151,6 +158,35 @@ def test_discriminator_steps_do_not_move_the_tokenizer(tmp_path: Path) -> None:
     task.loss("autoencoder", networks, given, info())
     after = networks["autoencoder"].state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in moments)
+    # What a step hooks into the network it takes out again: hooks of weeks would pile up.
+    left = [name for name, module in networks["autoencoder"].named_modules() if hooked(module)]
+    assert left == []
+
+
+@pytest.mark.parametrize("mean", [-40.0, 40.0])
+@pytest.mark.parametrize("path", list(PATHS))
+def test_times_stay_where_the_path_has_a_velocity(path: str, mean: float) -> None:
+    """Draws so far out that fp32 rounds them to the ends."""
+    flow = FlowConfig.model_validate({"path": path, "time_mean": mean})
+    times = draw_times(flow, BatchRandom(0, 0, np.arange(8)))
+    margin = 1e-5 if path == "vp" else 0.0
+    torch.testing.assert_close(times, torch.full((8,), 1.0 - margin if mean > 0 else margin))
+    data, noise = torch.ones(8, 1, 1, 1), -torch.ones(8, 1, 1, 1)
+    assert all(part.isfinite().all() for part in PATHS[path]().interpolate(data, noise, times))
+
+
+def test_a_frozen_tokenizer_is_frozen_and_in_eval_mode(tmp_path: Path) -> None:
+    recipe = moving_recipe("none", tmp_path, {"kind": "torch"})
+    network = build_tokenizer(recipe.task.model).train()  # type: ignore[union-attr]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    tokens = TokenInputs(ImageEncoder(network))
+    found = tokens(Batch(images, torch.zeros(2, dtype=torch.int64), np.arange(2), None))
+    assert torch.equal(found.flatten(), network.encode(images).indices.flatten())
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 class Distance(nn.Module):
