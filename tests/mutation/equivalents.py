@@ -18,7 +18,7 @@ def accepted() -> set[tuple[str, str, str]]:
 _NOT_DRAWN = [
     r"(\bzip\(.*), strict=(True|False)",  # an assertion, as those that are written out
     r"(^@dataclass\(.*)frozen=(True|False)",  # nobody writes to them, pyright sees to it
-    r"([ (])[*/](?=[,)])",  # no operator, but the end of a signature's positions
+    r"(^|[ (])[*/](?=[,)])",  # no operator, but the end of a signature's positions
 ]
 _MARKS = {"@override", "@abstractmethod", "@final", "@runtime_checkable"}
 

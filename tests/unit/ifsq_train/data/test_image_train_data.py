@@ -15,12 +15,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from data_pipelines.bad_samples import ErrorBudget
+from data_pipelines.errors import UserError
 from data_pipelines.images.packing.pack import pack_folder
 from data_pipelines.manifest import ShardManifest
 from ifsq_train.config import ImageDataConfig
 from ifsq_train.data.batch import Batch
 from ifsq_train.data.images import ImageTrainData, open_images
-from ifsq_train.data.preview import dataset_config, preview_batch
+from ifsq_train.data.preview import dataset_config, preview_batch, recipe_config
 from tests.support.image_folders import write_photos
 
 pytestmark = pytest.mark.heavy
@@ -189,6 +190,13 @@ def _damage(folder: Path, manifest: ShardManifest, rng: random.Random, count: in
         )
         path.write_bytes(data)
     return set(ids)
+
+
+@pytest.mark.parametrize("recipe", ["llamagen/b-f8-ifsq-d4-4bit", "demo/tokens"])
+def test_a_recipe_that_trains_on_no_images_has_no_preview(recipe: str) -> None:
+    """One trains on tokens, one does not train."""
+    with pytest.raises(UserError, match="trains on no images"):
+        recipe_config(recipe, [])
 
 
 def test_preview_is_one_picture_of_the_batch(datasets, tmp_path):
