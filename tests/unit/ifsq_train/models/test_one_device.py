@@ -11,7 +11,7 @@ from torch import nn
 
 from ifsq_train.models.autoencoder import Tokenizer
 from ifsq_train.models.dit import DiT
-from ifsq_train.models.key_value_cache import CacheWindow, WholeCache
+from ifsq_train.models.key_value_cache import CacheWindow, KeyValueCache, WholeCache
 from ifsq_train.models.llamagen import LlamaGen
 from ifsq_train.models.plain import VARIABLE
 from ifsq_train.models.quantizers import FSQ, LFQ, VQ, Continuous, NormalizedVQ, Quantizer
@@ -86,9 +86,10 @@ def test_a_tokenizer_stays_on_the_device() -> None:
 
 @pytest.mark.parametrize("window", [False, True])
 def test_caches_of_fixed_shapes_stay_on_the_device(window: bool) -> None:
-    cache = WholeCache((2, 3, 6, 8), torch.zeros(1, device="meta"))
+    cache: KeyValueCache = WholeCache((2, 3, 6, 8), torch.zeros(1, device="meta"))
     if window:
-        cache = CacheWindow(*torch.zeros(2, 2, 3, 6, 8, device="meta"), 2, 4)
+        keys, values = torch.zeros(2, 2, 3, 6, 8, device="meta").unbind()
+        cache = CacheWindow(keys, values, 2, 4)
     new = torch.zeros(2, 3, 1, 8, device="meta")
     with OneDevice():
         assert on("meta", cache.attend(new, new, new, torch.zeros(1, device="meta").long()))
