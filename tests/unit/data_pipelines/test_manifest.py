@@ -140,6 +140,27 @@ def test_damaged_shard_table_says_so(tmp_path, table):
         ShardManifest.open(tmp_path)
 
 
+@pytest.mark.parametrize("change", ["a column more", "a column less", "another type"])
+def test_a_shard_table_of_other_columns_says_so(tmp_path, change):
+    """Even if the table is the one that was written."""
+    _write_dataset(tmp_path)
+    table = pa.ipc.open_file((tmp_path / "manifest.arrow").read_bytes()).read_all()
+    if change == "a column more":
+        table = table.append_column("x", table.column("num_samples"))
+    elif change == "a column less":
+        table = table.drop_columns(table.schema.names[-1:])
+    else:
+        at = table.schema.get_field_index("num_samples")
+        table = table.set_column(at, "num_samples", table.column(at).cast(pa.float64()))
+    data = encode_table(table)
+    (tmp_path / "manifest.arrow").write_bytes(data)
+    path = tmp_path / "manifest.json"
+    facts = json.loads(path.read_text()) | {"table_sha256": hashlib.sha256(data).hexdigest()}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"manifest\.arrow has the columns"):
+        ShardManifest.open(tmp_path)
+
+
 def test_stale_index_is_refused(tmp_path):
     manifest = _write_dataset(tmp_path)
     index = tmp_path / "index" / "shard-000000.arrow"

@@ -72,6 +72,7 @@ def test_code_standard_deviation() -> None:
     """The audit prints 0.631 for 17 levels under tanh; the exact value is 0.63048."""
     found = [round(code_std(levels, alpha), 3) for levels in (17, 5) for alpha in (1.6, 2.0)]
     assert found == [0.563, 0.630, 0.596, 0.669]
+    assert code_std(2, 1.6) == pytest.approx(1.0)  # -1 and 1, as often
 
 
 @pytest.mark.parametrize("cells", ["paper", "equal_width"])

@@ -46,6 +46,16 @@ def test_class_map_numbers_the_folders(class_folder, tmp_path):
     assert labels == {"class2": 0, "class0": 1, "class1": 2}
 
 
+@pytest.mark.parametrize("form", ["{n} name{n}", "{n}\tname{n}", "{n}: name{n}", "name{n} {n}"])
+def test_numbered_lines_are_taken_by_their_numbers(tmp_path, form):
+    """In any order, and beyond nine: as text "10" would come before "2"."""
+    order = random.Random(0).sample(range(12), 12)
+    lines = "\n".join(form.format(n=n) for n in order)
+    class_map = read_class_map(_write(tmp_path / "map.txt", lines))
+    assert class_map.numbers == {f"name{n}": n for n in range(12)}
+    assert list(class_map.names) == [f"name{n}" for n in range(12)]
+
+
 def test_class_map_of_json_may_merge_classes(class_folder, tmp_path):
     numbers = {"class0": 0, "class1": 1, "class2": 0}
     class_map = read_class_map(_write(tmp_path / "map.json", json.dumps(numbers)))
