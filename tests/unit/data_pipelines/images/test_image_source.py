@@ -1,5 +1,6 @@
 """Batches of images: pure functions, bad samples replaced within a budget."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from data_pipelines.bad_samples import BadSample, ErrorBudget
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.images.decoders.open import open_decoder
-from data_pipelines.images.source import BatchRequest, ImageSource
+from data_pipelines.images.packing.pack import pack_folder
+from data_pipelines.images.source import BatchRequest, ImageSource, MixedSource, Replacement
 from data_pipelines.manifest import ShardManifest
 from data_pipelines.views import AdmCenterView, AdmRandomView, CenterFlipView
 
@@ -134,3 +136,41 @@ def test_prefetched_batches_are_the_same_in_order(small_dataset):
         for request, batch in zip(requests, batches, strict=True):
             expected = source.batch(request.ids, request.epoch)
             torch.testing.assert_close(batch.images, expected.images, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_samples_of_a_mixture_are_those_of_their_datasets(small_dataset, dataset_copy, plain_first):
+    """Numbered one dataset after the other; the bad one is replaced within its own."""
+    damaged = _damage(dataset_copy, 6)
+    alone = [_source(small_dataset), _source(damaged, budget=ErrorBudget(1), seed=5)]
+    parts = [_source(small_dataset), _source(damaged, budget=ErrorBudget(1), seed=5)]
+    if not plain_first:
+        alone, parts = alone[::-1], parts[::-1]
+    mixture = MixedSource(parts)
+    ids, epochs = np.array([15 + 6, 2, 14, 15, 6, 29]), np.array([0, 1, 2, 3, 0, 5])
+    found = mixture.pixels(ids, epochs)
+    assert found.sample_ids.tolist() == ids.tolist()
+    for at, (number, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
+        dataset, own = divmod(number, 15)
+        expected = alone[dataset].pixels(np.array([own]), epoch)
+        assert torch.equal(found.pixels[at], expected.pixels[0])
+        assert found.labels[at] == expected.labels[0]
+        assert found.keys[at] == expected.keys[0]
+        for replaced, bad in zip(expected.replacements, expected.bad, strict=True):
+            used = replaced.used_id + 15 * dataset
+            assert found.replacements == [Replacement(at, number, used)]
+            assert found.bad == [dataclasses.replace(bad, sample_id=number)]
+    assert len(found.replacements) == 1
+    assert mixture.class_names == small_dataset.classes
+
+
+def test_a_mixture_of_other_classes_has_no_labels(small_dataset, class_folder, tmp_path):
+    (class_folder / "class1").rename(class_folder / "another")
+    other = pack_folder(class_folder, tmp_path / "packed")
+    mixture = MixedSource([_source(small_dataset), _source(other)])
+    assert mixture.batch(np.array([0, 14, 15, 29])).labels.tolist() == [-1] * 4
+    assert mixture.class_names == []
+    with pytest.raises(UserError, match="the same view"):
+        MixedSource([_source(small_dataset), _source(other, AdmCenterView(32))])
+    with pytest.raises(UserError, match="the same view"):
+        MixedSource([])

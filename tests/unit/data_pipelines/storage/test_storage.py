@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import DataError, UserError, as_user_error
+from data_pipelines.storage import local
 from data_pipelines.storage.objects import QUICK_TIMEOUTS_SECONDS, Patience
 from data_pipelines.storage.open import LocalStorage, as_local_file, open_storage, scratch_file
 
@@ -41,8 +43,10 @@ def test_one_of_many_racing_writers_wins(tmp_path):
 
 
 def test_missing_object_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nothing\.bin does not exist"):
-        LocalStorage(tmp_path).read("nothing.bin")
+    storage = LocalStorage(tmp_path)
+    for ask in (storage.read, storage.size, lambda path: storage.read_range(path, 0, 1)):
+        with pytest.raises(DataError, match=r"nothing\.bin does not exist"):
+            ask("nothing.bin")
 
 
 def test_short_object_is_an_error(tmp_path):
@@ -71,6 +75,48 @@ def test_upload_moves_a_finished_file(tmp_path):
     assert storage.list() == ["deep/x.tar"]
     with as_local_file(storage, "deep/x.tar") as local:
         assert local.read_bytes() == b"data"
+
+
+def test_upload_makes_the_folders_it_needs(tmp_path):
+    (tmp_path / "x").write_bytes(b"data")
+    storage = LocalStorage(tmp_path / "new")
+    storage.upload("two/deep/x", tmp_path / "x")
+    assert storage.read("two/deep/x") == b"data"
+
+
+OTHER_DISK = Path("/dev/shm")
+
+
+def on_another_disk(folder: Path) -> bool:
+    return OTHER_DISK.is_dir() and OTHER_DISK.stat().st_dev != folder.stat().st_dev
+
+
+def test_upload_from_another_file_system_copies_every_byte(tmp_path, monkeypatch):
+    """In pieces, of which the last is shorter."""
+    if not on_another_disk(tmp_path):
+        pytest.skip("there is one file system only")
+    monkeypatch.setattr(local, "_COPY_CHUNK_BYTES", 4)
+    storage, data = LocalStorage(tmp_path), b"0123456789"
+    with tempfile.NamedTemporaryFile(dir=OTHER_DISK) as source:
+        source.write(data)
+        source.flush()
+        storage.upload("x", Path(source.name))
+    assert storage.read("x") == data
+    assert storage.list() == ["x"]
+
+
+def test_writing_leaves_no_file_open(tmp_path):
+    """A run writes thousands of files; the system allows a thousand open ones."""
+    folder, storage = Path("/proc/self/fd"), LocalStorage(tmp_path)
+    if not folder.is_dir():
+        pytest.skip("this system does not tell which files are open")
+    storage.write("warm", b"")
+    before = len(list(folder.iterdir()))
+    for number in range(8):
+        storage.write(f"a/{number}", b"1")
+        storage.put_if_absent(f"b/{number}", b"1")
+        storage.read(f"a/{number}")
+    assert len(list(folder.iterdir())) == before
 
 
 def test_temporary_files_of_killed_writers_go_and_fresh_ones_stay(tmp_path):
