@@ -72,6 +72,22 @@ def as_user_error(error: OSError, *, passing: bool = False) -> UserError | None:
     return UserError(f"{where}{error.strerror}; {hint}")
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "is too big",
+              "Storage size calculation overflowed")  # fmt: skip
+
+
+def as_memory_error(error: Exception) -> UserError | None:
+    """What did not fit into memory, as the user's error; None for anything else."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not any(mark in text for mark in _NO_MEMORY):
+        return None
+    reason = (text.splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+        f"the memory of this machine does not suffice ({reason}); use smaller batches, images,"
+        " shards or networks"
+    )
+
+
 class DataError(UserError):
     """A dataset on disk or in storage is missing, damaged or not the one expected."""
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.documents import shown
 from data_pipelines.errors import UserError
 from data_pipelines.views.geometry import (
     IntArray,
@@ -28,6 +29,8 @@ from data_pipelines.views.geometry import (
     random_flips,
 )
 
+MAX_SIDE = 65_535
+"""Of JPEG's, too."""
 ImageSize: TypeAlias = int | tuple[int, int]
 """Side of a square in pixels, or height and width."""
 
@@ -49,10 +52,10 @@ def shown_size(image_size: ImageSize | Sequence[int]) -> str:
 def _image_size(found: Any) -> ImageSize:
     """A size as every spec has it: one number where both sides are equal."""
     both = tuple(found) if isinstance(found, list | tuple) else (found, found)
-    if len(both) != 2 or not all(type(side) is int and side >= 1 for side in both):
+    if len(both) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in both):
         raise UserError(
-            f"image_size={found} is not allowed; use 1 or more pixels, or a list of height and"
-            " width such as [256, 384]"
+            f"image_size={shown(found)} is not allowed; use 1 to {MAX_SIDE} pixels, or a list of"
+            " height and width such as [256, 384]"
         )
     return both[0] if both[0] == both[1] else both
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,6 +20,7 @@ from data_pipelines.documents import read_object
 from data_pipelines.errors import DataError, UserError
 from ifsq_train.config import GeneratorTaskConfig, TaskConfig, TokenizerConfig
 from ifsq_train.config.load import validate_model
+from ifsq_train.models.weight_files import refuse_values
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
@@ -136,9 +136,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from None
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise DataError(f"{path}: {name} has values that are not finite; take another file")
+    try:
+        for name, value in tensors.items():
+            refuse_values(name, value, path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     return tensors
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 from data_pipelines.documents import shown
 
 Schema = Callable[[], dict[str, Any]]
+_LARGEST = 10**12
+_LARGEST_SEED = (1 << 63) - 1
 
 _CHANNELS = (
     "images have task.model.image_channels, latents as many channels as the quantizer has levels or"
@@ -36,6 +38,20 @@ _REMEDIES = {
     "missing": "required key is missing; add it",
     "union_tag_not_found": "key 'kind' is missing; add it",
 }
+
+
+def enormous(values: Any, path: str = "") -> Iterator[str]:
+    """Every whole number of a recipe that no machine can count to, as ``key: what is wrong``."""
+    if isinstance(values, int) and abs(values) > _largest(path):
+        yield f"{path}: found {shown(values)}; use at most {_largest(path)}"
+    elif isinstance(values, dict | list | tuple):
+        named = values.items() if isinstance(values, dict) else enumerate(values)
+        for name, value in named:
+            yield from enormous(value, f"{path}.{name}" if path else str(name))
+
+
+def _largest(path: str) -> int:
+    return _LARGEST_SEED if "seed" in path else _LARGEST
 
 
 def explain(fault: ErrorDetails, values: dict[str, Any], schema: Schema) -> str:

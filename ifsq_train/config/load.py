@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from ifsq_train.config import (
     to_dict,
 )
 from ifsq_train.config.data import MACHINE_KEYS
-from ifsq_train.config.faults import explain
+from ifsq_train.config.faults import enormous, explain
 from ifsq_train.config.interpolations import refuse_large, refuse_nested
 from ifsq_train.config.secrets import guarded_environment, refuse_secrets
 from ifsq_train.plugins.files import load_packed, packed
@@ -247,6 +248,8 @@ def validate_model(
 ) -> Any:
     """Check values against a schema; see `validate_recipe`."""
     refuse_secrets(values, source)
+    if large := list(islice(enormous(values), _SHOWN_FAULTS)):
+        raise UserError(*(f"{source}: {fault}" for fault in large))
     load_installed(set(_kinds_named(values)))
     more = further(values) if further is not None else []
     try:

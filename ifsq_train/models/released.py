@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ifsq_train.models.quantizers.vq import NormalizedVQ
-from ifsq_train.models.weight_files import read_weight_file
+from ifsq_train.models.weight_files import read_weight_file, refuse_values
 
 _AVERAGED = (("ema_state_dict",), ("ema",), ("model_ema",))
 _LIVE = (("state_dict", "gen_model"), ("model",), ("state_dict",), ("module",))
@@ -115,8 +114,7 @@ def _plain(found: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             what = getattr(value, "source", type(value).__name__)
             raise ValueError(f"{path}: {plain} is no tensor but {what}; give a file of weights")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{path}: {plain} has values that are not finite; take another file")
+        refuse_values(plain, value, path)
         weights[plain] = value
     return weights
 

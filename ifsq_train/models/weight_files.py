@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,3 +42,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if others:
         raise ValueError(f"{path}: expected tensors by name, found also {others[:5]}")
     return dict(content)
+
+
+def refuse_values(name: str, value: Tensor, path: Path) -> None:
+    """Raise ValueError for a tensor that holds NaN or infinity, or numbers nobody computes with."""
+    try:
+        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+    except (NotImplementedError, RuntimeError):
+        raise ValueError(
+            f"{path}: {name} holds numbers of {value.dtype}, which cannot be computed with here;"
+            " take a file of fp32, fp16 or bf16"
+        ) from None
+    if not finite:
+        raise ValueError(f"{path}: {name} has values that are not finite; take another file")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from data_pipelines.errors import UserError, as_user_error
+from data_pipelines.errors import UserError, as_memory_error, as_user_error
 from data_pipelines.storage.credentials import (
     HOW_INSTEAD,
     has_credentials,
@@ -342,6 +342,8 @@ def main() -> None:
     except Exception as error:
         if str(error).startswith("Symlink loop from "):  # as pathlib has it before Python 3.13
             _refuse(UserError(f"{error}: links lead in a circle; remove one"))
+        if (memory := as_memory_error(error)) is not None:
+            _refuse(memory)
         if type(error).__name__ != "TrainingFailed":
             raise
         sys.stderr.write(f"error: {without_credentials(str(error))}\n")

@@ -118,7 +118,7 @@ def test_a_network_of_other_channels_is_refused_in_one_line() -> None:
     [
         ("[32,30]", "found 32 x 30, not a multiple of the 4 .*; use 32 or 32 x 28"),
         ("[32]", r"give pixels per side, or height and width such as \[256, 384\]"),
-        ("[0,32]", "image_size=.* is not allowed; use 1 or more pixels, .*"),
+        ("[0,32]", "image_size=.* is not allowed; use 1 to 65535 pixels, .*"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(size: str, said: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,11 @@ def test_mutated_files_are_refused_or_read(tmp_path: Path, legacy: bool):
         except ValueError:
             refused += 1
     assert refused > 100
+
+
+def test_numbers_that_nobody_computes_with_are_named(tmp_path: Path):
+    """Four-bit floats, two in a byte, as newer files may have them."""
+    header = b'{"bias":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
+    with pytest.raises(ValueError, match=r"bias holds numbers of torch\.float4"):
+        load_released_generator(network(0.0), tmp_path / "w.safetensors")

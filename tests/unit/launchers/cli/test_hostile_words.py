@@ -70,7 +70,10 @@ def test_errors_keep_their_lines_in_other_processes() -> None:
 @pytest.mark.parametrize(("override", "said"), [
     ("optim.autoencoder.lr=1e999", "finite"), ("optim.autoencoder.lr=.inf", "finite"),
     ("optim.autoencoder.weight_decay=.nan", ""), (f"seed={DOUBLED}", "in each other"),
-    ("st\neps=4", "st\\neps: unknown key"),
+    ("st\neps=4", "st\\neps: unknown key"), (f"steps={'9' * 299}", "use at most 1000000000000"),
+    ("data.global_batch_size=99999999999999999999", "data.global_batch_size: found 99999999999"),
+    ("seed=9223372036854775808", "use at most 9223372036854775807"),
+    ("data.view.image_size=65536", "1 to 65535 pixels"),
 ])  # fmt: skip
 def test_overrides_that_are_none(refused: Ifsq, override: str, said: str) -> None:
     (line,) = refused("config", "validate", "demo/tokenizer", override)
@@ -119,3 +122,19 @@ def test_names_that_are_no_unicode(refused: Ifsq) -> None:
     Path(name).write_text("kind: 5\n")
     (line,) = refused("config", "validate", name)
     assert "\\udcff\\udcfe.yaml" in line
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("Unable to allocate 336. GiB for an array"), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger than ...\nand more"),
+])  # fmt: skip
+def test_what_does_not_fit_into_memory_is_one_line(
+    refused: Ifsq, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("ifsq_train.config.load.list_recipes", fail)
+    (line,) = refused("recipes")
+    assert "use smaller batches" in line
