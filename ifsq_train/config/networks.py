@@ -168,7 +168,7 @@ class LlamaGenConfig(Config):
     """Decoder-only class-conditional transformer over image tokens."""
 
     size: Literal["S", "B", "L", "XL", "XXL", "XXXL", "custom"] = "custom"
-    num_layers: int | None = Field(default=None, ge=1)
+    num_layers: int | None = Field(default=None, ge=1, le=10_000)
     num_heads: int | None = Field(default=None, ge=1)
     dim: int | None = Field(default=None, ge=8)
     num_classes: int = Field(default=1000, ge=1)
@@ -190,7 +190,7 @@ class DiTConfig(Config):
     """Class-conditional diffusion transformer over latents."""
 
     size: Literal["S", "B", "L", "XL", "1p0B", "1p6B", "custom"] = "custom"
-    num_layers: int | None = Field(default=None, ge=1)
+    num_layers: int | None = Field(default=None, ge=1, le=10_000)
     num_heads: int | None = Field(default=None, ge=1)
     dim: int | None = Field(default=None, ge=8)
     patch_size: int = Field(default=1, ge=1)

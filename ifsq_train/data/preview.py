@@ -52,6 +52,8 @@ def dataset_config(url: str, view: str, image_size: ImageSize, batch_size: int) 
 
 def _refuse_foreign(path: Path) -> None:
     """Raise UserError if a file is there that `ifsq data preview` did not make."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; name a PNG file to write")
     made_by = None
     with contextlib.suppress(OSError), Image.open(path) as image:
         made_by = image.info.get("Software")

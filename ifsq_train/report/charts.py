@@ -9,6 +9,8 @@ from html import escape
 import numpy as np
 
 Curve = Sequence[tuple[int, float]]
+_LARGEST = 1e300
+"""What differences can still be taken of; NaN is below nothing, either."""
 
 
 def charts(drawn: Sequence[str]) -> str:
@@ -27,12 +29,12 @@ def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 def line_chart(title: str, curve: Curve, note: str = "") -> str:
     """One value over steps, explained by `note`; values that are not finite leave a gap."""
-    finite = [(step, value) for step, value in curve if math.isfinite(value)]
+    finite = [(step, value) for step, value in curve if abs(value) < _LARGEST]
     if not finite:
         return _chart_frame(title, "no values", "")
     steps, values = [s for s, _ in finite], [v for _, v in finite]
     left, right = float(min(steps)), float(max(steps)) or 1.0
-    right = right if right > left else left + 1
+    right = right if right > left else left + max(1.0, abs(left) * 1e-6)
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin
@@ -53,9 +55,9 @@ def line_chart(title: str, curve: Curve, note: str = "") -> str:
     ]
     path, pen = [], "M"
     for step, value in curve:
-        if math.isfinite(value):
+        if abs(value) < _LARGEST:
             path.append(f"{pen}{x(step):.1f} {y(value):.1f}")
-        pen = "L" if math.isfinite(value) else "M"
+        pen = "L" if abs(value) < _LARGEST else "M"
     marks.append(f'<path class=line d="{"".join(path)}"/>')
     marks.append(f"<circle class=dot cx={x(steps[-1]):.1f} cy={y(values[-1]):.1f} r=3 />")
     last = f"{values[0]:.4g} at step {steps[0]:,}, {values[-1]:.4g} at step {steps[-1]:,}"

@@ -153,7 +153,7 @@ def preview(
         list[str] | None, typer.Argument(help="key=value changes of the recipe.")
     ] = None,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("preview.png"),
-    step: Annotated[int, typer.Option(min=0, help="Which global batch.")] = 0,
+    step: Annotated[int, typer.Option(min=0, max=10**12, help="Which global batch.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=400, help="At most this many images.")] = 32,
     view: Annotated[str, typer.Option(help="Of a dataset: kind of the view.")] = "adm_center",
     image_size: ImagePixels = "256",

@@ -138,3 +138,27 @@ def test_what_does_not_fit_into_memory_is_one_line(
     monkeypatch.setattr("ifsq_train.config.load.list_recipes", fail)
     (line,) = refused("recipes")
     assert "use smaller batches" in line
+
+
+def test_networks_of_a_billion_layers(refused: Ifsq) -> None:
+    (line,) = refused("config", "validate", "demo/generator", "task.model.num_layers=10001")
+    assert "num_layers: found 10001" in line
+
+
+def test_previews_go_to_files_only(refused: Ifsq) -> None:
+    from data_pipelines.images.packing.pack import pack_folder
+    from tests.support.image_folders import write_photos
+
+    pack_folder(write_photos(Path("photos"), 3), Path("packed"))
+    os.mkfifo("pipe")
+    for place in ("pipe", ".", "/dev/null"):
+        (line,) = refused("data", "preview", "packed", "--image-size", "16", "--output", place)
+        assert "no regular file" in line
+    assert "Usage" in refused("data", "preview", "packed", "--step", "9" * 30)[0]
+
+
+def test_curves_that_cannot_be_drawn() -> None:
+    from ifsq_train.report.charts import line_chart
+
+    for curve in ([(10**23, 1.0)], [(-5, 1e308), (1, -1e308)], [(1, 0.0), (10**23, 5e-324)]):
+        assert "nan" not in line_chart("loss", curve)
