@@ -1,5 +1,7 @@
 """What holds for flows and their sampler without any recorded tensors."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from ifsq_train.losses.flow_matching import PATHS, direction_error
 from ifsq_train.models.dit import DiT
 from ifsq_train.sampling.flow import (
     FlowSamplingConfig,
+    _dopri5_step,
+    guided_velocity,
     integrate,
     integrate_adaptive,
     sample_latents,
@@ -71,6 +75,55 @@ def test_integrators_have_their_order(method: str, order: int) -> None:
         return abs(float(end) - torch.e)
 
     assert error(8) / error(16) == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("tolerances", "others"),
+    [({"rtol": 1e-4}, {}), ({"rtol": 1e-4, "atol": 1e-2}, {"rtol": 1e-4})],
+)
+def test_the_tolerances_of_the_settings_are_those_of_the_integrator(tolerances, others) -> None:
+    model, labels = tiny(), torch.tensor([0, 1])
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    settings = FlowSamplingConfig(method="dopri5", **tolerances)
+    found = sample_latents(model, labels, noise, settings)
+    with torch.no_grad():
+        velocity = guided_velocity(model, labels, settings)
+        assert torch.equal(found, integrate_adaptive(velocity, noise, **tolerances))
+        assert not torch.equal(found, integrate_adaptive(velocity, noise, **others))
+
+
+def turning(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A velocity that depends on the time; from 1 at time 0 it leads to exp(sin 3t)."""
+    return x * 3.0 * torch.cos(3.0 * t.double())
+
+
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("heun3", 3)]
+)
+def test_integrators_ask_at_the_right_times(method: str, order: int) -> None:
+    def error(steps: int) -> float:
+        start = torch.ones(1, dtype=torch.float64)
+        times = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+        end = integrate(turning, start, times, method)[-1]  # pyright: ignore
+        return abs(float(end) - math.exp(math.sin(3.0)))
+
+    assert error(64) / error(128) == pytest.approx(2**order, rel=0.2)
+
+
+def test_a_step_of_dormand_and_prince_is_of_order_five_and_its_error_of_order_four() -> None:
+    """Errors of one step fall with the sixth and the fifth power of its length."""
+
+    def errors(step: float) -> tuple[float, float]:
+        x, t = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        length = torch.tensor([step], dtype=torch.float64)
+        after, last, estimate = _dopri5_step(turning, x, t, length, turning(x, t))
+        assert float(last) == pytest.approx(float(turning(after, length)), rel=1e-6)
+        return abs(float(after) - math.exp(math.sin(3.0 * step))), abs(float(estimate))
+
+    (error, estimate), (half_error, half_estimate) = errors(0.2), errors(0.1)
+    assert error / half_error == pytest.approx(2**6, rel=0.2)
+    assert estimate / half_estimate == pytest.approx(2**5, rel=0.2)
+    assert error < estimate
 
 
 def test_adaptive_steps_keep_their_tolerance() -> None:
