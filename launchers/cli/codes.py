@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from data_pipelines.errors import UserError
 from launchers.cli.options import ImagePixels, Overwrite, both_sides
 
 
@@ -39,5 +40,7 @@ def export_codes(
     from data_pipelines.tokens.code_files import export_released
     from data_pipelines.tokens.reader import TokenDataset
 
+    if codes.resolve() == labels.resolve():
+        raise UserError(f"{codes}: codes and labels have the same names; give two folders")
     count = export_released(TokenDataset.open(dataset), codes, labels, overwrite=overwrite)
     sys.stdout.write(f"{count} images in {codes}\n")

@@ -72,6 +72,8 @@ def examine_weights(folder: Path) -> list[WeightFile]:
 
 def _examine(path: Path) -> WeightFile:
     name = path.name
+    if not path.is_file():
+        return WeightFile(name, "problem", "no regular file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     named = _NAMED_DIGEST.search(name)

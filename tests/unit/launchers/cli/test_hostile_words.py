@@ -157,6 +157,27 @@ def test_previews_go_to_files_only(refused: Ifsq) -> None:
     assert "Usage" in refused("data", "preview", "packed", "--step", "9" * 30)[0]
 
 
+def test_codes_and_labels_do_not_overwrite_each_other(refused: Ifsq) -> None:
+    from tests.support.hostile_datasets import write_tokens
+
+    write_tokens(Path("tokens"))
+    (line,) = refused("data", "export-codes", "tokens", "out", "./out")
+    assert "two folders" in line
+    assert not Path("out").exists()
+
+
+def test_weights_that_are_no_files_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "a.pt")
+    (tmp_path / "b.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "c.pth").mkdir()
+    monkeypatch.setattr(sys, "argv", ["ifsq", "weights", "check", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert capsys.readouterr().out.count("no regular file") == 3
+
+
 def test_curves_that_cannot_be_drawn() -> None:
     from ifsq_train.report.charts import line_chart
 
