@@ -38,7 +38,7 @@ def check_even_split(config: TrainConfig, world_size: int) -> None:
         below, above = batch // world_size * world_size, -(-batch // world_size) * world_size
         raise UserError(
             f"data.global_batch_size={batch} is not divisible by the {world_size} workers;"
-            f" use {below} or {above}, or --min-workers, which allows unequal shares"
+            f" use {below} or {above}; only `ifsq train --min-workers` allows unequal shares"
         )
 
 

@@ -27,7 +27,10 @@ def shell(
 
 def dashboard(
     name: JobName,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine.")] = 8265,
+    port: Annotated[
+        int,
+        typer.Option(min=1, max=65533, help="On this machine; the metrics are at the next two."),
+    ] = 8265,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:

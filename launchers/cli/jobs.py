@@ -55,7 +55,7 @@ def jobs(
                 note(f"job '{name}' removed; what it wrote is kept")
         lines = [state.row(extra) for state, extra in overview(cluster)]
     if not lines:
-        note("no jobs")
+        note(f"no jobs in namespace '{cluster.namespace}'" if to == "k8s" else "no jobs")
         return
     typer.echo(f"{'NAME':48} {'CREATED':21} {'NODES':>5}  STATE")
     for line in lines:

@@ -230,6 +230,7 @@ def _submit_to_kubernetes(
     request: JobRequest, profile: str | None, target: _Kubernetes, *, dry_run: bool
 ) -> None:
     from launchers.on_kubernetes.api_errors import NoCluster
+    from launchers.on_kubernetes.missing import missing_objects
     from launchers.on_kubernetes.profile import load_profile
     from launchers.on_kubernetes.rayjob import build_rayjob
     from launchers.on_kubernetes.rayjob_rules import check_rayjob
@@ -245,6 +246,8 @@ def _submit_to_kubernetes(
         if dry_run:
             job = check_job(cluster, request, shape, allow_unsupported=target.allow_unsupported)
             note(f"the cluster would accept this job in namespace '{cluster.namespace}'")
+            for line in missing_objects(cluster, request):
+                note(line)
             _print_manifest(job)
             return
     except NoCluster as error:
@@ -256,6 +259,8 @@ def _submit_to_kubernetes(
         return
     submit_job(cluster, request, shape, allow_unsupported=target.allow_unsupported)
     note(f"job '{request.name}' submitted to namespace '{cluster.namespace}'")
+    for line in missing_objects(cluster, request):
+        note(line)
     _watch_kubernetes(cluster, request.name, target.options, wait=target.wait)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.rayjob import RUN_ANNOTATION
 from launchers.on_kubernetes.submission import stored_shape
 
+FORWARDED_PORTS = 3
+"""Ray's dashboard, metrics of the head, metrics of a worker."""
 _HEAD, _WORKER = "head", "worker"
 _CONTAINERS = {_HEAD: "ray-head", _WORKER: "ray-worker"}
 
@@ -53,6 +56,7 @@ def open_shell(cluster: KubernetesCluster, name: str, rank: int | None, command:
     Raises:
         UserError: no such job, it has no running pod, or no such rank.
     """
+    check_right(cluster, "exec", "shell")
     role = _HEAD if rank is None else _WORKER
     pod = head_pod(cluster, name) if rank is None else rank_pod(cluster, name, rank)
     terminal = ["-it"] if sys.stdin.isatty() and not command else ["-i"]
@@ -83,6 +87,7 @@ def rank_log(
         pod = head_pod(cluster, name)
     except UserError as error:
         raise UserError(f"{error}; the log is the file {path} of claim {shape.claim}") from error
+    check_right(cluster, "exec", "shell")
     lines = str(tail) if tail is not None else "+1"
     words = ["tail", "-n", lines, *(["-F"] if follow else []), path]
     return subprocess.call([*kubectl(cluster), "exec", pod, "-c", _CONTAINERS[_HEAD], "--", *words])
@@ -97,9 +102,11 @@ def forward_dashboard(
         kubectl's exit code.
 
     Raises:
-        UserError: no such job, or it has no running head.
+        UserError: no such job, it has no running head, a port is taken, or the right is missing.
     """
     pod = head_pod(cluster, name)
+    check_right(cluster, "portforward", "dashboard")
+    _check_ports(range(port, port + FORWARDED_PORTS))
     say(f"Ray's dashboard: http://127.0.0.1:{port}  (Ctrl-C ends)")
     say(f"metrics of Ray on the head: http://127.0.0.1:{port + 1}/metrics")
     if token := dashboard_token(cluster, name):
@@ -107,7 +114,7 @@ def forward_dashboard(
     else:
         say(
             "the dashboard asks for the job's token: key auth_token of the Secret named like its"
-            " RayCluster, which you may not read"
+            " RayCluster, which cannot be read"
         )
     workers = _running(cluster, name, _WORKER)
     extra: subprocess.Popen[bytes] | None = None
@@ -124,6 +131,35 @@ def forward_dashboard(
         if extra is not None:
             extra.terminate()
             extra.wait()
+
+
+def check_right(cluster: KubernetesCluster, what: str, right: str) -> None:
+    """Refuse in time what kubectl would be refused later; nothing where the server does not say.
+
+    Args:
+        cluster: where the pods are.
+        what: subresource of pods.
+        right: of the chart's `submitters.rights` that gives it.
+
+    Raises:
+        UserError: this user may not.
+    """
+    if cluster.may("create", "pods", what) is False:
+        raise UserError(
+            f"you may not create pods/{what} in namespace '{cluster.namespace}'; ask for the"
+            f" chart's right `{right}` (submitters.rights.{right})"
+        )
+
+
+def _check_ports(ports: range) -> None:
+    for port in ports:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise UserError(
+                f"port {port} of this machine cannot be used ({error.strerror}); choose"
+                f" {len(ports)} free ports with --port FIRST"
+            ) from error
 
 
 def dashboard_token(cluster: KubernetesCluster, name: str) -> str | None:

@@ -72,6 +72,30 @@ def _explain_others(verb: str, name: str, namespace: str, error: Any, message: s
     return f"the API server answered {error.status} {error.reason}: {message}"
 
 
+def no_answer(error: Exception) -> str:
+    """Why there is no answer, in a few words.
+
+    Args:
+        error: of urllib3, which hides the cause of a failed attempt in its `reason`, or of the OS.
+    """
+    from urllib3 import exceptions
+
+    cause = getattr(error, "reason", None)
+    cause = cause if isinstance(cause, Exception) else error
+    if isinstance(cause, exceptions.NameResolutionError):
+        return "the name of its host is not known here"
+    text = " ".join(str(cause).split())
+    if "refused" in text:  # before timeouts: for older urllib3 a refusal is one of them
+        return "connection refused"
+    if isinstance(cause, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError):
+        return "no answer in time"
+    if isinstance(cause, exceptions.SSLError):
+        return f"TLS: {text[:200]}"
+    if isinstance(cause, exceptions.ProtocolError):
+        return "the connection was cut"
+    return type(cause).__name__
+
+
 def server_message(error: Any) -> str:
     """The server's own words, on one line."""
     try:

@@ -14,6 +14,8 @@ from launchers.on_kubernetes.api_errors import (
     PASSING_REFUSALS,
     NoCluster,
     explain,
+    no_answer,
+    server_message,
 )
 from launchers.on_kubernetes.connection import connect_client, get_path
 from launchers.on_kubernetes.objects import RayJob
@@ -229,10 +231,10 @@ class KubernetesCluster:
                 raise Refused(explain("get", name, self.namespace, error)) from error
             if error.status in PASSING_REFUSALS:
                 raise UserError(explain("get", name, self.namespace, error)) from error
-            raise ConnectionLost(f"HTTP {error.status}") from error
+            raise ConnectionLost(f"HTTP {error.status} {server_message(error)}".strip()) from error
         except (HTTPError, OSError, ValueError) as error:
             # ValueError: a line of a watch that was cut is no JSON.
-            raise ConnectionLost(type(error).__name__) from error
+            raise ConnectionLost(no_answer(error)) from error
         self._granted.add(what)
         return answer
 
@@ -247,7 +249,8 @@ class KubernetesCluster:
         except (HTTPError, OSError) as error:
             raise NoCluster(
                 f"the Kubernetes API server at {self.host} cannot be reached"
-                f" ({type(error).__name__}); is the cluster up and the network there?"
+                f" ({no_answer(error)}); is the cluster up, is the network there, and is it the"
+                " right --context?"
             ) from error
 
     @property
@@ -302,3 +305,19 @@ class KubernetesCluster:
             ),
         )
         return (found or {}).get("items", [])
+
+    def may(self, verb: str, resource: str, subresource: str) -> bool | None:
+        """Whether this user may do that in the namespace; None where the server does not say."""
+        from kubernetes.client import ApiException, AuthorizationV1Api
+        from urllib3.exceptions import HTTPError
+
+        wanted = {"verb": verb, "resource": resource, "subresource": subresource}
+        body: Any = {"spec": {"resourceAttributes": {**wanted, "namespace": self.namespace}}}
+        reviews = AuthorizationV1Api(self.core.api_client)
+        try:
+            found: Any = reviews.create_self_subject_access_review(
+                body, _preload_content=False, _request_timeout=TIMEOUT
+            )
+            return bool(json.loads(found.data)["status"]["allowed"])
+        except (ApiException, HTTPError, OSError, ValueError, KeyError, TypeError):
+            return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ def connect_client(context: str | None) -> tuple[Any, str | None]:
         UserError: no client library, no kubeconfig, or no such context.
     """
     try:
+        import urllib3
         from kubernetes import client, config
     except ImportError as error:
         raise UserError(
@@ -79,18 +81,23 @@ def connect_client(context: str | None) -> tuple[Any, str | None]:
     check_kubeconfig(files)
     _check_context(config, files, context)
     try:
-        with _readable(files):
+        with _readable(files), _login_errors():
             config.load_kube_config(files, context, client_configuration=settings)
             found = _context_namespace(config, files, context)
     except config.ConfigException as error:
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
+            if any(path.exists() for path in _kubeconfigs(files)):
+                raise _unusable(files, error) from error
             raise NoCluster(
                 f"no Kubernetes cluster is configured ({error});"
                 " set KUBECONFIG or make `kubectl get pods` work"
             ) from error
         found = None
+    if not settings.verify_ssl:
+        # The kubeconfig says so; kubectl does not warn either, and this would at every request.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     settings.retries = 0  # retries are this package's, which says what it waits for
     with _readable(files):
         return client.ApiClient(settings), found
@@ -106,11 +113,43 @@ def check_kubeconfig(files: str | None) -> None:
     Raises:
         UserError: not YAML, or a part of it is not what kubectl writes.
     """
-    names = (files or str(Path.home() / ".kube" / "config")).split(os.pathsep)
-    for path in (below_home(name) for name in names if name):
+    for path in _kubeconfigs(files):
         if path.exists():
             values = read_yaml(path, max_bytes=_MAX_KUBECONFIG_BYTES)
             checked(_KUBECONFIG, {} if values is None else values, f"kubeconfig {path}")
+
+
+def _kubeconfigs(files: str | None) -> list[Path]:
+    names = (files or str(Path.home() / ".kube" / "config")).split(os.pathsep)
+    return [below_home(name) for name in names if name]
+
+
+@contextmanager
+def _login_errors() -> Iterator[None]:
+    """What the client only logs, before it goes on as nobody: a login program that failed.
+
+    Raises:
+        UserError: it failed.
+    """
+    said: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        if record.module != "kube_config":
+            return True
+        said.append(" ".join(record.getMessage().split())[:300])
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(take)
+    try:
+        yield
+    finally:
+        root.removeFilter(take)
+    if said:
+        raise UserError(
+            f"the login program of the kubeconfig's user failed: {said[-1]}; log in again, or make"
+            " `kubectl get pods` work"
+        )
 
 
 @contextmanager
@@ -123,11 +162,15 @@ def _readable(files: str | None) -> Iterator[None]:
     except (config.ConfigException, UserError):
         raise
     except Exception as error:  # what logs in for a cloud raises errors of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"kubeconfig {files or '~/.kube/config'} cannot be used ({type(error).__name__}:"
-            f" {reason}); make `kubectl get pods` work"
-        ) from error
+        raise _unusable(files, error) from error
+
+
+def _unusable(files: str | None, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(
+        f"kubeconfig {files or '~/.kube/config'} cannot be used ({type(error).__name__}:"
+        f" {reason}); make `kubectl get pods` work"
+    )
 
 
 def _check_context(config: Any, files: str | None, context: str | None) -> None:

@@ -241,5 +241,8 @@ def print_logs(
             return
         except ConnectionLost as error:
             if time.monotonic() > deadline:
-                raise UserError(f"the API server cannot be reached ({error})") from error
+                raise UserError(
+                    f"the output of job '{name}' cannot be had now ({error}); is the pod's node"
+                    f" there? see `ifsq status {name}`"
+                ) from error
             time.sleep(_RETRY_SECONDS)

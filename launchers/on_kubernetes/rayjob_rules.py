@@ -16,6 +16,13 @@ from launchers.on_kubernetes.quantities import parse_quantity
 MAX_NAME_LENGTH = 47
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+_IMAGE = re.compile(
+    r"(([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?/)?"
+    r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z0-9_+.-]+:[0-9a-fA-F]{32,})?"
+)
+"""As the kubelet reads it; the API server takes any text, and pods then wait with
+InvalidImageName."""
 _PLAIN_COMMAND = re.compile(r"[A-Za-z0-9_./:=@%+,-]+( [A-Za-z0-9_./:=@%+,-]+)*")
 
 
@@ -105,6 +112,13 @@ def _pod_faults(job: RayJob) -> Iterator[str]:
     cluster = job.spec.ray_cluster_spec
     templates = {"head": cluster.head_group_spec.template}
     templates |= {group.group_name: group.template for group in cluster.worker_group_specs}
+    containers = [found for template in templates.values() for found in template.spec.containers]
+    for image in sorted({found.image for found in containers}):
+        if not _IMAGE.fullmatch(image):
+            yield (
+                f"image '{image}' is not allowed; write [HOST/]NAME[:TAG][@DIGEST], the name in"
+                " lower case"
+            )
     for where, template in templates.items():
         if not template.spec.containers:
             yield f"{where}: at least one container is needed"

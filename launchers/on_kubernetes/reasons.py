@@ -36,7 +36,8 @@ def waiting_reasons(cluster: KubernetesCluster, job: dict[str, Any]) -> list[Rea
         job: the RayJob as the API server gives it.
     """
     mine, found = JobObjects(job), list[Reason]()
-    pods = _or_nothing(lambda: cluster.list_pods(f"{JOB_LABEL}={mine.name}")) or []
+    seen = _or_nothing(lambda: cluster.list_pods(f"{JOB_LABEL}={mine.name}"))
+    pods = seen or []
     found += _queue_reasons(cluster, job, mine)
     found += _pod_reasons(pods, mine)
     found += _cluster_reasons(cluster, job)
@@ -49,6 +50,8 @@ def waiting_reasons(cluster: KubernetesCluster, job: dict[str, Any]) -> list[Rea
     )
     found += event_reasons((events or {}).get("items", []), mine)
     found += _operator_reasons(job, pods, mine)
+    if seen is not None:
+        found += _head_reasons(job, pods)
     return aggregate(found)
 
 
@@ -213,7 +216,8 @@ def _operator_reasons(
     phase = (job.get("status") or {}).get("jobDeploymentStatus") or ""
     suspended = job["spec"].get("suspend")
     now = datetime.now(UTC)
-    if not phase and not suspended and _age(mine.created) > UNNOTICED_SECONDS:
+    # Between two attempts the phase is empty as well, but not the status.
+    if not job.get("status") and not suspended and _age(mine.created) > UNNOTICED_SECONDS:
         text = (
             f"no status after {_age(mine.created):.0f} s: is the KubeRay operator running, and"
             " does it watch this namespace? (kubectl logs deployment/kuberay-operator -n ...)"
@@ -231,6 +235,22 @@ def _operator_reasons(
                 " or a network policy between the operator and the head)"
             )
             yield Reason("job", "NotSubmitted", text, now)
+
+
+def _head_reasons(job: dict[str, Any], pods: list[dict[str, Any]]) -> Iterator[Reason]:
+    """A running job whose head is gone: KubeRay writes that into no status and no event."""
+    status = job.get("status") or {}
+    if status.get("jobDeploymentStatus") != "Running":
+        return
+    heads = [pod for pod in pods if _belongs_to(pod, status.get("rayClusterName"))]
+    heads = [pod for pod in heads if pod["metadata"]["labels"].get("ray.io/node-type") == "head"]
+    if any(_ready_since(pod) for pod in heads):
+        return
+    text = (
+        "no head pod is ready; if it was lost, KubeRay makes a new one, the job is sent again, and"
+        " its run resumes from its last checkpoint"
+    )
+    yield Reason("head pod", "NotReady", text, datetime.now(UTC))
 
 
 def _belongs_to(pod: dict[str, Any], cluster: str | None) -> bool:

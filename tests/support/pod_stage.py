@@ -23,6 +23,7 @@ from launchers.jobs.code import CodeBundle
 from launchers.jobs.demo import DemoConfig
 from launchers.jobs.request import JobRequest
 from launchers.jobs.verdict import JobFailed
+from launchers.on_kubernetes.access import head_pod
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.describe import describe_job
 from launchers.on_kubernetes.follow import follow_job
@@ -253,6 +254,37 @@ def delete_a_pod(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
         facts["resumed_from_step"] = stage.starts("deleted")[-1]["first_step"]
 
     return in_parallel(stage, cluster, "deleted", disturb, facts)
+
+
+def lose_the_head(stage: Stage, cluster: KubernetesCluster) -> dict[str, Any]:
+    """At once, as with its node: KubeRay makes a new head in the same cluster, which is no failed
+    attempt, and its submitter's next pod sends the same job again (raycluster_controller.go,
+    shouldDeletePod; common/job.go)."""
+    stage.submit(cluster, "headless")
+    facts: dict[str, Any] = {"status": []}
+
+    def disturb() -> None:
+        wait_until(lambda: stage.step("headless") >= stage.steps * 13 // 20, PATIENCE, "past half")
+        facts["lost_at_step"] = stage.step("headless")
+        cluster_name = cluster.get("headless")["status"]["rayClusterName"]
+        cluster.core.delete_namespaced_pod(
+            head_pod(cluster, "headless"), NAMESPACE, grace_period_seconds=0
+        )
+
+        def resumed() -> bool:
+            _, rows = describe_job(cluster, "headless")
+            lines = [f"{key}: {value}" for key, value in rows if key in ("phase", "reason")]
+            facts["status"] += [line for line in lines if line not in facts["status"]]
+            return len(stage.starts("headless")) > 1
+
+        facts["seconds_to_resume"] = wait_until(resumed, PATIENCE, "resuming")
+        resumed()
+        facts["resumed_from_step"] = stage.starts("headless")[-1]["first_step"]
+        status = cluster.get("headless")["status"]
+        facts["same_cluster"] = status["rayClusterName"] == cluster_name
+        facts["failed_attempts"] = int(status.get("failed") or 0)
+
+    return in_parallel(stage, cluster, "headless", disturb, facts)
 
 
 def in_parallel(

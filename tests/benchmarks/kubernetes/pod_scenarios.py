@@ -11,6 +11,7 @@ and prints what it measured as one line of JSON:
 - delete: one worker pod is deleted half way; the job must resume and complete.
 - suspend: Kueue's way of preempting: suspended half way, later resumed.
 - preempt: a worker pod gets SIGTERM; a checkpoint of that very step must be there.
+- head: the head pod is deleted past half way; the same attempt must go on with a new head.
 - pipeline: after `complete`, its tokenizer's tokens, a generator on them, and samples.
 - demo: the whole demo, pack to report, as one job on an empty claim, with local code (`--code`).
 - mistake: a recipe whose dataset is not there; it must end with its message after one attempt.
@@ -45,6 +46,7 @@ from tests.support.pod_stage import (
     Stage,
     delete_a_pod,
     in_parallel,
+    lose_the_head,
     make_a_mistake,
     wait_until,
     worker_pods,
@@ -179,6 +181,7 @@ SCENARIOS = {
     "outage": scenario_outage,
     "pipeline": scenario_pipeline,
     "delete": delete_a_pod,
+    "head": lose_the_head,
     "suspend": scenario_suspend,
     "preempt": scenario_preempt,
 }
@@ -189,6 +192,16 @@ EXPECTED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "delete": (
         {"outcome": "complete", "steps_missing": 0, "worst_loss_difference": 0.0},
         [r"\[deleted\] succeeded"],
+    ),
+    "head": (
+        {
+            "outcome": "complete",
+            "same_cluster": True,
+            "failed_attempts": 0,
+            "steps_missing": 0,
+            "worst_loss_difference": 0.0,
+        },
+        [r"\[headless\] succeeded"],
     ),
     "suspend": (
         {

@@ -116,6 +116,8 @@ def test_submitters_get_what_the_commands_use_and_no_more(rendered: Objects) -> 
         ("ray.io", "rayjobs"): {"create", "get", "list", "watch", "delete"},
         ("", "pods"): {"get", "list"},
         ("", "events"): {"get", "list"},
+        ("", "persistentvolumeclaims"): {"get"},
+        ("kueue.x-k8s.io", "localqueues"): {"get", "list"},
         ("", "pods/log"): {"get"},
         ("ray.io", "rayclusters"): {"get", "list"},
         ("kueue.x-k8s.io", "workloads"): {"get", "list"},

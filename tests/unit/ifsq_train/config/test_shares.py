@@ -28,7 +28,7 @@ def test_a_worker_for_every_sample_is_the_most() -> None:
 
 @pytest.mark.parametrize(("batch", "below", "above"), [(10, 9, 12), (13, 12, 15), (5, 3, 6)])
 def test_the_nearest_even_batches_are_named(batch: int, below: int, above: int) -> None:
-    with pytest.raises(UserError, match=f"use {below} or {above}, or --min-workers"):
+    with pytest.raises(UserError, match=f"use {below} or {above}; only `ifsq train --min-workers`"):
         check_even_split(recipe(batch), 3)
 
 

@@ -20,7 +20,7 @@ from launchers.cli.program import app
 from launchers.jobs.verdict import JobFailed
 from launchers.on_kubernetes.cluster import KubernetesCluster
 from launchers.on_kubernetes.follow import follow_job
-from tests.support.kube_api import Api, load_tool, make_job
+from tests.support.kube_api import POD, Api, load_tool, make_job
 
 pytestmark = pytest.mark.heavy
 
@@ -162,6 +162,36 @@ def test_a_deadline_ends_the_job_without_a_retry_and_says_which(
         follow_job(cluster, "tok", lambda _: None)
     status = cluster.get("tok")["status"]
     assert (status["failed"], job["spec"]["backoffLimit"]) == (1, 3)
+
+
+def test_a_running_job_whose_head_is_gone_says_what_happens_next(
+    api: Api, cluster: KubernetesCluster
+) -> None:
+    """KubeRay, raycluster_controller.go, reconcilePods: a head that ended is made anew, which no
+    status and no event of the job says."""
+    cluster.submit(make_job())
+    api.set_status("tok", jobDeploymentStatus="Running", rayClusterName="tok-ab1de")
+    labels = {"ifsq.dev/job": "tok", "ray.io/cluster": "tok-ab1de", "ray.io/node-type": "head"}
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    gone = "head pod: NotReady: no head pod is ready; if it was lost, KubeRay makes a new one"
+    assert gone in CliRunner().invoke(app, ["status", "tok"]).output
+    api.add_pod("h-1", labels, phase="Running", conditions=[ready])
+    assert gone not in CliRunner().invoke(app, ["status", "tok"]).output
+    api._change((*POD, api.namespace, "h-1"), {"conditions": [{**ready, "status": "False"}]})
+    assert gone in CliRunner().invoke(app, ["status", "tok"]).output
+    api.kube.deny.append(("list", "pods"))
+    assert gone not in CliRunner().invoke(app, ["status", "tok"]).output
+
+
+def test_between_two_attempts_the_operator_is_not_called_missing(
+    api: Api, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KubeRay, rayjob_controller.go: the phase is empty again between Retrying and Initializing."""
+    monkeypatch.setattr("launchers.on_kubernetes.reasons.UNNOTICED_SECONDS", -1)
+    cluster.submit(make_job())
+    assert "is the KubeRay operator running" in CliRunner().invoke(app, ["status", "tok"]).output
+    api.set_status("tok", failed=1, jobDeploymentStatus="")
+    assert "is the KubeRay operator" not in CliRunner().invoke(app, ["status", "tok"]).output
 
 
 # ------------------------------------------------------------ Kueue
