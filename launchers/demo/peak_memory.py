@@ -6,7 +6,8 @@ import threading
 
 import psutil
 
-EVERY_SECONDS = 2.0
+EVERY_SECONDS = 10.0
+"""A look at all of Ray's processes takes a quarter of a second of a processor."""
 
 
 class PeakMemory:

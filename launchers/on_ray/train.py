@@ -124,11 +124,22 @@ def _stop_file(folder: Path, launch_id: str) -> Path:
 
 @contextmanager
 def _passing_on_sigterm(stop_file: Path) -> Iterator[None]:
-    """SIGTERM to this process asks the workers to save and end; Ray would just leave them."""
+    """SIGTERM to this process asks the workers to save and end; Ray would just leave them.
+
+    A second one ends it at once: with no node left there are no workers to hear the first.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop_file.touch())
+
+    for left in stop_file.parent.glob(".stop-*"):
+        left.unlink(missing_ok=True)  # of a start that was ended
+
+    def ask(*_: object) -> None:
+        stop_file.touch()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
     finally:

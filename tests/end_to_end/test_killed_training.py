@@ -1,4 +1,4 @@
-"""A training on Ray whose worker is killed comes out as if nothing had happened."""
+"""A training on Ray loses a worker, or is told that its node will be taken away."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ifsq_train.config import TrainConfig
@@ -20,8 +24,8 @@ LIMIT = 240.0
 STEPS = 30
 
 
-def kill_a_worker(folder: Path) -> None:
-    """SIGKILL one of the training's own workers, found by the log each keeps open."""
+def workers(folder: Path) -> list[int]:
+    """The training's own workers, found by the log each keeps open."""
     logs = {str(path) for path in (folder / "logs").glob("rank-*.log")}
     holders = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -32,7 +36,29 @@ def kill_a_worker(folder: Path) -> None:
         if logs & open_files:
             holders.append(int(process.name))
     assert holders, "no worker has its log open"
-    os.kill(random.Random(0).choice(holders), signal.SIGKILL)
+    return holders
+
+
+def announce_preemption(folder: Path) -> None:
+    """Tell the Ray of a training, as an autoscaler does, that its node goes in five minutes."""
+    raylet = psutil.Process(workers(folder)[0]).parent()
+    assert raylet is not None
+    options: dict[str, str] = {}
+    for word in raylet.cmdline():
+        name, _, value = word.partition("=")
+        options[name] = value
+    command = [
+        str(Path(sys.executable).parent / "ray"), "drain-node",
+        f"--address={options['--gcs-address']}", f"--node-id={options['--node_id']}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+        "--deadline-remaining-seconds=300",
+    ]  # fmt: skip
+    # So that Ray asks at the loopback address, where the session listens.
+    environment = raylet.environ() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -50,7 +76,7 @@ def test_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
     driver = Driver(recipe, None, tmp_path / "killed.log", workers=2, min_workers=1)
     try:
         wait_for_step(tmp_path / "killed", driver, 12, LIMIT)
-        kill_a_worker(tmp_path / "killed")
+        os.kill(random.Random(0).choice(workers(tmp_path / "killed")), signal.SIGKILL)
         code = driver.process.wait(LIMIT)
     finally:
         driver.process.kill()
@@ -61,3 +87,34 @@ def test_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
     starts = (tmp_path / "killed" / "starts.jsonl").read_text().splitlines()
     assert len(starts) >= 2
     assert json.loads(starts[-1])["first_step"] >= 10, "more than the last checkpoint was lost"
+
+
+@pytest.mark.slow
+def test_a_preempted_node_saves_first(tmp_path: Path) -> None:
+    """The run reads Ray's preemption context, a private attribute: this fails if Ray moves it.
+
+    It then waits for another node; a second SIGTERM ends that.
+    """
+    output = tmp_path / "preempted"
+    recipe = write_recipe(prepare(tmp_path), tmp_path, output, 1_000_000)
+    values = json.loads(recipe.read_text()) | {"checkpoint": {"every_steps": 1_000_000}}
+    recipe.write_text(json.dumps(values))
+    driver = Driver(recipe, None, tmp_path / "preempted.log", workers=1, min_workers=1)
+    try:
+        wait_for_step(output, driver, 5, LIMIT)
+        assert not list(output.glob("checkpoints/*/checkpoint.json"))
+        announce_preemption(output)
+        deadline = time.monotonic() + LIMIT
+        while not list(output.glob("checkpoints/*/checkpoint.json")):
+            assert driver.process.poll() is None, (tmp_path / "preempted.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "the announced end of the node did nothing"
+            time.sleep(0.2)
+        driver.process.terminate()  # no worker is there to hear it
+        while not list(output.glob(".stop-*")):
+            assert time.monotonic() < deadline, "SIGTERM was not taken note of"
+            time.sleep(0.2)
+        driver.process.terminate()
+        assert driver.process.wait(60) == -signal.SIGTERM
+    finally:
+        driver.process.kill()
+        driver.process.wait()
