@@ -17,7 +17,10 @@ _BLOCK_BYTES = 512
 _RECORD_BYTES = 10_240
 _END_BYTES = 2 * _BLOCK_BYTES
 _CHUNK_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 16 << 20
+_MAX_HEADER_BYTES = 1 << 20
+_IS_DIGIT = bytes(48 if 48 <= value < 58 else 0 for value in range(256))
+_LONG_NUMBER = b"0" * 300
+"""Patterns of `tarfile` take quadratic time for runs of digits (CVE-2024-6232)."""
 _MAX_LINKS = 40
 _NO_FILES = (b"D", b"V")
 """GNU tar's lists of folders, and its label of the archive. Types unknown to POSIX are files."""
@@ -96,7 +99,10 @@ class _Headers(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+        data = self._file.read(size)
+        if _LONG_NUMBER in data.translate(_IS_DIGIT):
+            raise tarfile.ReadError(f"a header with a number of {len(_LONG_NUMBER)} digits or more")
+        return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._file.seek(offset, whence)

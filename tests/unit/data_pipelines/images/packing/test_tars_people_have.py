@@ -99,6 +99,19 @@ def test_a_hole_of_zeros_is_an_interrupted_download(tmp_path):
         index_tars(_folder(tmp_path, bytes(data)), max_bad_samples=9)
 
 
+@pytest.mark.timeout(20)
+def test_a_header_with_an_endless_number_is_refused_at_once(tmp_path):
+    """Tarfile's pattern would take hours for it (CVE-2024-6232)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.size, info.pax_headers = len(IMAGES[0]), {"comment": "9" * 100_000}
+        tar.addfile(info, io.BytesIO(IMAGES[0]))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match="number of 300 digits or more"):
+        scan_tar(tmp_path / "a.tar", "a.tar")
+
+
 def test_links_lead_to_the_bytes_they_stand_for(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
