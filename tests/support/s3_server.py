@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 
 PROGRAM = "weed"
 BUCKET = "tokens"
+_FIRST, _LAST = 20_001, 22_700
+"""Above the ports of Ray's workers; 10000 more is below those of outgoing connections."""
+_STARTS = 3
 _KEYS = (
     '{"identities": [{"name": "test", "actions": ["Admin", "Read", "Write", "List"],'
     ' "credentials": [{"accessKey": "key", "secretKey": "secret"}]}]}'
@@ -28,23 +32,42 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
 
     It takes objects already, and creates a bucket with its first one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log").open("wb") as log:
-        ports = _free_ports(["s3", "master", "volume", "filer"])
-        server = subprocess.Popen(_command(folder, ports), stdout=log, stderr=subprocess.STDOUT)
+    server, client = _started(folder)
     try:
-        _wait_for_port(ports["s3"], server)
+        yield client
+    finally:
+        _end(server)
+
+
+def _started(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """A server that takes objects; started again where somebody was quicker at one of its ports."""
+    for number in range(_STARTS):
+        place = folder / f"start-{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        ports = _free_ports(["s3", "master", "volume", "filer"])
         client = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
         }
-        _wait_for_object(client)
-        yield client
-    finally:
-        server.kill()
-        server.wait()
+        with (place / "log").open("wb") as log:
+            server = subprocess.Popen(_command(place, ports), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_for_port(ports["s3"], server)
+            _wait_for_object(client, server)
+            return server, client
+        except RuntimeError:
+            _end(server)
+        except BaseException:
+            _end(server)
+            raise
+    raise RuntimeError(f"the S3 server ended in each of {_STARTS} starts: see the logs in {folder}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 @contextmanager
@@ -86,8 +109,7 @@ def flaky_proxy(script: Path, client: dict[str, str]) -> Iterator[FlakyProxy]:
         with environment({**client, "AWS_ENDPOINT_URL": address}):
             yield FlakyProxy(address)
     finally:
-        proxy.kill()
-        proxy.wait()
+        _end(proxy)
 
 
 def _command(folder: Path, ports: dict[str, int]) -> list[str]:
@@ -105,14 +127,19 @@ def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
     """Until somebody listens; raises if the server ends before."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert server.poll() is None, f"{server.args} ended with {server.returncode}"
+        _must_run(server)
         if not _is_free(port):
             return
         time.sleep(0.1)
     raise TimeoutError(f"{server.args} did not start within 60 s")
 
 
-def _wait_for_object(client: dict[str, str]) -> None:
+def _must_run(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is not None:
+        raise RuntimeError(f"{server.args} ended with {server.returncode}")
+
+
+def _wait_for_object(client: dict[str, str], server: subprocess.Popen[bytes]) -> None:
     """The gateway listens a little before it can create a bucket."""
     import obstore
     from obstore.exceptions import BaseError
@@ -123,6 +150,7 @@ def _wait_for_object(client: dict[str, str]) -> None:
         store = ObjectStorage(f"s3://{BUCKET}")
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
+            _must_run(server)
             with contextlib.suppress(BaseError, OSError):
                 obstore.put(store._objects, "ready", b"1")
                 obstore.delete(store._objects, "ready")
@@ -138,7 +166,7 @@ def _is_free(port: int) -> bool:
 
 def _free_ports(names: list[str]) -> dict[str, int]:
     """A port per name; the server also takes the port 10000 above each for gRPC."""
-    first = 11_000 + os.getpid() % 9_000
+    first = random.Random(os.urandom(8)).randrange(_FIRST, _LAST)
     while not all(_is_free(first + i) and _is_free(first + i + 10_000) for i in range(len(names))):
         first += len(names)
     return {name: first + i for i, name in enumerate(names)}

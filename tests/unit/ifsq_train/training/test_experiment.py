@@ -38,7 +38,7 @@ def test_keys_that_extend_or_observe_may_change() -> None:
     changes = recipe_changes(to_dict(_recipe()), _recipe(*FREE))
     refuse_changes("run", 3, changes, ())
     assert "data.url" not in changes
-    assert changes["steps"] == (600, 9)
+    assert changes["steps"] == (350, 9)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_keys_that_extend_or_observe_may_change() -> None:
         ("optim.autoencoder.lr=1", "optim.autoencoder.lr: 0.002 -> 1.0"),
         ("data.view.image_size=4", "data.view.image_size: 8 -> 4"),
         ("strategy.precision=bf16", "strategy.precision: fp32 -> bf16"),
-        ("task.adversarial.start_step=5", "task.adversarial.start_step: 400 -> 5"),
+        ("task.adversarial.start_step=5", "task.adversarial.start_step: 250 -> 5"),
         ("ema_decay=null", "ema_decay: 0.99 -> None"),
     ],
 )

@@ -159,7 +159,7 @@ def test_preview_of_less_than_a_page(ifsq, tmp_path):
 def test_a_picture_cannot_replace_a_folder(ifsq, tmp_path):
     ifsq("pack", write_photos(tmp_path / "photos", 3), tmp_path / "out")
     line = _refusal(ifsq("preview", tmp_path / "out", "--output", tmp_path / "photos"))
-    assert "a folder is where a file should be" in line
+    assert "is no regular file; name a PNG file to write" in line
     assert not list(tmp_path.glob(".*"))
 
 

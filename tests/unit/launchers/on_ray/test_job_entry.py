@@ -41,7 +41,7 @@ def test_recipe_and_worker_group_arrive_and_paths_are_below_the_storage(
     assert isinstance(arrived, TrainConfig)
     assert arrived.output == str(tmp_path / "runs/demo/tokenizer")
     assert arrived.data.url == str(tmp_path / "runs/demo/data/train")
-    assert arrived.steps == 600
+    assert (arrived.steps, arrived.seed) == (350, 0)
     assert (launch.num_workers, launch.gpus_per_worker, launch.cpus_per_worker) == (16, 1, 12.0)
 
 
