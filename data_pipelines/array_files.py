@@ -18,8 +18,8 @@ MAX_RATIO = 200
 SMALL_BYTES = 64_000_000
 """Arrays up to this size may compress as well as they like."""
 _FAULTS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
-"""What reading a damaged .npz raises. zipfile raises RuntimeError for encrypted members, and its
-subclass NotImplementedError for compressions and versions of the format that it cannot read."""
+"""What reading a damaged .npz raises. RuntimeError is zipfile's for encrypted members, and for
+compressions and versions of the format that it cannot read."""
 
 
 def open_npz(source: Path | bytes, name: str) -> Any:

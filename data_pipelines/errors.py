@@ -72,8 +72,8 @@ def as_user_error(error: OSError, *, passing: bool = False) -> UserError | None:
     return UserError(f"{where}{error.strerror}; {hint}")
 
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "is too big",
-              "Storage size calculation overflowed")  # fmt: skip
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory",
+              "array is too big", "Storage size calculation overflowed")  # fmt: skip
 
 
 def as_memory_error(error: Exception) -> UserError | None:

@@ -342,12 +342,12 @@ def main() -> None:
     except Exception as error:
         if str(error).startswith("Symlink loop from "):  # as pathlib has it before Python 3.13
             _refuse(UserError(f"{error}: links lead in a circle; remove one"))
+        if type(error).__name__ == "TrainingFailed":
+            sys.stderr.write(f"error: {without_credentials(str(error))}\n")
+            sys.exit(1)
         if (memory := as_memory_error(error)) is not None:
             _refuse(memory)
-        if type(error).__name__ != "TrainingFailed":
-            raise
-        sys.stderr.write(f"error: {without_credentials(str(error))}\n")
-        sys.exit(1)
+        raise
 
 
 def _refuse(error: UserError) -> NoReturn:

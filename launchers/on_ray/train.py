@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,9 @@ from launchers.on_ray.network_check import check_network
 from launchers.on_ray.reservation import take_over_reservation
 
 logger = logging.getLogger(__name__)
+
+REPEATED_SECONDS = 5.0
+"""Within them, a SIGTERM is the one before, as a launcher and a whole process group get it."""
 
 
 def train_on_ray(
@@ -126,18 +130,23 @@ def _stop_file(folder: Path, launch_id: str) -> Path:
 def _passing_on_sigterm(stop_file: Path) -> Iterator[None]:
     """SIGTERM to this process asks the workers to save and end; Ray would just leave them.
 
-    A second one ends it at once: with no node left there are no workers to hear the first.
+    Another one, not just the same from two senders, ends it at once: with no node left there are no
+    workers to hear the first.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    for left in stop_file.parent.glob(".stop-*"):
-        left.unlink(missing_ok=True)  # of a start that was ended
+    asked: float | None = None
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked is not None and time.monotonic() - asked > REPEATED_SECONDS:
+            stop_file.unlink(missing_ok=True)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        asked = time.monotonic() if asked is None else asked
         stop_file.touch()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     before = signal.signal(signal.SIGTERM, ask)
     try:

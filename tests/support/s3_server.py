@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -15,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.ports import free_ports
+
 PROGRAM = "weed"
 BUCKET = "tokens"
-_FIRST, _LAST = 20_001, 22_700
-"""Above the ports of Ray's workers; 10000 more is below those of outgoing connections."""
+_PORTS = [
+    f"{name}.port{kind}" for name in ("s3", "master", "volume", "filer") for kind in ("", ".grpc")
+]
 _STARTS = 3
 _KEYS = (
     '{"identities": [{"name": "test", "actions": ["Admin", "Read", "Write", "List"],'
@@ -44,9 +46,9 @@ def _started(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     for number in range(_STARTS):
         place = folder / f"start-{number}"
         place.mkdir(parents=True, exist_ok=True)
-        ports = _free_ports(["s3", "master", "volume", "filer"])
+        ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         client = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
@@ -54,7 +56,7 @@ def _started(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
         with (place / "log").open("wb") as log:
             server = subprocess.Popen(_command(place, ports), stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_for_port(ports["s3"], server)
+            _wait_for_port(ports["s3.port"], server)
             _wait_for_object(client, server)
             return server, client
         except RuntimeError:
@@ -101,7 +103,7 @@ class FlakyProxy:
 @contextmanager
 def flaky_proxy(script: Path, client: dict[str, str]) -> Iterator[FlakyProxy]:
     """The proxy before the server of `client`; s3:// URLs go through it for the time of a block."""
-    port = _free_ports(["proxy"])["proxy"]
+    (port,) = free_ports(1)
     proxy = subprocess.Popen([sys.executable, str(script), str(port), client["AWS_ENDPOINT_URL"]])
     try:
         _wait_for_port(port, proxy)
@@ -114,7 +116,7 @@ def flaky_proxy(script: Path, client: dict[str, str]) -> Iterator[FlakyProxy]:
 
 def _command(folder: Path, ports: dict[str, int]) -> list[str]:
     (folder / "keys.json").write_text(_KEYS)
-    options = [f"-{name}.port={port}" for name, port in ports.items()]
+    options = [f"-{name}={port}" for name, port in ports.items()]
     options += [f"-dir={folder}", f"-s3.config={folder}/keys.json", "-volume.max=60"]
     # Newer versions open further ports, always the same ones, that two servers would fight for.
     known = subprocess.run([PROGRAM, "server", "-h"], capture_output=True, text=True, check=False)
@@ -162,11 +164,3 @@ def _wait_for_object(client: dict[str, str], server: subprocess.Popen[bytes]) ->
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _free_ports(names: list[str]) -> dict[str, int]:
-    """A port per name; the server also takes the port 10000 above each for gRPC."""
-    first = random.Random(os.urandom(8)).randrange(_FIRST, _LAST)
-    while not all(_is_free(first + i) and _is_free(first + i + 10_000) for i in range(len(names))):
-        first += len(names)
-    return {name: first + i for i, name in enumerate(names)}

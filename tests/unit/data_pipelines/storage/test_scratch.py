@@ -24,6 +24,14 @@ with scratch_folder() as folder:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+LIVING = """
+from data_pipelines.storage.scratch import scratch_folder
+with scratch_folder() as folder:
+    (folder / "shard").write_bytes(b"data")
+    print(folder, flush=True)
+    input()
+"""
+
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -49,6 +57,19 @@ def test_what_a_killed_process_leaves_goes_with_the_next_one(temporary: Path) ->
         assert first != second
         assert stat.S_IMODE(first.stat().st_mode) == 0o700
     assert list((temporary / f"ifsq-scratch-{os.getuid()}").iterdir()) == []
+
+
+def test_what_a_living_process_holds_stays(temporary: Path) -> None:
+    """Wherever it lives: its number says nothing in another container."""
+    command = [sys.executable, "-c", LIVING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        held = Path(other.stdout.readline().decode().strip())
+        assert str(other.pid) not in held.name
+        with scratch_folder():
+            assert (held / "shard").read_bytes() == b"data"
+        other.communicate()
+    assert not held.exists()
 
 
 def test_remote_objects_leave_nothing_on_this_machine(temporary: Path, tmp_path: Path) -> None:

@@ -108,8 +108,6 @@ def test_upload_from_another_file_system_copies_every_byte(tmp_path, monkeypatch
 def test_writing_leaves_no_file_open(tmp_path):
     """A run writes thousands of files; the system allows a thousand open ones."""
     folder, storage = Path("/proc/self/fd"), LocalStorage(tmp_path)
-    if not folder.is_dir():
-        pytest.skip("this system does not tell which files are open")
     storage.write("warm", b"")
     before = len(list(folder.iterdir()))
     for number in range(8):
